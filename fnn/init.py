@@ -1,0 +1,261 @@
+"""Initialisers: functions ``(key, shape, dtype=torch.float32) -> tensor``, made by factories.
+
+Shapes are torch's weight shapes, (out, in, *kernel): fan_in = in * prod(kernel), fan_out = out * prod(kernel).
+Every layer takes them as ``weight_init`` and ``bias_init``; the default is torch's own.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fnn import random
+
+Initializer = Callable[..., Tensor]
+Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]
+
+
+def constant(value: float) -> Initializer:
+    """Every entry equals ``value``.
+
+    >>> constant(0.5)(random.key(0), (2,))
+    tensor([0.5000, 0.5000])
+    """
+
+    def init(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.full(tuple(shape), value, dtype=dtype, device=key.device)
+
+    return init
+
+
+def zeros() -> Initializer:
+    """Every entry is 0.
+
+    >>> zeros()(random.key(0), (2,))
+    tensor([0., 0.])
+    """
+    return constant(0.0)
+
+
+def ones() -> Initializer:
+    """Every entry is 1.
+
+    >>> ones()(random.key(0), (2,))
+    tensor([1., 1.])
+    """
+    return constant(1.0)
+
+
+def uniform(low: float = 0.0, high: float = 1.0) -> Initializer:
+    """Uniform in [low, high).
+
+    >>> uniform(-1.0, 1.0)(random.key(0), (3, 2)).shape
+    torch.Size([3, 2])
+    """
+
+    def init(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        return random.uniform(key, shape, low, high, dtype)
+
+    return init
+
+
+def normal(mean: float = 0.0, std: float = 1.0) -> Initializer:
+    """Normal with the given mean and standard deviation.
+
+    >>> normal(std=0.02)(random.key(0), (3, 2)).shape
+    torch.Size([3, 2])
+    """
+
+    def init(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        return random.normal(key, shape, dtype) * std + mean
+
+    return init
+
+
+def truncated_normal(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Initializer:
+    """Normal conditioned on a < x < b (the bounds in units of x, as in ``torch.nn.init.trunc_normal_``).
+
+    >>> truncated_normal(std=0.02)(random.key(0), (3, 2)).shape
+    torch.Size([3, 2])
+    """
+
+    def init(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        return random.truncated_normal(key, (a - mean) / std, (b - mean) / std, shape, dtype) * std + mean
+
+    return init
+
+
+def variance_scaling(
+    scale: float = 1.0,
+    mode: Literal["fan_in", "fan_out", "fan_avg"] = "fan_in",
+    distribution: Literal["uniform", "normal", "truncated_normal"] = "uniform",
+) -> Initializer:
+    """Zero mean and variance ``scale / fan``; the rule behind Glorot, He and LeCun.
+
+    The truncated normal is cut at two standard deviations and widened so that its variance is kept.
+    Raises ``ValueError`` for an unknown mode or distribution and for shapes of fewer than two axes.
+
+    >>> w = variance_scaling(2.0, "fan_in", "normal")(random.key(0), (64, 128))
+    >>> round(float(w.var() * 128), 1)
+    2.0
+    """
+    if mode not in ("fan_in", "fan_out", "fan_avg"):
+        raise ValueError(f"mode is 'fan_in', 'fan_out' or 'fan_avg', got {mode!r}")
+    if distribution not in ("uniform", "normal", "truncated_normal"):
+        raise ValueError(f"distribution is 'uniform', 'normal' or 'truncated_normal', got {distribution!r}")
+
+    def init(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        fan_in, fan_out = fans(shape)
+        fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[mode]
+        std = math.sqrt(scale / max(1.0, fan))
+        if distribution == "uniform":
+            return random.uniform(key, shape, -math.sqrt(3) * std, math.sqrt(3) * std, dtype)
+        if distribution == "normal":
+            return random.normal(key, shape, dtype) * std
+        kept = 0.87962566103423978  # standard deviation of a standard normal cut at -2 and 2
+        return random.truncated_normal(key, -2.0, 2.0, shape, dtype) * (std / kept)
+
+    return init
+
+
+def xavier_uniform(gain: float = 1.0) -> Initializer:
+    """Uniform with variance gain^2 * 2 / (fan_in + fan_out) (Glorot and Bengio, 2010).
+
+    >>> xavier_uniform()(random.key(0), (3, 2)).shape
+    torch.Size([3, 2])
+    """
+    return variance_scaling(gain**2, "fan_avg", "uniform")
+
+
+def xavier_normal(gain: float = 1.0) -> Initializer:
+    """Normal with variance gain^2 * 2 / (fan_in + fan_out) (Glorot and Bengio, 2010).
+
+    >>> xavier_normal()(random.key(0), (3, 2)).shape
+    torch.Size([3, 2])
+    """
+    return variance_scaling(gain**2, "fan_avg", "normal")
+
+
+glorot_uniform = xavier_uniform
+glorot_normal = xavier_normal
+
+
+def kaiming_uniform(
+    a: float = 0.0, mode: Literal["fan_in", "fan_out"] = "fan_in", nonlinearity: Nonlinearity = "leaky_relu"
+) -> Initializer:
+    """Uniform with variance gain^2 / fan (He et al., 2015); ``a`` is the leaky slope.
+
+    >>> kaiming_uniform(nonlinearity="relu")(random.key(0), (3, 2)).shape
+    torch.Size([3, 2])
+    """
+    return variance_scaling(gain(nonlinearity, a) ** 2, mode, "uniform")
+
+
+def kaiming_normal(
+    a: float = 0.0, mode: Literal["fan_in", "fan_out"] = "fan_in", nonlinearity: Nonlinearity = "leaky_relu"
+) -> Initializer:
+    """Normal with variance gain^2 / fan (He et al., 2015); ``a`` is the leaky slope.
+
+    >>> kaiming_normal(nonlinearity="relu")(random.key(0), (3, 2)).shape
+    torch.Size([3, 2])
+    """
+    return variance_scaling(gain(nonlinearity, a) ** 2, mode, "normal")
+
+
+he_uniform = kaiming_uniform
+he_normal = kaiming_normal
+
+
+def lecun_uniform() -> Initializer:
+    """Uniform with variance 1 / fan_in (LeCun et al., 1998).
+
+    >>> lecun_uniform()(random.key(0), (3, 2)).shape
+    torch.Size([3, 2])
+    """
+    return variance_scaling(1.0, "fan_in", "uniform")
+
+
+def lecun_normal() -> Initializer:
+    """Truncated normal with variance 1 / fan_in (LeCun et al., 1998; Klambauer et al., 2017).
+
+    >>> lecun_normal()(random.key(0), (3, 2)).shape
+    torch.Size([3, 2])
+    """
+    return variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+def orthogonal(gain: float = 1.0) -> Initializer:
+    """A (semi-)orthogonal matrix times ``gain``, axes after the first flattened (Saxe et al., 2014).
+
+    >>> w = orthogonal()(random.key(0), (3, 5))
+    >>> torch.allclose(w @ w.T, torch.eye(3), atol=1e-6)
+    True
+    """
+
+    def init(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        fans(shape)
+        rows, columns = shape[0], math.prod(shape[1:])
+        gaussian = random.normal(key, (max(rows, columns), min(rows, columns)), dtype)
+        q, r = torch.linalg.qr(gaussian)
+        q = q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(dtype)  # makes the distribution uniform (Mezzadri, 2007)
+        return gain * (q if rows >= columns else q.T).reshape(tuple(shape))
+
+    return init
+
+
+def torch_default() -> Initializer:
+    """What ``torch.nn.Linear`` and ``torch.nn.Conv2d`` use for weights: uniform in +-1/sqrt(fan_in).
+
+    >>> w = torch_default()(random.key(0), (64, 100))
+    >>> bool(w.abs().max() <= 0.1)
+    True
+    """
+    return variance_scaling(1.0 / 3.0, "fan_in", "uniform")
+
+
+def torch_default_bias(fan_in: int) -> Initializer:
+    """What torch's layers use for biases: uniform in +-1/sqrt(fan_in), the fan of the weight beside it.
+
+    >>> b = torch_default_bias(100)(random.key(0), (64,))
+    >>> bool(b.abs().max() <= 0.1)
+    True
+    """
+    bound = 1.0 / math.sqrt(fan_in) if fan_in > 0 else 0.0
+    return uniform(-bound, bound)
+
+
+def gain(nonlinearity: Nonlinearity, slope: float = 0.01) -> float:
+    """The factor that keeps the scale of activations through a nonlinearity, torch's ``calculate_gain``.
+
+    Raises ``ValueError`` for an unknown name.
+
+    >>> gain("tanh")
+    1.6666666666666667
+    """
+    table = {
+        "linear": 1.0,
+        "sigmoid": 1.0,
+        "tanh": 5.0 / 3.0,
+        "relu": math.sqrt(2.0),
+        "leaky_relu": math.sqrt(2.0 / (1.0 + slope**2)),
+        "selu": 3.0 / 4.0,
+    }
+    if nonlinearity not in table:
+        raise ValueError(f"nonlinearity is one of {sorted(table)}, got {nonlinearity!r}")
+    return table[nonlinearity]
+
+
+def fans(shape: Sequence[int]) -> tuple[int, int]:
+    """``(fan_in, fan_out)`` of a weight of shape (out, in, *kernel).
+
+    Raises ``ValueError`` for fewer than two axes.
+
+    >>> fans((6, 1, 3, 3))
+    (9, 54)
+    """
+    if len(shape) < 2:
+        raise ValueError(f"fans need a weight of at least two axes (out, in, ...), got shape {tuple(shape)}")
+    receptive = math.prod(shape[2:])
+    return shape[1] * receptive, shape[0] * receptive

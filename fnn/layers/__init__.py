@@ -1,0 +1,52 @@
+"""Layers: pairs of pure functions (init, apply), and plain functions without parameters."""
+
+from fnn.layers.activations import (
+    elu,
+    flatten,
+    gelu,
+    leaky_relu,
+    log_sigmoid,
+    log_softmax,
+    mish,
+    relu,
+    relu6,
+    selu,
+    sigmoid,
+    silu,
+    softmax,
+    softplus,
+    tanh,
+)
+from fnn.layers.base import Layer, ShapeError, StatefulLayer
+from fnn.layers.combinators import sequential
+from fnn.layers.conv import conv2d
+from fnn.layers.dropout import dropout
+from fnn.layers.linear import linear
+from fnn.layers.pool import avg_pool2d, max_pool2d
+
+__all__ = [
+    "Layer",
+    "ShapeError",
+    "StatefulLayer",
+    "avg_pool2d",
+    "conv2d",
+    "dropout",
+    "elu",
+    "flatten",
+    "gelu",
+    "leaky_relu",
+    "linear",
+    "log_sigmoid",
+    "log_softmax",
+    "max_pool2d",
+    "mish",
+    "relu",
+    "relu6",
+    "selu",
+    "sequential",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "softplus",
+    "tanh",
+]

@@ -1,0 +1,149 @@
+"""Activations and other functions without parameters: plain functions of a tensor."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0), entry by entry. The derivative at 0 is 0.
+
+    >>> relu(torch.tensor([-1.0, 2.0]))
+    tensor([0., 2.])
+    """
+    return F.relu(x)
+
+
+def relu6(x: Tensor) -> Tensor:
+    """min(max(x, 0), 6).
+
+    >>> relu6(torch.tensor([-1.0, 9.0]))
+    tensor([0., 6.])
+    """
+    return F.relu6(x)
+
+
+def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """x where x > 0, negative_slope * x elsewhere.
+
+    >>> leaky_relu(torch.tensor([-1.0, 2.0]))
+    tensor([-0.0100,  2.0000])
+    """
+    return F.leaky_relu(x, negative_slope)
+
+
+def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
+    """x where x > 0, alpha (e^x - 1) elsewhere.
+
+    >>> elu(torch.tensor([0.0, 2.0]))
+    tensor([0., 2.])
+    """
+    return F.elu(x, alpha)
+
+
+def selu(x: Tensor) -> Tensor:
+    """The self-normalising scaled elu (Klambauer et al., 2017).
+
+    >>> selu(torch.tensor([0.0, 1.0]))
+    tensor([0.0000, 1.0507])
+    """
+    return F.selu(x)
+
+
+def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    """x times the standard normal distribution function at x; ``approximate="tanh"`` for the usual approximation.
+
+    >>> gelu(torch.tensor([0.0, 1.0]))
+    tensor([0.0000, 0.8413])
+    """
+    if approximate == "none":
+        return x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0)))
+    if approximate == "tanh":
+        return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+    raise ValueError(f"gelu: approximate is 'none' or 'tanh', got {approximate!r}")
+
+
+def silu(x: Tensor) -> Tensor:
+    """x sigmoid(x), also called swish.
+
+    >>> silu(torch.tensor([0.0]))
+    tensor([0.])
+    """
+    return x * torch.sigmoid(x)
+
+
+def mish(x: Tensor) -> Tensor:
+    """x tanh(softplus(x)) (Misra, 2019).
+
+    >>> mish(torch.tensor([0.0]))
+    tensor([0.])
+    """
+    return x * torch.tanh(softplus(x))
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x), without overflow.
+
+    >>> softplus(torch.tensor([0.0, 100.0]))
+    tensor([  0.6931, 100.0000])
+    """
+    return torch.logaddexp(x, torch.zeros_like(x))
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + e^-x).
+
+    >>> sigmoid(torch.tensor([0.0]))
+    tensor([0.5000])
+    """
+    return torch.sigmoid(x)
+
+
+def log_sigmoid(x: Tensor) -> Tensor:
+    """log sigmoid(x), without underflow.
+
+    >>> log_sigmoid(torch.tensor([0.0, -100.0]))
+    tensor([  -0.6931, -100.0000])
+    """
+    return -softplus(-x)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """Hyperbolic tangent.
+
+    >>> tanh(torch.tensor([0.0]))
+    tensor([0.])
+    """
+    return torch.tanh(x)
+
+
+def softmax(x: Tensor, dim: int = -1) -> Tensor:
+    """e^x / sum(e^x) along ``dim``.
+
+    >>> softmax(torch.zeros(2))
+    tensor([0.5000, 0.5000])
+    """
+    return torch.exp(log_softmax(x, dim))
+
+
+def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
+    """x - log(sum(e^x)) along ``dim``, shifted by the maximum so that nothing overflows.
+
+    Written out because torch's own fails under compiled ``vmap(hessian)``.
+
+    >>> log_softmax(torch.zeros(2))
+    tensor([-0.6931, -0.6931])
+    """
+    shifted = x - x.amax(dim, keepdim=True).detach()  # the shift cancels, so it needs no derivative
+    return shifted - torch.log(torch.exp(shifted).sum(dim, keepdim=True))
+
+
+def flatten(x: Tensor) -> Tensor:
+    """All axes after the first as one: (batch, ...) -> (batch, features).
+
+    >>> flatten(torch.ones(3, 28, 28)).shape
+    torch.Size([3, 784])
+    """
+    return x.flatten(1)

@@ -1,0 +1,30 @@
+"""Dropout."""
+
+import torch
+from torch import Tensor
+
+from fnn import random
+from fnn.layers.base import Layer
+
+
+def dropout(rate: float = 0.5) -> Layer:
+    """With a key: each entry is zero with probability ``rate``, the rest is divided by 1 - rate. Without: identity.
+
+    x: any shape -> the same shape (Srivastava et al., 2014). Raises ``ValueError`` unless 0 <= rate < 1.
+
+    >>> dropout(0.5).apply({}, torch.ones(3))
+    tensor([1., 1., 1.])
+    >>> y = dropout(0.5).apply({}, torch.ones(1000), key=random.key(0))
+    >>> y.unique()
+    tensor([0., 2.])
+    """
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"dropout expects 0 <= rate < 1, got {rate}")
+
+    def apply(params: dict, x: Tensor, *, key: Tensor | None = None) -> Tensor:
+        if key is None or rate == 0.0:
+            return x
+        keep = random.bernoulli(key, 1.0 - rate, x.shape)
+        return torch.where(keep, x / (1.0 - rate), 0.0)
+
+    return Layer(lambda key: {}, apply)

@@ -1,0 +1,41 @@
+"""The fully connected layer."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fnn import init, random
+from fnn.layers.base import Layer, check_last_axis
+
+
+def linear(
+    in_features: int,
+    out_features: int,
+    bias: bool = True,
+    weight_init: init.Initializer | None = None,
+    bias_init: init.Initializer | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Layer:
+    """y = x W^T + b.
+
+    x: (..., in_features) -> y: (..., out_features). Params: ``weight`` (out_features, in_features) and,
+    with ``bias``, ``bias`` (out_features,); torch's default initialisation. Raises ``ShapeError`` when the
+    last axis of x is not in_features.
+
+    >>> layer = linear(3, 2)
+    >>> layer.apply(layer.init(random.key(0)), torch.ones(5, 3)).shape
+    torch.Size([5, 2])
+    """
+    weight_init = weight_init or init.torch_default()
+    bias_init = bias_init or init.torch_default_bias(in_features)
+
+    def init_params(key: Tensor) -> dict[str, Tensor]:
+        weight_key, bias_key = random.split(key)
+        params = {"weight": weight_init(weight_key, (out_features, in_features), dtype)}
+        return params | ({"bias": bias_init(bias_key, (out_features,), dtype)} if bias else {})
+
+    def apply(params: dict[str, Tensor], x: Tensor, *, key: Tensor | None = None) -> Tensor:
+        check_last_axis("linear", x, in_features)
+        return F.linear(x, params["weight"], params.get("bias"))
+
+    return Layer(init_params, apply)

@@ -1,0 +1,191 @@
+"""Losses, with torch's names, arguments and defaults, written so that every transform passes.
+
+torch's own mse_loss, huber_loss and cross_entropy fail under forward-over-reverse derivatives or under
+compiled ``vmap(hessian)``; these are the same numbers from primitives. ``reduction`` is "mean", "sum" or
+"none" everywhere.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fnn.layers.activations import log_softmax, softplus
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+def cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """-log softmax(logits)[target], the negative log-likelihood of a class under the logits.
+
+    logits: (batch, classes, ...) or (classes,). targets: integer classes of shape (batch, ...), or floating
+    probabilities of the logits' shape. weight: (classes,). The mean over integer targets divides by the sum
+    of the weights of the targets that are not ``ignore_index``; the mean over probabilities divides by the
+    number of samples. ``label_smoothing`` mixes the targets with the uniform distribution. Raises
+    ``ValueError`` for shapes that do not fit.
+
+    >>> cross_entropy(torch.zeros(2, 10), torch.tensor([3, 7]))
+    tensor(2.3026)
+    """
+    _check_reduction(reduction)
+    dim = 0 if logits.dim() == 1 else 1
+    _check_classes("cross_entropy", logits, targets, weight, dim)
+    log_probs = log_softmax(logits, dim)
+    if targets.is_floating_point():
+        classes = logits.shape[dim]
+        mixed = targets * (1.0 - label_smoothing) + label_smoothing / classes
+        weighted = log_probs if weight is None else log_probs * _along(weight, logits, dim)
+        losses = -(mixed * weighted).sum(dim)
+        return losses.sum() / max(losses.numel(), 1) if reduction == "mean" else _reduce(losses, reduction)
+    losses, weights = _negative_log_likelihood(log_probs, targets, weight, ignore_index, dim)
+    if label_smoothing:
+        weighted = log_probs if weight is None else log_probs * _along(weight, logits, dim)
+        uniform = torch.where(targets == ignore_index, 0.0, -weighted.mean(dim))
+        losses = (1.0 - label_smoothing) * losses + label_smoothing * uniform
+    return losses.sum() / weights.sum() if reduction == "mean" else _reduce(losses, reduction)
+
+
+def nll(
+    log_probs: Tensor,
+    targets: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """-log_probs[target]: torch's ``nll_loss``. Shapes and the weighted mean are those of :func:`cross_entropy`.
+
+    >>> nll(torch.tensor([[-1.0, -2.0]]), torch.tensor([1]))
+    tensor(2.)
+    """
+    _check_reduction(reduction)
+    dim = 0 if log_probs.dim() == 1 else 1
+    _check_classes("nll", log_probs, targets, weight, dim)
+    if targets.is_floating_point():
+        raise ValueError("nll expects integer targets; for probabilities write cross_entropy(logits, targets)")
+    losses, weights = _negative_log_likelihood(log_probs, targets, weight, ignore_index, dim)
+    return losses.sum() / weights.sum() if reduction == "mean" else _reduce(losses, reduction)
+
+
+def mse(prediction: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """(prediction - target)^2.
+
+    Both of one shape; raises ``ValueError`` otherwise, where torch would broadcast.
+
+    >>> mse(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
+    tensor(2.)
+    """
+    _check_same_shape("mse", prediction, target)
+    difference = prediction - target
+    return _reduce(difference * difference, reduction)
+
+
+def l1(prediction: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """|prediction - target|. The derivative where they are equal is 0.
+
+    >>> l1(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
+    tensor(1.)
+    """
+    _check_same_shape("l1", prediction, target)
+    return _reduce((prediction - target).abs(), reduction)
+
+
+def huber(prediction: Tensor, target: Tensor, reduction: Reduction = "mean", delta: float = 1.0) -> Tensor:
+    """d^2 / 2 where |d| <= delta, delta (|d| - delta / 2) elsewhere (Huber, 1964), d = prediction - target.
+
+    >>> huber(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 0.0]), reduction="none")
+    tensor([0.1250, 2.5000])
+    """
+    _check_same_shape("huber", prediction, target)
+    if delta <= 0:
+        raise ValueError(f"huber expects delta > 0, got {delta}")
+    difference = prediction - target
+    size = difference.abs()
+    losses = torch.where(size <= delta, 0.5 * difference * difference, delta * (size - 0.5 * delta))
+    return _reduce(losses, reduction)
+
+
+def smooth_l1(prediction: Tensor, target: Tensor, reduction: Reduction = "mean", beta: float = 1.0) -> Tensor:
+    """d^2 / (2 beta) where |d| < beta, |d| - beta / 2 elsewhere: ``huber / beta``, and l1 for beta = 0.
+
+    >>> smooth_l1(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 0.0]), reduction="none")
+    tensor([0.1250, 2.5000])
+    """
+    if beta < 0:
+        raise ValueError(f"smooth_l1 expects beta >= 0, got {beta}")
+    if beta == 0:
+        return l1(prediction, target, reduction)
+    return huber(prediction, target, reduction, delta=beta) / beta
+
+
+def bce_with_logits(
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    """-[pos_weight y log s(z) + (1 - y) log(1 - s(z))], s the logistic function, z logits, y targets in [0, 1].
+
+    ``weight`` and ``pos_weight`` broadcast against the logits. torch's
+    ``binary_cross_entropy_with_logits``. Raises ``ValueError`` for shapes that differ.
+
+    >>> bce_with_logits(torch.zeros(3), torch.tensor([0.0, 1.0, 1.0]))
+    tensor(0.6931)
+    """
+    _check_same_shape("bce_with_logits", logits, targets)
+    positive = targets if pos_weight is None else pos_weight * targets
+    losses = positive * softplus(-logits) + (1.0 - targets) * softplus(logits)
+    return _reduce(losses if weight is None else losses * weight, reduction)
+
+
+def _negative_log_likelihood(
+    log_probs: Tensor, targets: Tensor, weight: Tensor | None, ignore_index: int, dim: int
+) -> tuple[Tensor, Tensor]:
+    """The loss and the weight of each target; both are 0 where the target is ignored."""
+    counted = targets != ignore_index
+    index = torch.where(counted, targets, 0).to(torch.int64)
+    picked = log_probs.gather(dim, index.unsqueeze(dim)).squeeze(dim)
+    weights = torch.ones_like(picked) if weight is None else weight[index]
+    weights = torch.where(counted, weights, 0.0)
+    return torch.where(counted, -picked * weights, 0.0), weights
+
+
+def _along(weight: Tensor, like: Tensor, dim: int) -> Tensor:
+    return weight.reshape([-1] + [1] * (like.dim() - dim - 1))
+
+
+def _reduce(losses: Tensor, reduction: Reduction) -> Tensor:
+    _check_reduction(reduction)
+    return {"mean": losses.mean, "sum": losses.sum, "none": lambda: losses}[reduction]()
+
+
+def _check_reduction(reduction: str) -> None:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction is 'mean', 'sum' or 'none', got {reduction!r}")
+
+
+def _check_same_shape(loss: str, prediction: Tensor, target: Tensor) -> None:
+    if prediction.shape != target.shape:
+        shapes = f"{tuple(prediction.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"{loss} expects prediction and target of one shape, got {shapes}")
+
+
+def _check_classes(loss: str, logits: Tensor, targets: Tensor, weight: Tensor | None, dim: int) -> None:
+    if logits.dim() == 0:
+        raise ValueError(f"{loss} expects an axis of classes: (batch, classes, ...) or (classes,), got a 0-d tensor")
+    wanted = tuple(logits.shape) if targets.is_floating_point() else tuple(logits.shape[:dim] + logits.shape[dim + 1 :])
+    if tuple(targets.shape) != wanted:
+        raise ValueError(
+            f"{loss}: logits {tuple(logits.shape)} need targets of shape {wanted}, got {tuple(targets.shape)}"
+        )
+    if weight is not None and tuple(weight.shape) != (logits.shape[dim],):
+        raise ValueError(
+            f"{loss}: weight needs one entry per class, shape ({logits.shape[dim]},), got {tuple(weight.shape)}"
+        )

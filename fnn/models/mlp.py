@@ -1,0 +1,37 @@
+"""The multilayer perceptron."""
+
+import itertools
+from collections.abc import Callable
+
+from torch import Tensor
+
+from fnn.layers import Layer, linear, relu, sequential
+from fnn.tree import Tree
+
+
+def mlp(*sizes: int, activation: Callable[[Tensor], Tensor] = relu) -> Layer:
+    """Linear layers of the given sizes with an activation between them, none after the last.
+
+    x: (batch, ...) whose axes after the first have sizes[0] entries in all, such as images; or (sizes[0],).
+    -> (batch, sizes[-1]). Params are those of ``torch.nn.Sequential(Linear, ReLU, Linear, ...)``:
+    "0", "2", "4". Raises ``ValueError`` for fewer than two sizes, ``ShapeError`` for other inputs.
+
+    >>> import fnn, torch
+    >>> model = mlp(784, 512, 512, 10)
+    >>> params = model.init(fnn.random.key(0))
+    >>> fnn.tree.size(params)
+    669706
+    >>> model.apply(params, torch.ones(64, 1, 28, 28)).shape
+    torch.Size([64, 10])
+    """
+    if len(sizes) < 2:
+        raise ValueError(f"mlp needs at least an input and an output size, got {sizes}; write mlp(784, 512, 10)")
+    parts: list = []
+    for fan_in, fan_out in itertools.pairwise(sizes):
+        parts += [linear(fan_in, fan_out), activation]
+    stack = sequential(*parts[:-1])
+
+    def apply(params: Tree, x: Tensor, *, key: Tensor | None = None) -> Tensor:
+        return stack.apply(params, x.flatten(1) if x.dim() > 2 else x, key=key)
+
+    return Layer(stack.init, apply)

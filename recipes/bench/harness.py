@@ -1,0 +1,110 @@
+"""Interleaved timing, peak memory, and the report that each benchmark writes into docs/performance.md."""
+
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+REPORT = Path(__file__).parents[2] / "docs" / "performance.md"
+
+
+def interleave(rivals: dict[str, Callable[[], object]], rounds: int = 30, inner: int = 1) -> dict[str, float]:
+    """Median seconds of one call of each rival; every round runs each of them once, ``inner`` calls a time.
+
+    Each rival is called twice beforehand, so that compilation and caches are not measured.
+    """
+    for call in rivals.values():
+        call()
+        call()
+    times: dict[str, list[float]] = {name: [] for name in rivals}
+    for _ in range(rounds):
+        for name, call in rivals.items():
+            synchronize()
+            start = time.perf_counter()
+            for _ in range(inner):
+                call()
+            synchronize()
+            times[name].append((time.perf_counter() - start) / inner)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def ratios(seconds: dict[str, float], base: str) -> dict[str, float]:
+    """Each time divided by that of ``base``."""
+    return {name: value / seconds[base] for name, value in seconds.items()}
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_bytes(arguments: Sequence[str]) -> int:
+    """The largest resident size, in bytes, of ``python ARGUMENTS`` run as a process of its own."""
+    program = (
+        "import resource, runpy, sys; sys.argv = sys.argv[1:]; "
+        "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True) "
+        "if not sys.argv[0].endswith('.py') else runpy.run_path(sys.argv[0], run_name='__main__'); "
+        "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    kilobytes = int(done.stdout.rsplit("PEAK", 1)[1])
+    return kilobytes * (1 if sys.platform == "darwin" else 1024)
+
+
+def current_peak_bytes() -> int:
+    """The largest resident size of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def machine(packages: Sequence[str] = ()) -> str:
+    """One line that says on what a figure was measured."""
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        models = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        processor = models[0] if models else processor
+    parts = [processor, f"{torch.get_num_threads()} thread(s)"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    for name in ("torch", *packages):
+        try:
+            parts.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            parts.append(f"{name} not installed")
+    return ", ".join([*parts, f"Python {platform.python_version()}"])
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; floats are shown with two decimals."""
+    shown = [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in [list(header), *shown]]
+    lines.insert(1, "|" + "---|" * len(header))
+    return "\n".join(lines)
+
+
+def report(name: str, title: str, body: str, packages: Sequence[str] = ()) -> None:
+    """Print the section and put it in docs/performance.md, in place of the section of the same name."""
+    command = f"python -m recipes.bench {name} {' '.join(sys.argv[1:])}".strip()
+    section = f"## {title}\n\n`{command}`\n\n{machine(packages)}\n\n{body.strip()}\n"
+    print(section)
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    text = REPORT.read_text() if REPORT.exists() else "# Performance\n"
+    block = f"{begin}\n{section}{end}\n"
+    if begin in text:
+        before, rest = text.split(begin, 1)
+        text = before + block + rest.split(end + "\n", 1)[1]
+    else:
+        text = text.rstrip("\n") + "\n\n" + block
+    part = REPORT.with_suffix(".part")
+    part.write_text(text)
+    os.replace(part, REPORT)
