@@ -14,7 +14,8 @@ True
 
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
-from fnn import init, layers, losses, metrics, models, optim, random, tree
+from fnn import checkpoint, data, init, layers, losses, metrics, models, optim, random, tree
+from fnn.checkpoint import load, save
 from fnn.compile import compile_count, jit
 from fnn.grads import value_and_grad
 from fnn.layers import (
@@ -32,6 +33,7 @@ from fnn.layers import (
     tanh,
 )
 from fnn.optim import Optimizer
+from fnn.summary import summary
 
 __version__ = "0.1.0"
 
@@ -40,8 +42,10 @@ __all__ = [
     "Optimizer",
     "ShapeError",
     "StatefulLayer",
+    "checkpoint",
     "compile_count",
     "conv2d",
+    "data",
     "dropout",
     "flatten",
     "gelu",
@@ -55,14 +59,17 @@ __all__ = [
     "layers",
     "linear",
     "linearize",
+    "load",
     "losses",
     "metrics",
     "models",
     "optim",
     "random",
     "relu",
+    "save",
     "sequential",
     "softmax",
+    "summary",
     "tanh",
     "tree",
     "value_and_grad",
