@@ -5,7 +5,7 @@ same shape and dtype; the compiler fuses that write into the update. Outside, th
 of their own and the donated objects lose their memory, so that an old tree cannot show new values.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,81 +16,114 @@ from fnn import tree as _tree
 from fnn.tree import Tree
 
 
-def write(donated: Sequence[tuple[str, Tree]], out: Tree) -> tuple[Tree, tuple[Tensor, ...]]:
+def write(donated: Sequence[Tree], out: Tree) -> tuple[Tree, tuple[Tensor, ...]]:
     """Write results over donated leaves: ``out`` with those leaves in the results' places, and the leaves.
 
-    ``donated`` holds (name, tree). Copies of all results are made before the first write, so swapped leaves,
-    an old leaf among the results and one result in two places come out right; compiled, they cost nothing.
+    Copies of all results are made before the first write, so swapped leaves, an old leaf among the results
+    and one result in two places come out right; compiled, they cost nothing.
     """
-    olds = [(name, path, leaf) for name, tree in donated for path, leaf in _named(tree)]
-    flat, spec = _torch.tree_flatten(out)
+    olds = [leaves(tree) for tree in donated]
+    flat = leaves(out)
     places = _assign(olds, out, flat)
+    if places is None:
+        raise ValueError("a donated leaf has no result")  # check_results says which
     copies = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in flat]
-    for (_, _, old), place in zip(olds, places, strict=True):
+    taken = [leaf for tree in olds for leaf in tree]
+    for old, place in zip(taken, places, strict=True):
         if flat[place] is not old:
             old.copy_(copies[place])
         copies[place] = old
-    return _torch.tree_unflatten(copies, spec), tuple([old for _, _, old in olds])
+    return _like(out, iter(copies)), tuple(taken)
 
 
-def _named(tree: Tree) -> list[tuple[str, Tensor]]:
-    return [(_tree._bracket(path), leaf) for path, leaf in _torch.tree_flatten_with_path(tree)[0]]
+def _assign(olds: list[list[Tensor]], out: Tree, flat: list) -> list[int] | None:
+    """For each donated leaf the number of the result that takes its memory, or None if one has no result.
 
-
-def _assign(olds: list[tuple[str, str, Tensor]], out: Tree, flat: list) -> list[int]:
-    """For each donated leaf the number of the result that takes its memory.
-
-    Each donated argument takes the first element of the result (or the whole result) that has its paths,
-    shapes and dtypes; a leaf without such a place takes the first free result of its shape, dtype and device.
+    Each donated argument takes the first element of the result (or the whole result) with its shapes and
+    dtypes in order; a leaf without such a place takes the first free result of its shape, dtype and device.
     Any choice is exact; this one lets each update be fused with its write.
     """
     parts = list(out) if type(out) in (tuple, list) else [out]
-    spans, start = [], 0
-    for part in parts:
-        named = _named(part)
-        spans.append({path: start + i for i, (path, _) in enumerate(named)})
-        start += len(named)
-    taken: set[int] = set()
-    places: dict[int, int] = {}
-    names = [name for name, _, _ in olds]
-    for name in dict.fromkeys(names):
-        mine = [(i, path, leaf) for i, (argument, path, leaf) in enumerate(olds) if argument == name]
-        for span in spans:
-            fits = len(span) == len(mine) and all(
-                path in span and span[path] not in taken and _fits(flat[span[path]], leaf) for _, path, leaf in mine
-            )
-            if fits:
-                places |= {i: span[path] for i, path, _ in mine}
-                taken |= {span[path] for _, path, _ in mine}
-                break
-    for i, (name, path, leaf) in enumerate(olds):
-        if i not in places:
-            free = [place for place, new in enumerate(flat) if place not in taken and _fits(new, leaf)]
-            if not free:
+    counts = [len(leaves(part)) for part in parts]
+    starts = [sum(counts[:i]) for i in range(len(counts))]
+    free = set(range(len(flat)))
+    places: list[int] = []
+    for tree in olds:
+        block = None
+        for start, count in zip(starts, counts, strict=True):
+            places_here = range(start, start + count)
+            if (
+                block is None
+                and count == len(tree)
+                and all(place in free and _fits(flat[place], leaf) for place, leaf in zip(places_here, tree, strict=True))
+            ):
+                block = list(places_here)
+        if block is None:
+            block = []
+            for leaf in tree:
+                candidates = [i for i in range(len(flat)) if i in free and i not in block and _fits(flat[i], leaf)]
+                if not candidates:
+                    return None
+                block.append(candidates[0])
+        places.extend(block)
+        free -= set(block)
+    return places
+
+
+def check_results(donated: dict[str, Tree], out: Tree) -> None:
+    """Raise ``ValueError`` naming a donated leaf for which no result has its shape, dtype and device."""
+    flat = leaves(out)
+    if _assign([leaves(tree) for tree in donated.values()], out, flat) is not None:
+        return
+    free = list(flat)
+    for name, tree in donated.items():
+        for path, leaf in _named(tree):
+            place = next((i for i, new in enumerate(free) if _fits(new, leaf)), None)
+            if place is None:
+                left = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in free if isinstance(x, Tensor)) or "nothing"
                 raise ValueError(
                     f"{name}{path} is donated, but no result is left with its shape {tuple(leaf.shape)} and dtype "
-                    f"{leaf.dtype} to take its memory; results have {_specs(flat, taken)}. Return its new value in "
-                    "the same shape and dtype, or leave the argument out of donate_argnums"
+                    f"{leaf.dtype} to take its memory; left are: {left}. Return its new value in the same shape and "
+                    "dtype, or leave the argument out of donate_argnums"
                 )
-            places[i] = free[0]
-            taken.add(free[0])
-    return [places[i] for i in range(len(olds))]
+            del free[place]
+    raise ValueError("results do not cover the donated leaves")
 
 
 def _fits(new: Any, old: Tensor) -> bool:
     return isinstance(new, Tensor) and new.shape == old.shape and new.dtype == old.dtype and new.device == old.device
 
 
-def _specs(flat: list, taken: set[int]) -> str:
-    free = [leaf for place, leaf in enumerate(flat) if place not in taken and isinstance(leaf, Tensor)]
-    return ", ".join(f"{tuple(leaf.shape)} {leaf.dtype}" for leaf in free) or "nothing of the kind"
+# Short flatten and unflatten: the general ones take the compiler seconds to trace for a large tree
+
+
+def leaves(tree: Tree) -> list:
+    """All leaves, in the containers' own order."""
+    if isinstance(tree, dict):
+        return [leaf for child in tree.values() for leaf in leaves(child)]
+    if isinstance(tree, (list, tuple)):
+        return [leaf for child in tree for leaf in leaves(child)]
+    return [tree] if isinstance(tree, Tensor) else _torch.tree_leaves(tree)
+
+
+def _like(tree: Tree, values: Iterator) -> Tree:
+    if type(tree) is dict:
+        return {key: _like(child, values) for key, child in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*[_like(child, values) for child in tree])
+    if type(tree) in (list, tuple):
+        children = [_like(child, values) for child in tree]
+        return children if type(tree) is list else tuple(children)
+    return next(values) if isinstance(tree, Tensor) else _torch.tree_map(lambda _: next(values), tree)
+
+
+def _named(tree: Tree) -> list[tuple[str, Any]]:
+    return [(_tree._bracket(path), leaf) for path, leaf in _torch.tree_flatten_with_path(tree)[0]]
 
 
 def check_leaves(trees: dict[str, Tree]) -> None:
     """Raise ``TypeError`` naming a leaf that is no tensor, ``ValueError`` naming one that was donated before."""
     for name, tree in trees.items():
-        if all(isinstance(leaf, Tensor) and not leaf.is_meta for leaf in _torch.tree_leaves(tree)):
-            continue
         for path, leaf in _named(tree):
             if not isinstance(leaf, Tensor):
                 raise TypeError(

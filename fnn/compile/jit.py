@@ -14,6 +14,9 @@ from fnn.compile import donate
 from fnn.tree import Tree
 
 
+_serial = itertools.count()
+
+
 class _Graph(NamedTuple):
     rebuild: Callable
     empty: torch.Tensor
@@ -180,14 +183,15 @@ class _Compiled:
     def _compile(self, args: tuple, kwargs: dict) -> Callable:
         numbers = itertools.count()
         next_number = torch.compiler.assume_constant_result(lambda: next(numbers))
-        pure = self._pure
+        traced = self._traced
 
         def body(*args: Any, **kwargs: Any) -> tuple:
-            out, olds = pure(args, kwargs)
+            out, olds = traced(args, kwargs)
             return next_number(), out, olds
 
-        # a code object of its own: torch counts recompilations and looks up graphs per code object
-        body.__code__ = body.__code__.replace(co_name=_name(self.function))
+        # a code object and name of its own: torch keeps graphs, the count of recompilations and what it learned
+        # about changing sizes by code object or name, and would mix up every function compiled here
+        body.__code__ = body.__code__.replace(co_name=f"{_name(self.function)}_{next(_serial)}")
         mode, backend = self.settings["mode"], self.settings["backend"]
         options = dict(self.settings["options"] or {})
         on_cpu = all(isinstance(x, torch.Tensor) and x.device.type == "cpu" for x in _torch.tree_leaves((args, kwargs)))
@@ -200,15 +204,12 @@ class _Compiled:
             options["guard_filter_fn"] = torch.compiler.skip_all_guards_unsafe
         return torch.compile(body, fullgraph=True, backend=backend, mode=mode, options=options or None)
 
-    def _pure(self, args: tuple, kwargs: dict) -> tuple[Tree, tuple]:
-        """The function with its checks; in the graph the donated leaves are written over."""
-        named = self._named(args, kwargs)
-        donate.check_leaves(named)
+    def _traced(self, args: tuple, kwargs: dict) -> tuple[Tree, tuple]:
+        for leaf in donate.leaves((args, kwargs)):
+            if not isinstance(leaf, torch.Tensor) or leaf.is_meta:
+                raise ValueError("an argument is no living tensor")  # _explain says which
         out = self.function(*self._merge(args), **kwargs)
-        if not self.donated:
-            return out, ()
-        names = list(named)
-        return donate.write([(names[i], args[i]) for i in self.donated], out)
+        return donate.write([args[i] for i in self.donated], out) if self.donated else (out, ())
 
     def _merge(self, args: tuple) -> tuple:
         rest = iter(args)
@@ -222,8 +223,10 @@ class _Compiled:
 
     def _explain(self, error: Exception, args: tuple, kwargs: dict) -> None:
         """Raise what went wrong during tracing as the function itself would, or as a sentence."""
-        copies = _torch.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) and not x.is_meta else x, args)
-        self._pure(copies, kwargs)
+        named = self._named(args, kwargs)
+        donate.check_leaves(named)
+        out = self.function(*self._merge(args), **kwargs)
+        donate.check_results({name: args[i] for i, name in enumerate(named) if i in self.donated}, out)
         place = _user_line(error)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TypeError(
