@@ -15,7 +15,7 @@ True
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
 from fnn import init, layers, losses, metrics, models, optim, random, tree
-from fnn.compile import compile_count, jit
+from fnn.compile import compile_count, epoch, fori, jit, scan
 from fnn.grads import value_and_grad
 from fnn.layers import (
     Layer,
@@ -43,7 +43,9 @@ __all__ = [
     "compile_count",
     "conv2d",
     "dropout",
+    "epoch",
     "flatten",
+    "fori",
     "gelu",
     "grad",
     "hessian",
@@ -61,6 +63,7 @@ __all__ = [
     "optim",
     "random",
     "relu",
+    "scan",
     "sequential",
     "softmax",
     "tanh",

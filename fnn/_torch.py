@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._C import _swap_tensor_impl as swap_tensors
 from torch._C._functorch import peek_interpreter_stack
 from torch._dynamo.exc import TorchDynamoException
+from torch._higher_order_ops.scan import scan
 from torch.utils._pytree import (  # no public pytree module in any supported version
     tree_flatten,
     tree_flatten_with_path,
@@ -37,6 +38,7 @@ __all__ = [
     "TorchDynamoException",
     "mark_static",
     "peek_interpreter_stack",
+    "scan",
     "storage_users",
     "swap_tensors",
     "tree_flatten",
