@@ -16,7 +16,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
 from fnn import checkpoint, data, init, layers, losses, metrics, models, optim, random, tree
 from fnn.checkpoint import load, save
-from fnn.compile import compile_count, jit
+from fnn.compile import compile_count, epoch, fori, jit, scan
 from fnn.grads import value_and_grad
 from fnn.layers import (
     Layer,
@@ -47,7 +47,9 @@ __all__ = [
     "conv2d",
     "data",
     "dropout",
+    "epoch",
     "flatten",
+    "fori",
     "gelu",
     "grad",
     "hessian",
@@ -67,6 +69,7 @@ __all__ = [
     "random",
     "relu",
     "save",
+    "scan",
     "sequential",
     "softmax",
     "summary",
