@@ -13,7 +13,6 @@ from fnn import _torch
 from fnn.compile import donate
 from fnn.tree import Tree
 
-
 _serial = itertools.count()
 
 
@@ -36,6 +35,7 @@ def jit(
     """Compile a whole pure function as one graph. Use as ``@jit`` or ``@jit(...)``.
 
     Args:
+        function: pure; its arguments and results are trees of tensors.
         donate_argnums: positional arguments whose memory the results take over, so that a train step holds
             one copy of params and optimizer state. The donated tensors hold no data afterwards; go on with
             the results: ``params, opt_state, value = step(params, opt_state, batch)``. Each donated leaf needs

@@ -38,10 +38,8 @@ def sgd(
         raise ValueError(f"nesterov needs momentum > 0 and dampening 0, got {momentum} and {dampening}")
 
     def init(params: Tree) -> SGDState:
-        device = _device(params)
         return SGDState(
-            torch.tensor(learning_rate, device=device),
-            torch.zeros((), dtype=torch.int64, device=device),
+            *_start(learning_rate, params),
             _tree.zeros_like(params) if momentum else {},
         )
 
@@ -82,10 +80,8 @@ def adam(
     b1, b2 = betas
 
     def init(params: Tree) -> AdamState:
-        device = _device(params)
         return AdamState(
-            torch.tensor(learning_rate, device=device),
-            torch.zeros((), dtype=torch.int64, device=device),
+            *_start(learning_rate, params),
             _tree.zeros_like(params),
             _tree.zeros_like(params),
         )
@@ -108,6 +104,15 @@ def adam(
     return Optimizer(init, update)
 
 
-def _device(params: Tree) -> torch.device | None:
+def _start(learning_rate: float, params: Tree) -> tuple[Tensor, Tensor]:
+    """The learning rate and the count as 0-d tensors beside the params.
+
+    The rate is float64 where the device has it, so that float64 params get the number that was given; a 0-d
+    tensor does not promote others.
+    """
+    if learning_rate < 0:
+        raise ValueError(f"learning_rate must not be negative, got {learning_rate}")
     leaves = _tree.leaves(params)
-    return leaves[0].device if leaves else None
+    device = leaves[0].device if leaves else torch.device("cpu")
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return torch.tensor(learning_rate, dtype=dtype, device=device), torch.zeros((), dtype=torch.int64, device=device)

@@ -1,0 +1,98 @@
+import math
+
+import pytest
+import torch
+
+import fnn
+from fnn import init
+
+KEY = fnn.random.key(3)
+SHAPE = (64, 32, 3, 3)  # fan_in 288, fan_out 576
+N = math.prod(SHAPE)
+
+# name -> (initialiser, torch's function that has the same distribution)
+SAME_AS_TORCH = {
+    "xavier_uniform": (init.xavier_uniform(2.0), lambda w: torch.nn.init.xavier_uniform_(w, 2.0)),
+    "xavier_normal": (init.xavier_normal(2.0), lambda w: torch.nn.init.xavier_normal_(w, 2.0)),
+    "kaiming_uniform": (init.kaiming_uniform(0.2), lambda w: torch.nn.init.kaiming_uniform_(w, 0.2)),
+    "kaiming_normal": (
+        init.kaiming_normal(mode="fan_out", nonlinearity="relu"),
+        lambda w: torch.nn.init.kaiming_normal_(w, mode="fan_out", nonlinearity="relu"),
+    ),
+    "uniform": (init.uniform(-2.0, 5.0), lambda w: torch.nn.init.uniform_(w, -2.0, 5.0)),
+    "normal": (init.normal(1.0, 0.3), lambda w: torch.nn.init.normal_(w, 1.0, 0.3)),
+    "truncated_normal": (
+        init.truncated_normal(1.0, 2.0, -2.0, 2.0),
+        lambda w: torch.nn.init.trunc_normal_(w, 1.0, 2.0),
+    ),
+    "torch_default": (init.torch_default(), lambda w: torch.nn.init.kaiming_uniform_(w, math.sqrt(5))),
+    "constant": (init.constant(0.3), lambda w: torch.nn.init.constant_(w, 0.3)),
+    "zeros": (init.zeros(), torch.nn.init.zeros_),
+    "ones": (init.ones(), torch.nn.init.ones_),
+}
+
+
+@pytest.mark.parametrize("name", SAME_AS_TORCH)
+def test_distribution_is_that_of_torch(name: str) -> None:
+    initializer, fill = SAME_AS_TORCH[name]
+    ours = initializer(KEY, SHAPE, torch.float64).reshape(-1).sort().values
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = fill(torch.empty(SHAPE, dtype=torch.float64)).reshape(-1).sort().values
+    scale = float(theirs[-1] - theirs[0]) or 1.0
+    # quantile by quantile; the tails of a normal are the noisiest
+    middle = slice(N // 100, -N // 100)
+    assert float((ours[middle] - theirs[middle]).abs().max()) < 0.02 * scale
+    if "normal" not in name:
+        assert float((ours - theirs).abs().max()) <= 1.63 * math.sqrt(2 / N) * scale  # Kolmogorov-Smirnov, 1 % level
+
+
+@pytest.mark.parametrize(
+    ("initializer", "variance"),
+    [
+        (init.lecun_uniform(), 1 / 288),
+        (init.lecun_normal(), 1 / 288),
+        (init.variance_scaling(3.0, "fan_out", "normal"), 3 / 576),
+    ],
+)
+def test_variance(initializer: init.Initializer, variance: float) -> None:
+    w = initializer(KEY, SHAPE, torch.float64)
+    assert float(w.var()) == pytest.approx(variance, rel=0.05)
+    assert abs(float(w.mean())) < 4 * math.sqrt(variance / N)
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (5, 8), (4, 2, 3, 3)])
+def test_orthogonal(shape: tuple[int, ...]) -> None:
+    w = init.orthogonal(2.0)(KEY, shape, torch.float64).reshape(shape[0], -1)
+    small = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
+    torch.testing.assert_close(small, 4.0 * torch.eye(len(small), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d"])
+def test_layers_start_as_torchs_do(name: str) -> None:
+    ours, theirs = {
+        "linear": (fnn.layers.linear(300, 400), torch.nn.Linear(300, 400)),
+        "conv2d": (fnn.layers.conv2d(30, 400, 3), torch.nn.Conv2d(30, 400, 3)),
+    }[name]
+    params = ours.init(KEY)
+    for leaf, parameter in theirs.named_parameters():
+        a, b = params[leaf].reshape(-1), parameter.detach().reshape(-1)
+        assert a.shape == b.shape
+        assert float(a.abs().max()) == pytest.approx(float(b.abs().max()), rel=0.03)
+        assert float(a.std()) == pytest.approx(float(b.std()), rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["linear", "relu", "leaky_relu", "tanh", "sigmoid", "selu"])
+def test_gain_is_torchs(name: str) -> None:
+    assert init.gain(name) == pytest.approx(torch.nn.init.calculate_gain(name))
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match=r"at least two axes .* got shape \(3,\)"):
+        init.xavier_uniform()(KEY, (3,))
+    with pytest.raises(ValueError, match="'fan_in', 'fan_out' or 'fan_avg', got 'fan'"):
+        init.variance_scaling(mode="fan")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="got 'cauchy'"):
+        init.variance_scaling(distribution="cauchy")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="got 'swish'"):
+        init.gain("swish")  # type: ignore[arg-type]
