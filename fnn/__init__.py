@@ -14,9 +14,22 @@ True
 
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
-from fnn import init, layers, losses, metrics, models, optim, random, tree
+from fnn import grads, init, layers, losses, metrics, models, optim, random, tree
 from fnn.compile import compile_count, jit
-from fnn.grads import value_and_grad
+from fnn.grads import (
+    accumulate_grad,
+    check_per_sample,
+    clipped_grad,
+    ghost_plan,
+    gradient_noise_scale,
+    noise_like,
+    per_sample_grad,
+    per_sample_moments,
+    per_sample_norms,
+    per_sample_value_and_grad,
+    poisson_sample,
+    value_and_grad,
+)
 from fnn.layers import (
     Layer,
     ShapeError,
@@ -40,12 +53,18 @@ __all__ = [
     "Optimizer",
     "ShapeError",
     "StatefulLayer",
+    "accumulate_grad",
+    "check_per_sample",
+    "clipped_grad",
     "compile_count",
     "conv2d",
     "dropout",
     "flatten",
     "gelu",
+    "ghost_plan",
     "grad",
+    "gradient_noise_scale",
+    "grads",
     "hessian",
     "init",
     "jacfwd",
@@ -58,7 +77,13 @@ __all__ = [
     "losses",
     "metrics",
     "models",
+    "noise_like",
     "optim",
+    "per_sample_grad",
+    "per_sample_moments",
+    "per_sample_norms",
+    "per_sample_value_and_grad",
+    "poisson_sample",
     "random",
     "relu",
     "sequential",
