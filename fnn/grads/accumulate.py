@@ -1,5 +1,6 @@
 """Statistics of a batch taken in pieces: the full-batch gradient, and moments of per-sample gradients."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ def accumulate_grad(loss: Callable, steps: int, batch_argnums: Argnums = 1) -> C
             raise ValueError(f"a batch of {count} samples cannot be taken in steps={steps} parts")
         total: Tree = None
         edges = [count * step // steps for step in range(steps + 1)]
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in itertools.pairwise(edges):
             _, grads = value_and_grad(loss)(*_rows(args, numbers, slice(start, stop)))
             part = _tree.scale((stop - start) / count, grads)
             total = part if total is None else _tree.add(total, part)

@@ -25,7 +25,6 @@ from torch.overrides import TorchFunctionMode
 from fnn import tree as _tree
 from fnn.grads.base import scalar_valued
 from fnn.grads.per_sample import as_batch_of_one, over_samples
-from fnn.tree import Tree
 
 
 class LeafPlan(NamedTuple):
@@ -51,7 +50,7 @@ class Use(NamedTuple):
 
 
 class Factor(NamedTuple):
-    """Rows of positions: dense (samples, groups, positions, width), or one-hot rows by their index (samples, positions)."""
+    """Rows of positions: dense (samples, groups, positions, width), or one-hot by index (samples, positions)."""
 
     rows: Tensor
     one_hot: bool
@@ -109,7 +108,7 @@ _READERS = {
     torch.matmul: _matmul,
 }
 
-_QUESTIONS = {"__get__", "size", "dim", "numel", "is_floating_point", "is_complex", "element_size"}  # not derivatives
+_QUESTIONS = {"shape", "dtype", "device", "ndim", "size", "dim", "numel", "is_floating_point", "is_complex"}
 
 
 class _Recorder(TorchFunctionMode):
@@ -161,6 +160,8 @@ class _Recorder(TorchFunctionMode):
 
     def _note_other(self, place: int, leaf: Tensor, func: Any) -> None:
         name = getattr(func, "__name__", str(func))
+        if name == "__get__":  # an attribute: x.shape asks a question, x.T is a use
+            name = getattr(getattr(func, "__self__", None), "__name__", name)
         if name in _QUESTIONS:
             return
         if leaf.dim() < 2:

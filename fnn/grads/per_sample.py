@@ -135,12 +135,12 @@ def check_per_sample(
 
 def over_samples(function: Callable, in_dims: tuple, chunk_size: int | None) -> Callable:
     """``vmap`` over samples, whose errors about hidden randomness say what to write."""
-    mapped = torch.func.vmap(function, in_dims, chunk_size=chunk_size)
+    mapped = torch.func.vmap(lambda keys, *args: function(*args, **keys), (0, *in_dims), chunk_size=chunk_size)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         with samples_apart():
             try:
-                return mapped(*args, **kwargs)
+                return mapped(kwargs, *args)  # vmap hands keywords on unmapped
             except RuntimeError as error:
                 if "randomness" not in str(error):
                     raise
