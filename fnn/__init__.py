@@ -14,8 +14,9 @@ True
 
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
-from fnn import grads, init, layers, losses, metrics, models, optim, random, tree
-from fnn.compile import compile_count, jit
+from fnn import checkpoint, data, grads, init, layers, losses, metrics, models, optim, random, tree
+from fnn.checkpoint import load, save
+from fnn.compile import compile_count, epoch, fori, jit, scan
 from fnn.grads import (
     accumulate_grad,
     check_per_sample,
@@ -45,6 +46,7 @@ from fnn.layers import (
     tanh,
 )
 from fnn.optim import Optimizer
+from fnn.summary import summary
 
 __version__ = "0.1.0"
 
@@ -55,11 +57,15 @@ __all__ = [
     "StatefulLayer",
     "accumulate_grad",
     "check_per_sample",
+    "checkpoint",
     "clipped_grad",
     "compile_count",
     "conv2d",
+    "data",
     "dropout",
+    "epoch",
     "flatten",
+    "fori",
     "gelu",
     "ghost_plan",
     "grad",
@@ -74,6 +80,7 @@ __all__ = [
     "layers",
     "linear",
     "linearize",
+    "load",
     "losses",
     "metrics",
     "models",
@@ -86,8 +93,11 @@ __all__ = [
     "poisson_sample",
     "random",
     "relu",
+    "save",
+    "scan",
     "sequential",
     "softmax",
+    "summary",
     "tanh",
     "tree",
     "value_and_grad",

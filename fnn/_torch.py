@@ -4,7 +4,14 @@ Checked on torch 2.11, 2.13 and the newest release at the time of writing (see d
 tests/test_torch.py fails by name when one of them moves.
 """
 
-from torch._dynamo import lookup_backend
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch._C import _swap_tensor_impl as swap_tensors
+from torch._C._functorch import peek_interpreter_stack
+from torch._dynamo.exc import TorchDynamoException
+from torch._higher_order_ops.scan import scan
 from torch.utils._pytree import (  # no public pytree module in any supported version
     tree_flatten,
     tree_flatten_with_path,
@@ -13,4 +20,29 @@ from torch.utils._pytree import (  # no public pytree module in any supported ve
     tree_unflatten,
 )
 
-__all__ = ["lookup_backend", "tree_flatten", "tree_flatten_with_path", "tree_leaves", "tree_map", "tree_unflatten"]
+
+def storage_users(tensor: Tensor) -> int:
+    """How many tensors share the memory of this one, itself included."""
+    handle = tensor.untyped_storage()  # counts itself
+    return torch._C._storage_Use_Count(handle._cdata) - 1
+
+
+def mark_static(tensors: Iterable[Tensor]) -> None:
+    """Promise CUDA graphs that these inputs stay where they are (``torch._dynamo.mark_static_address``)."""
+    for tensor in tensors:
+        tensor._dynamo_static_input_type = "unguarded"  # type: ignore[attr-defined]
+
+
+__all__ = [
+    "TorchDynamoException",
+    "mark_static",
+    "peek_interpreter_stack",
+    "scan",
+    "storage_users",
+    "swap_tensors",
+    "tree_flatten",
+    "tree_flatten_with_path",
+    "tree_leaves",
+    "tree_map",
+    "tree_unflatten",
+]

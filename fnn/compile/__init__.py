@@ -1,0 +1,6 @@
+"""Compilation of whole pure functions: one graph, donated memory, loops on the device."""
+
+from fnn.compile.jit import compile_count, jit
+from fnn.compile.scan import epoch, fori, scan
+
+__all__ = ["compile_count", "epoch", "fori", "jit", "scan"]

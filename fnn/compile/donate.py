@@ -1,0 +1,228 @@
+"""Donation: the results of a step take over the memory of its arguments.
+
+Inside the graph every result is computed from the old values and then written over a donated leaf of the
+same shape and dtype; the compiler fuses that write into the update. Outside, the results get tensor objects
+of their own and the donated objects lose their memory, so that an old tree cannot show new values.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fnn import _torch
+from fnn import tree as _tree
+from fnn.tree import Tree
+
+
+def write(donated: Sequence[Tree], out: Tree) -> tuple[Tree, tuple[Tensor, ...]]:
+    """Write results over donated leaves: ``out`` with those leaves in the results' places, and the leaves.
+
+    Copies of all results are made before the first write, so swapped leaves, an old leaf among the results
+    and one result in two places come out right; compiled, they cost nothing.
+    """
+    olds = [leaves(tree) for tree in donated]
+    flat = leaves(out)
+    places = _assign(olds, out, flat)
+    if places is None:
+        raise ValueError("a donated leaf has no result")  # check_results says which
+    copies = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in flat]
+    taken = [leaf for tree in olds for leaf in tree]
+    for old, place in zip(taken, places, strict=True):
+        if flat[place] is not old:
+            old.copy_(copies[place])
+        copies[place] = old
+    return _like(out, iter(copies)), tuple(taken)
+
+
+def _assign(olds: list[list[Tensor]], out: Tree, flat: list) -> list[int] | None:
+    """For each donated leaf the number of the result that takes its memory, or None if one has no result.
+
+    Each donated argument takes the first element of the result (or the whole result) with its shapes and
+    dtypes in order; a leaf without such a place takes the first free result of its shape, dtype and device.
+    Any choice is exact; this one lets each update be fused with its write.
+    """
+    parts = list(out) if type(out) in (tuple, list) else [out]
+    counts = [len(leaves(part)) for part in parts]
+    starts = [sum(counts[:i]) for i in range(len(counts))]
+    free = set(range(len(flat)))
+    places: list[int] = []
+    for tree in olds:
+        block = None
+        for start, count in zip(starts, counts, strict=True):
+            places_here = range(start, start + count)
+            if (
+                block is None
+                and count == len(tree)
+                and all(
+                    place in free and _fits(flat[place], leaf) for place, leaf in zip(places_here, tree, strict=True)
+                )
+            ):
+                block = list(places_here)
+        if block is None:
+            block = []
+            for leaf in tree:
+                candidates = [i for i in range(len(flat)) if i in free and i not in block and _fits(flat[i], leaf)]
+                if not candidates:
+                    return None
+                block.append(candidates[0])
+        places.extend(block)
+        free -= set(block)
+    return places
+
+
+def check_results(donated: dict[str, Tree], out: Tree) -> None:
+    """Raise ``ValueError`` naming a donated leaf for which no result has its shape, dtype and device."""
+    flat = leaves(out)
+    if _assign([leaves(tree) for tree in donated.values()], out, flat) is not None:
+        return
+    free = list(flat)
+    for name, tree in donated.items():
+        for path, leaf in _named(tree):
+            place = next((i for i, new in enumerate(free) if _fits(new, leaf)), None)
+            if place is None:
+                left = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in free if isinstance(x, Tensor)) or "nothing"
+                raise ValueError(
+                    f"{name}{path} is donated, but no result is left with its shape {tuple(leaf.shape)} and dtype "
+                    f"{leaf.dtype} to take its memory; left are: {left}. Return its new value in the same shape and "
+                    "dtype, or leave the argument out of donate_argnums"
+                )
+            del free[place]
+    raise ValueError("results do not cover the donated leaves")
+
+
+def _fits(new: Any, old: Tensor) -> bool:
+    return isinstance(new, Tensor) and new.shape == old.shape and new.dtype == old.dtype and new.device == old.device
+
+
+# Short flatten and unflatten: the general ones take the compiler seconds to trace for a large tree
+
+
+def leaves(tree: Tree) -> list:
+    """All leaves, in the containers' own order."""
+    if isinstance(tree, dict):
+        return [leaf for child in tree.values() for leaf in leaves(child)]
+    if isinstance(tree, (list, tuple)):
+        return [leaf for child in tree for leaf in leaves(child)]
+    return [tree] if isinstance(tree, Tensor) else _torch.tree_leaves(tree)
+
+
+def _like(tree: Tree, values: Iterator) -> Tree:
+    if type(tree) is dict:
+        return {key: _like(child, values) for key, child in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*[_like(child, values) for child in tree])
+    if type(tree) in (list, tuple):
+        children = [_like(child, values) for child in tree]
+        return children if type(tree) is list else tuple(children)
+    return next(values) if isinstance(tree, Tensor) else _torch.tree_map(lambda _: next(values), tree)
+
+
+def _named(tree: Tree) -> list[tuple[str, Any]]:
+    return [(_tree._bracket(path), leaf) for path, leaf in _torch.tree_flatten_with_path(tree)[0]]
+
+
+def check_leaves(trees: dict[str, Tree]) -> None:
+    """Raise ``TypeError`` naming a leaf that is no tensor, ``ValueError`` naming one that was donated before."""
+    for name, tree in trees.items():
+        for path, leaf in _named(tree):
+            if not isinstance(leaf, Tensor):
+                raise TypeError(
+                    f"{name}{path} is {leaf!r}, a {type(leaf).__name__}, which would be frozen into the graph; pass "
+                    f"torch.tensor(...), keep it in a closure, or name the argument {name} in static_argnums"
+                )
+            if leaf.is_meta:
+                raise ValueError(
+                    f"{name}{path} holds no data: it was donated to an earlier call, whose result has its memory now. "
+                    "Go on with that result, as in params = step(params, ...), or donate a copy (leaf.clone())"
+                )
+
+
+def owned(donated: dict[str, Tree]) -> dict[str, Tree]:
+    """The donated trees with a copy of each leaf whose memory somebody else sees (a view, its base, an alias).
+
+    Raises ``ValueError`` for one tensor in two places: its memory could take only one of the two results.
+    """
+    places: dict[int, str] = {}
+    for name, tree in donated.items():
+        for path, leaf in _named(tree):
+            if id(leaf) in places:
+                raise ValueError(
+                    f"{places[id(leaf)]} and {name}{path} are the same tensor, and a donated tensor's memory can take "
+                    "only one result; pass leaf.clone() in one of the two places"
+                )
+            places[id(leaf)] = name + path
+    return {name: _torch.tree_map(_own, tree) for name, tree in donated.items()}
+
+
+def _own(leaf: Tensor) -> Tensor:
+    # a fresh tensor has one tensor object on its storage, besides the handle that the question itself makes
+    return leaf if _torch.storage_users(leaf) == 1 and not leaf._is_view() else leaf.clone()
+
+
+def identities(tree: Tree, into: list[int]) -> None:
+    """Append the ``id`` of every leaf: a flatten cheap enough for every call."""
+    for child in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else (tree,):
+        if isinstance(child, (dict, list, tuple)):
+            identities(child, into)
+        else:
+            into.append(id(child))
+
+
+def rebuilder(out: Tree, olds: Sequence[Tensor]) -> Callable[[Tree, Sequence[Tensor]], Tree]:
+    """``rebuild(out, new)``: a result like ``out`` with ``new[i]`` in the place of ``olds[i]``.
+
+    One Python expression is written for the structure, as ``collections.namedtuple`` does, because a
+    general flatten and unflatten costs more than the compiled step of a small network.
+    """
+    number = {id(old): i for i, old in enumerate(olds)}
+    constants: list[Any] = []
+
+    def constant(value: Any) -> str:
+        constants.append(value)
+        return f"c[{len(constants) - 1}]"
+
+    def expression(node: Tree, access: str) -> str:
+        if isinstance(node, Tensor) and id(node) in number:
+            return f"new[{number[id(node)]}]"
+        if not any(isinstance(leaf, Tensor) and id(leaf) in number for leaf in _torch.tree_leaves(node)):
+            return access
+        if type(node) is dict:
+            keys = {key: constant(key) for key in node}
+            return "{" + ", ".join(f"{keys[k]}: {expression(v, f'{access}[{keys[k]}]')}" for k, v in node.items()) + "}"
+        if isinstance(node, tuple) and hasattr(node, "_fields"):
+            fields = [expression(child, f"{access}[{i}]") for i, child in enumerate(node)]
+            return f"{constant(type(node))}({', '.join(fields)})"
+        if type(node) in (list, tuple):
+            items = "".join(f"{expression(child, f'{access}[{i}]')}, " for i, child in enumerate(node))
+            return f"[{items}]" if type(node) is list else f"({items})"
+        flat, spec = _torch.tree_flatten(node)
+        positions = [number.get(id(leaf)) for leaf in flat]
+
+        def general(node: Tree, new: Sequence[Tensor]) -> Tree:
+            mixed = [
+                leaf if position is None else new[position]
+                for leaf, position in zip(_torch.tree_leaves(node), positions, strict=True)
+            ]
+            return _torch.tree_unflatten(mixed, spec)
+
+        return f"{constant(general)}({access}, new)"
+
+    body = expression(out, "out")
+    return eval(f"lambda out, new: {body}", {"c": constants})
+
+
+def hand_over(olds: Sequence[Tensor], empty: Tensor) -> tuple[Tensor, ...]:
+    """New tensor objects with the memory of the old ones; the old ones become empty tensors without data.
+
+    ``empty``: a meta tensor of shape (len(olds), 0), whose rows the old objects become.
+    """
+    news = empty.unbind()
+    for old, new in zip(olds, news, strict=True):
+        _torch.swap_tensors(old, new)
+    return news
+
+
+def no_data(count: int) -> Tensor:
+    return torch.empty((count, 0), device="meta")

@@ -1,0 +1,277 @@
+"""``jit``: a whole pure function as one compiled graph."""
+
+import functools
+import inspect
+import itertools
+import linecache
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from fnn import _torch
+from fnn.compile import donate
+from fnn.tree import Tree
+
+_serial = itertools.count()
+
+
+class _Graph(NamedTuple):
+    rebuild: Callable
+    empty: torch.Tensor
+
+
+def jit(
+    function: Callable | None = None,
+    *,
+    donate_argnums: int | Sequence[int] = (),
+    static_argnums: int | Sequence[int] = (),
+    mode: str | None = None,
+    backend: str = "inductor",
+    options: dict[str, Any] | None = None,
+    unsafe_skip_guards: bool = False,
+    unsafe_keep_donated: bool = False,
+) -> Any:
+    """Compile a whole pure function as one graph. Use as ``@jit`` or ``@jit(...)``.
+
+    Args:
+        donate_argnums: positional arguments whose memory the results take over, so that a train step holds
+            one copy of params and optimizer state. The donated tensors hold no data afterwards; go on with
+            the results: ``params, opt_state, value = step(params, opt_state, batch)``. Each donated leaf needs
+            a result of its shape, dtype and device.
+        static_argnums: positional arguments that are hashable Python values; one graph for each value.
+        mode: torch.compile's: "reduce-overhead" (CUDA graphs), "max-autotune", ...
+        backend: "inductor"; "eager" and "aot_eager" trace without generating code.
+        options: Inductor's, over fnn's own default: ``layout_optimization=False`` where everything is on the CPU.
+        unsafe_skip_guards: after the first call nothing checks that shapes, dtypes, structure and closed-over
+            Python values are still the traced ones; another call then gives garbage or a crash.
+        unsafe_keep_donated: return the donated tensor objects themselves, which saves about a microsecond per
+            leaf; an old tree then shows the new values without an error.
+
+    The graph is made on the first call and again for other structures, shapes (a second batch size makes the
+    size symbolic, so a third one is free), dtypes, devices and Python values that the function closes over;
+    never for other numbers in a tensor, such as a learning rate or a step count. :func:`compile_count` tells.
+
+    Raises ``TypeError`` for a leaf that is no tensor, for code that cannot be one graph (naming the line) and
+    for a call inside ``vmap`` or ``grad``; ``ValueError`` for a tree that was donated before, one tensor
+    donated twice, and a donated leaf for which there is no result. An exception of the function is raised as
+    itself. Nothing is computed for autograd: results never require gradients.
+
+    >>> square = jit(lambda x: x * x, backend="eager")
+    >>> square(torch.tensor(3.0)), compile_count(square)
+    (tensor(9.), 1)
+    >>> @jit(donate_argnums=0, backend="eager")
+    ... def halve(params):
+    ...     return {"w": params["w"] / 2}
+    >>> params = {"w": torch.ones(2)}
+    >>> params = halve(params)
+    >>> params
+    {'w': tensor([0.5000, 0.5000])}
+    """
+    settings = {
+        "donate_argnums": _numbers(donate_argnums),
+        "static_argnums": _numbers(static_argnums),
+        "mode": mode,
+        "backend": backend,
+        "options": options,
+        "unsafe_skip_guards": unsafe_skip_guards,
+        "unsafe_keep_donated": unsafe_keep_donated,
+    }
+    if function is None:
+        return functools.partial(jit, **settings)
+    donated, static = settings["donate_argnums"], settings["static_argnums"]
+    if set(donated) & set(static):
+        raise ValueError(f"an argument is either donated or static, got {donated} and {static}")
+    variants: dict[Hashable, _Compiled] = {}
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        if _torch.peek_interpreter_stack() is not None:
+            raise TypeError(
+                f"the compiled function {_name(function)} was called inside vmap, grad or another transform; "
+                "compile the outermost function: write fnn.jit(fnn.vmap(f)), not fnn.vmap(fnn.jit(f))"
+            )
+        values: tuple = ()
+        if static:
+            args, values = _split(function, args, static)
+        compiled = variants.get(values)
+        if compiled is None:
+            compiled = variants[values] = _Compiled(function, dict(zip(static, values, strict=False)), settings)
+        with torch.no_grad():
+            return compiled(args, kwargs)
+
+    functools.update_wrapper(call, function)
+    call.compile_count = lambda: sum(len(compiled.graphs) for compiled in variants.values())  # type: ignore[attr-defined]
+    return call
+
+
+def compile_count(jitted: Callable) -> int:
+    """How many graphs a function made by :func:`jit` has compiled so far.
+
+    >>> compile_count(jit(lambda x: x))
+    0
+    """
+    return jitted.compile_count()  # type: ignore[attr-defined]
+
+
+class _Compiled:
+    """The function with its static arguments bound, and what is known about its graphs."""
+
+    def __init__(self, function: Callable, static: dict[int, Any], settings: dict[str, Any]) -> None:
+        self.function = function
+        self.static = static
+        self.settings = settings
+        # numbers among the arguments that are left once static ones are taken out
+        self.donated = [i - sum(s < i for s in static) for i in settings["donate_argnums"]]
+        self.graphs: dict[int, _Graph] = {}
+        self.alive: set[int] = set()  # ids of the tensors that the last call handed out
+        self.compiled: Callable | None = None
+
+    def __call__(self, args: tuple, kwargs: dict) -> Any:
+        given: list[int] = []
+        originals: tuple = ()
+        if self.donated:
+            for i in self.donated:
+                if i >= len(args):
+                    raise TypeError(f"{_name(self.function)}: a donated argument must be given by position")
+                donate.identities(args[i], given)
+            if len(given) != len(self.alive) or not self.alive.issuperset(given):
+                originals, args = args, self._take(args, kwargs)
+        if self.compiled is None:
+            self.compiled = self._compile(args, kwargs)
+        try:
+            number, out, olds = self.compiled(*args, **kwargs)
+        except _torch.TorchDynamoException as error:
+            self._explain(error, args, kwargs)
+            raise
+        graph = self.graphs.get(number)
+        if graph is None:
+            graph = self.graphs[number] = _Graph(donate.rebuilder(out, olds), donate.no_data(len(olds)))
+        if self.settings["mode"] == "reduce-overhead":
+            # results that are not donated lie in the graph's own memory, which the next replay overwrites
+            kept = {id(old) for old in olds}
+            out = _torch.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) and id(x) not in kept else x, out)
+        if not olds:
+            return out
+        if self.settings["unsafe_keep_donated"]:
+            self.alive = set(map(id, olds))
+            return out
+        news = donate.hand_over(olds, graph.empty)
+        self.alive = set(map(id, news))
+        if self.settings["mode"] == "reduce-overhead":
+            _torch.mark_static(news)
+        if originals:  # leaves that were copied first are taken from the caller like the others
+            taken = {id(old) for old in olds}
+            leaves = _torch.tree_leaves([originals[i] for i in self.donated])
+            copied = [leaf for leaf in leaves if id(leaf) not in taken]
+            donate.hand_over(copied, donate.no_data(len(copied)))
+        return graph.rebuild(out, news)
+
+    def _take(self, args: tuple, kwargs: dict) -> tuple:
+        """The arguments with donated leaves that nobody else sees, checked."""
+        named = self._named(args, kwargs)
+        donate.check_leaves(named)
+        names = list(named)
+        own = donate.owned({names[i]: args[i] for i in self.donated})
+        args = tuple(own[names[i]] if i in self.donated else arg for i, arg in enumerate(args))
+        if self.settings["mode"] == "reduce-overhead":
+            _torch.mark_static(_torch.tree_leaves([args[i] for i in self.donated]))
+        return args
+
+    def _compile(self, args: tuple, kwargs: dict) -> Callable:
+        numbers = itertools.count()
+        next_number = torch.compiler.assume_constant_result(lambda: next(numbers))
+        traced = self._traced
+
+        def body(*args: Any, **kwargs: Any) -> tuple:
+            out, olds = traced(args, kwargs)
+            return next_number(), out, olds
+
+        # a code object and name of its own: torch keeps graphs, the count of recompilations and what it learned
+        # about changing sizes by code object or name, and would mix up every function compiled here
+        body.__code__ = body.__code__.replace(co_name=f"{_name(self.function)}_{next(_serial)}")
+        mode, backend = self.settings["mode"], self.settings["backend"]
+        options = dict(self.settings["options"] or {})
+        on_cpu = all(isinstance(x, torch.Tensor) and x.device.type == "cpu" for x in _torch.tree_leaves((args, kwargs)))
+        if mode:
+            if options:
+                raise ValueError("give mode or options, not both; torch.compile takes one of them")
+        elif backend == "inductor" and on_cpu:
+            options = {"layout_optimization": False} | options
+        if self.settings["unsafe_skip_guards"]:
+            options["guard_filter_fn"] = torch.compiler.skip_all_guards_unsafe
+        return torch.compile(body, fullgraph=True, backend=backend, mode=mode, options=options or None)
+
+    def _traced(self, args: tuple, kwargs: dict) -> tuple[Tree, tuple]:
+        for leaf in donate.leaves((args, kwargs)):
+            if not isinstance(leaf, torch.Tensor) or leaf.is_meta:
+                raise ValueError("an argument is no living tensor")  # _explain says which
+        out = self.function(*self._merge(args), **kwargs)
+        return donate.write([args[i] for i in self.donated], out) if self.donated else (out, ())
+
+    def _merge(self, args: tuple) -> tuple:
+        rest = iter(args)
+        total = len(args) + len(self.static)
+        return tuple([self.static[i] if i in self.static else next(rest) for i in range(total)])
+
+    def _named(self, args: tuple, kwargs: dict) -> dict[str, Tree]:
+        names = [name for i, name in enumerate(_parameters(self.function)) if i not in self.static]
+        names = [names[i] if i < len(names) else f"argument {i}" for i in range(len(args))]
+        return dict(zip(names, args, strict=True)) | kwargs
+
+    def _explain(self, error: Exception, args: tuple, kwargs: dict) -> None:
+        """Raise what went wrong during tracing as the function itself would, or as a sentence."""
+        named = self._named(args, kwargs)
+        donate.check_leaves(named)
+        out = self.function(*self._merge(args), **kwargs)
+        donate.check_results({name: args[i] for i, name in enumerate(named) if i in self.donated}, out)
+        place = _user_line(error)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TypeError(
+            f"fnn.jit needs {_name(self.function)} to be one graph, and it is not{place}: {reason}. Python control "
+            "flow on a tensor's value becomes torch.where; printing, .item() and other effects go outside"
+        ) from error
+
+
+def _user_line(error: Exception) -> str:
+    stack = getattr(error, "real_stack", None) or []
+    frames = [f for f in stack if "/torch/" not in f.filename and "/fnn/compile/" not in f.filename]
+    if not frames:
+        return ""
+    frame = frames[-1]
+    line = frame.line or linecache.getline(frame.filename, frame.lineno or 0).strip()
+    return f" at {frame.filename}:{frame.lineno}: `{line}`"
+
+
+def _split(function: Callable, args: tuple, static: tuple[int, ...]) -> tuple[tuple, tuple]:
+    values = tuple(args[i] for i in static if i < len(args))
+    for i, value in zip(static, values, strict=False):
+        try:
+            hash(value)
+        except TypeError:
+            raise TypeError(
+                f"argument {i} of {_name(function)} is static and must be hashable, got a {type(value).__name__}; "
+                "pass a tuple in place of a list"
+            ) from None
+        if isinstance(value, torch.Tensor):
+            raise TypeError(f"argument {i} of {_name(function)} is static and must be a Python value, got a tensor")
+    return tuple(arg for i, arg in enumerate(args) if i not in static), values
+
+
+def _numbers(argnums: int | Sequence[int]) -> tuple[int, ...]:
+    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    if any(not isinstance(n, int) or n < 0 for n in numbers) or len(set(numbers)) < len(numbers):
+        raise ValueError(f"argnums are different positions 0, 1, ..., got {argnums!r}")
+    return tuple(sorted(numbers))
+
+
+def _parameters(function: Callable) -> list[str]:
+    try:
+        return list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return []
+
+
+def _name(function: Callable) -> str:
+    return getattr(function, "__name__", type(function).__name__)

@@ -1,0 +1,79 @@
+"""Batches of arrays. A data set is a pytree of tensors with a common leading axis."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fnn import random
+from fnn import tree as _tree
+from fnn.tree import Tree
+
+
+def batches(arrays: Tree, batch_size: int, key: Tensor | None = None, drop_last: bool = False) -> Iterator[Tree]:
+    """The rows of a tree of tensors, ``batch_size`` at a time, on the device that they are on.
+
+    With a key in the order of ``random.permutation(key, rows)``, so the same key gives the same order;
+    without one in stored order. The last batch is short unless ``drop_last``. Raises ``ValueError`` for leaves of
+    different lengths and a batch size below 1.
+
+    >>> x, y = torch.arange(5.0), torch.arange(5)
+    >>> [labels.tolist() for _, labels in batches((x, y), 2)]
+    [[0, 1], [2, 3], [4]]
+    >>> len(list(batches((x, y), 2, random.key(0), drop_last=True)))
+    2
+    """
+    rows = length(arrays)
+    if batch_size < 1:
+        raise ValueError(f"batches expects batch_size >= 1, got {batch_size}")
+    order = None if key is None else random.permutation(key, rows).to(_tree.leaves(arrays)[0].device)
+    return _cut(arrays, order, rows - rows % batch_size if drop_last else rows, batch_size)
+
+
+def _cut(arrays: Tree, order: Tensor | None, rows: int, batch_size: int) -> Iterator[Tree]:
+    for start in range(0, rows, batch_size):
+        stop = min(start + batch_size, rows)
+        chosen = slice(start, stop) if order is None else order[start:stop]
+        yield _tree.map(lambda leaf, chosen=chosen: leaf[chosen], arrays)
+
+
+def length(arrays: Tree) -> int:
+    """The common length of the leading axis. Raises ``ValueError`` that lists the shapes when there is none.
+
+    >>> length((torch.zeros(3, 2), torch.zeros(3)))
+    3
+    """
+    shapes = {path: tuple(leaf.shape) for path, leaf in _tree.items(arrays)}
+    if not shapes or () in shapes.values() or len({shape[0] for shape in shapes.values()}) != 1:
+        raise ValueError(f"arrays need one common length of the leading axis, got shapes {shapes}")
+    return next(iter(shapes.values()))[0]
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Images of shape (batch, channels, height, width) at size x size: zeros around them where the margin is
+    small (28 to 32), bilinear interpolation otherwise (8 to 28). Values stay in the same range.
+
+    >>> resize(torch.ones(2, 1, 28, 28), 32).shape, resize(torch.ones(2, 1, 8, 8), 28).shape
+    (torch.Size([2, 1, 32, 32]), torch.Size([2, 1, 28, 28]))
+    """
+    margin = size - images.shape[-1]
+    if margin == 0 and images.shape[-2] == size:
+        return images
+    if images.shape[-1] == images.shape[-2] and 0 < margin <= 4:
+        before, after = margin // 2, margin - margin // 2
+        return F.pad(images, (before, after, before, after))
+    return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+
+
+def stack(dataset: object) -> tuple[Tensor, ...]:
+    """Any indexable data set of (input, label, ...) rows, such as torch's ``Dataset``, as whole tensors.
+
+    >>> rows = [(torch.zeros(2), 3), (torch.ones(2), 4)]
+    >>> stack(rows)
+    (tensor([[0., 0.], [1., 1.]]), tensor([3, 4]))
+    """
+    rows = [dataset[i] for i in range(len(dataset))]  # type: ignore[index, arg-type]
+    if not rows:
+        raise ValueError("stack got a data set without rows")
+    return tuple(torch.stack([torch.as_tensor(value) for value in column]) for column in zip(*rows, strict=True))

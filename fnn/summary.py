@@ -1,0 +1,25 @@
+"""What is in a network: paths, shapes, parameters, bytes."""
+
+from fnn import tree as _tree
+from fnn.tree import Tree
+
+
+def summary(params: Tree) -> str:
+    """A text table of the leaves: path, shape, parameters, bytes, and the totals.
+
+    >>> import fnn
+    >>> print(summary(fnn.linear(20, 10).init(fnn.random.key(0))))
+    path    shape     parameters  bytes
+    bias    (10,)             10     40
+    weight  (10, 20)         200    800
+    total                    210    840
+    """
+    rows = [("path", "shape", "parameters", "bytes")]
+    for path, leaf in _tree.items(params):
+        rows.append((path, str(tuple(leaf.shape)), f"{leaf.numel():,}", f"{leaf.numel() * leaf.element_size():,}"))
+    rows.append(("total", "", f"{_tree.size(params):,}", f"{_tree.bytes(params):,}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join(
+        f"{path:<{widths[0]}}  {shape:<{widths[1]}}  {count:>{widths[2]}}  {size:>{widths[3]}}"
+        for path, shape, count, size in rows
+    )

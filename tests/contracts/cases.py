@@ -1,0 +1,197 @@
+"""The tables of the contract: everything that has to pass every transform, each with a reference made another way.
+
+A case is ``function(params, x)``, float64 values for both, and ``reference(params, x)``: the same computed by
+``torch.nn`` or ``torch.nn.functional`` in ordinary autograd.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fnn
+from fnn import layers, losses
+
+
+class Case(NamedTuple):
+    function: Callable[[Any, Tensor], Tensor]
+    reference: Callable[[Any, Tensor], Tensor]
+    params: Any
+    x: Tensor
+
+
+def numbers(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def module(layer: fnn.Layer, net: nn.Module, *shape: int) -> Case:
+    """A layer against a torch module; the params' dotted paths are the module's own names."""
+    params = fnn.tree.cast(layer.init(fnn.random.key(5)), torch.float64)
+    net = net.double()
+
+    def reference(params: Any, x: Tensor) -> Tensor:
+        return torch.func.functional_call(net, fnn.tree.flatten(params), (x,))
+
+    return Case(layer.apply, reference, params, numbers(1, *shape))
+
+
+def function(ours: Callable, theirs: Callable, *shape: int) -> Case:
+    """A function without parameters; a scale stands in for them so that every transform has something to act on."""
+    params = {"scale": numbers(3, *shape[1:])}
+    return Case(lambda p, x: ours(p["scale"] * x), lambda p, x: theirs(p["scale"] * x), params, numbers(2, *shape))
+
+
+KEY = fnn.random.key(11)
+
+
+def dropped(params: Any, x: Tensor) -> Tensor:
+    return layers.dropout(0.4).apply({}, params["scale"] * x, key=KEY)
+
+
+def dropped_reference(params: Any, x: Tensor) -> Tensor:
+    keep = fnn.random.uniform(KEY, x.shape) < 0.6  # bernoulli's definition
+    return params["scale"] * x * keep / 0.6
+
+
+def torch_lenet() -> nn.Module:
+    parts = {
+        "conv1": nn.Conv2d(1, 6, 3), "relu1": nn.ReLU(), "pool1": nn.MaxPool2d(2),
+        "conv2": nn.Conv2d(6, 16, 3), "relu2": nn.ReLU(), "pool2": nn.MaxPool2d(2), "flatten": nn.Flatten(),
+        "fc1": nn.Linear(576, 120), "relu3": nn.ReLU(), "fc2": nn.Linear(120, 84), "relu4": nn.ReLU(),
+        "fc3": nn.Linear(84, 10),
+    }  # fmt: skip
+    net = nn.Sequential()
+    for name, part in parts.items():
+        net.add_module(name, part)
+    return net
+
+
+def torch_lenet5() -> nn.Module:
+    parts = {
+        "conv1": nn.Conv2d(1, 6, 5), "tanh1": nn.Tanh(), "pool1": nn.AvgPool2d(2),
+        "conv2": nn.Conv2d(6, 16, 5), "tanh2": nn.Tanh(), "pool2": nn.AvgPool2d(2), "flatten": nn.Flatten(),
+        "fc1": nn.Linear(400, 120), "tanh3": nn.Tanh(), "fc2": nn.Linear(120, 84), "tanh4": nn.Tanh(),
+        "fc3": nn.Linear(84, 10),
+    }  # fmt: skip
+    net = nn.Sequential()
+    for name, part in parts.items():
+        net.add_module(name, part)
+    return net
+
+
+def torch_mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(12, 7), nn.ReLU(), nn.Linear(7, 3))
+
+
+def torch_tanh_stack() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(32, 3))
+
+
+LAYERS: dict[str, Callable[[], Case]] = {
+    "linear": lambda: module(layers.linear(4, 3), nn.Linear(4, 3), 5, 4),
+    "linear, sequences": lambda: module(layers.linear(4, 3, bias=False), nn.Linear(4, 3, bias=False), 5, 2, 4),
+    "conv2d": lambda: module(layers.conv2d(2, 3, 3), nn.Conv2d(2, 3, 3), 4, 2, 6, 6),
+    "conv2d, strided, padded, dilated, grouped": lambda: module(
+        layers.conv2d(4, 6, (3, 2), 2, (1, 2), (1, 2), 2), nn.Conv2d(4, 6, (3, 2), 2, (1, 2), (1, 2), 2), 3, 4, 7, 8
+    ),
+    "conv2d, same, no bias": lambda: module(
+        layers.conv2d(2, 3, 3, padding="same", bias=False), nn.Conv2d(2, 3, 3, padding="same", bias=False), 3, 2, 5, 5
+    ),
+    "max_pool2d": lambda: function(
+        lambda x: layers.max_pool2d(3, 2, 1).apply({}, x), lambda x: F.max_pool2d(x, 3, 2, 1), 3, 2, 7, 7
+    ),
+    "avg_pool2d": lambda: function(
+        lambda x: layers.avg_pool2d(3, 2, 1).apply({}, x), lambda x: F.avg_pool2d(x, 3, 2, 1), 3, 2, 7, 7
+    ),
+    "dropout": lambda: Case(dropped, dropped_reference, {"scale": numbers(3, 6)}, numbers(2, 4, 6)),
+    "sequential": lambda: module(
+        layers.sequential(layers.conv2d(1, 2, 3), layers.tanh, layers.flatten, layers.linear(32, 3)),
+        torch_tanh_stack(), 3, 1, 6, 6,
+    ),
+    "models.mlp": lambda: module(fnn.models.mlp(12, 7, 3), torch_mlp(), 4, 12),
+    "models.lenet": lambda: module(fnn.models.lenet(), torch_lenet(), 2, 1, 32, 32),
+    "models.lenet5": lambda: module(fnn.models.lenet5(), torch_lenet5(), 2, 1, 32, 32),
+}  # fmt: skip
+
+ACTIVATIONS: dict[str, Callable[[], Case]] = {
+    "relu": lambda: function(layers.relu, F.relu, 4, 6),
+    "relu6": lambda: function(lambda x: layers.relu6(4 * x), lambda x: F.relu6(4 * x), 4, 6),
+    "leaky_relu": lambda: function(lambda x: layers.leaky_relu(x, 0.2), lambda x: F.leaky_relu(x, 0.2), 4, 6),
+    "elu": lambda: function(lambda x: layers.elu(x, 1.5), lambda x: F.elu(x, 1.5), 4, 6),
+    "selu": lambda: function(layers.selu, F.selu, 4, 6),
+    "gelu": lambda: function(layers.gelu, F.gelu, 4, 6),
+    "gelu, tanh": lambda: function(lambda x: layers.gelu(x, "tanh"), lambda x: F.gelu(x, approximate="tanh"), 4, 6),
+    "silu": lambda: function(layers.silu, F.silu, 4, 6),
+    "mish": lambda: function(layers.mish, F.mish, 4, 6),
+    "softplus": lambda: function(layers.softplus, F.softplus, 4, 6),
+    "sigmoid": lambda: function(layers.sigmoid, torch.sigmoid, 4, 6),
+    "log_sigmoid": lambda: function(layers.log_sigmoid, F.logsigmoid, 4, 6),
+    "tanh": lambda: function(layers.tanh, torch.tanh, 4, 6),
+    "softmax": lambda: function(layers.softmax, lambda x: F.softmax(x, -1), 4, 6),
+    "log_softmax": lambda: function(layers.log_softmax, lambda x: F.log_softmax(x, -1), 4, 6),
+    "flatten": lambda: function(layers.flatten, lambda x: x.flatten(1), 4, 2, 3),
+}
+
+CLASSES = torch.tensor([0, 4, 2, 4])
+IMAGE_CLASSES = torch.tensor([[0, 4], [2, 2], [1, 3], [4, 0]])
+SOFT = torch.softmax(numbers(7, 4, 5), -1)
+WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.1, 3.0], dtype=torch.float64)
+TARGET = numbers(8, 4, 5)
+BITS = (numbers(9, 4, 5) > 0).double()
+
+
+def loss(ours: Callable, theirs: Callable, target: Tensor, *shape: int) -> Case:
+    return function(lambda x: ours(x, target[: len(x)]), lambda x: theirs(x, target[: len(x)]), *(shape or (4, 5)))
+
+
+LOSSES: dict[str, Callable[[], Case]] = {
+    "cross_entropy": lambda: loss(losses.cross_entropy, F.cross_entropy, CLASSES),
+    "cross_entropy, pixels": lambda: loss(losses.cross_entropy, F.cross_entropy, IMAGE_CLASSES, 4, 5, 2),
+    "cross_entropy, probabilities": lambda: loss(losses.cross_entropy, F.cross_entropy, SOFT),
+    **{
+        f"cross_entropy, {name}, {kind}": (
+            lambda options=options, target=target: loss(
+                lambda x, y: losses.cross_entropy(x, y, **options),
+                lambda x, y: F.cross_entropy(x, y, **options),
+                target,
+            )
+        )
+        for kind, target in (("classes", CLASSES), ("probabilities", SOFT))
+        for name, options in {
+            "weight": {"weight": WEIGHT},
+            "smoothing": {"label_smoothing": 0.3},
+            "weight and smoothing": {"weight": WEIGHT, "label_smoothing": 0.3},
+            "sum": {"reduction": "sum", "label_smoothing": 0.1},
+            "none": {"reduction": "none", "weight": WEIGHT},
+        }.items()
+    },
+    "cross_entropy, ignore_index, weight, smoothing": lambda: loss(
+        lambda x, y: losses.cross_entropy(x, y, WEIGHT, 2, label_smoothing=0.2),
+        lambda x, y: F.cross_entropy(x, y, WEIGHT, ignore_index=2, label_smoothing=0.2),
+        CLASSES,
+    ),
+    "nll": lambda: loss(
+        lambda x, y: losses.nll(layers.log_softmax(x), y, WEIGHT),
+        lambda x, y: F.nll_loss(F.log_softmax(x, -1), y, WEIGHT),
+        CLASSES,
+    ),
+    "mse": lambda: loss(losses.mse, F.mse_loss, TARGET),
+    "l1": lambda: loss(losses.l1, F.l1_loss, TARGET),
+    "huber": lambda: loss(
+        lambda x, y: losses.huber(x, y, delta=0.7), lambda x, y: F.huber_loss(x, y, delta=0.7), TARGET
+    ),
+    "smooth_l1": lambda: loss(
+        lambda x, y: losses.smooth_l1(x, y, "sum", 0.7),
+        lambda x, y: F.smooth_l1_loss(x, y, reduction="sum", beta=0.7),
+        TARGET,
+    ),
+    "bce_with_logits": lambda: loss(
+        lambda x, y: losses.bce_with_logits(x, y, WEIGHT, pos_weight=2 * WEIGHT),
+        lambda x, y: F.binary_cross_entropy_with_logits(x, y, WEIGHT, pos_weight=2 * WEIGHT),
+        BITS,
+    ),
+}
+
+CASES = {**LAYERS, **ACTIVATIONS, **LOSSES}

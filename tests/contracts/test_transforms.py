@@ -1,0 +1,184 @@
+"""Every layer, activation and loss passes every transform, in eager and as one graph, against a reference."""
+
+import importlib.util
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+import fnn
+from fnn import tree
+
+spec = importlib.util.spec_from_file_location("cases", Path(__file__).with_name("cases.py"))
+cases = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+spec.loader.exec_module(cases)  # type: ignore[union-attr]
+
+PAGE = Path(__file__).parents[2] / "docs" / "transforms.md"
+STEP = 1e-6  # of central differences in float64
+
+
+class Setting:
+    """A case, a random cotangent that makes it scalar, and tangents."""
+
+    def __init__(self, name: str):
+        self.function, self.reference, self.params, self.x = cases.CASES[name]()
+        self.out = self.reference(self.params, self.x)
+        self.cotangent = cases.numbers(20, *self.out.shape)
+        self.tangent = tree.map(lambda leaf: cases.numbers(21, *leaf.shape), self.params)
+        self.stack = tree.stack([self.params, self.tangent, tree.scale(0.5, self.params)])
+
+    def scalar(self, params: Any, x: Tensor) -> Tensor:
+        out = self.function(params, x)
+        return (out * self.cotangent[: len(out)]).sum() if out.dim() else out * self.cotangent
+
+    def autograd(self, params: Any) -> Any:
+        """The gradient of the reference by ordinary autograd."""
+        leaves = [leaf.detach().clone().requires_grad_() for leaf in tree.leaves(params)]
+        (self.reference(tree.rebuild(params, leaves), self.x) * self.cotangent).sum().backward()
+        return tree.rebuild(params, [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves])
+
+    def moved(self, step: float) -> Any:
+        return tree.map(lambda p, t: p + step * t, self.params, self.tangent)
+
+    def samples(self) -> Tensor:
+        return self.x[:, None]
+
+
+def forward(s: Setting, params: Any, x: Tensor, tangent: Any, stack: Any) -> Any:
+    return s.function(params, x)
+
+
+def gradient(s: Setting, params: Any, x: Tensor, tangent: Any, stack: Any) -> Any:
+    return grad(s.scalar)(params, x)
+
+
+def per_sample(s: Setting, params: Any, x: Tensor, tangent: Any, stack: Any) -> Any:
+    return vmap(grad(s.scalar), (None, 0))(params, x[:, None])
+
+
+def forward_mode(s: Setting, params: Any, x: Tensor, tangent: Any, stack: Any) -> Any:
+    return jvp(lambda p: s.function(p, x), (params,), (tangent,))[1]
+
+
+def hessian_product(s: Setting, params: Any, x: Tensor, tangent: Any, stack: Any) -> Any:
+    return jvp(lambda p: grad(s.scalar)(p, x), (params,), (tangent,))[1]
+
+
+def ensemble(s: Setting, params: Any, x: Tensor, tangent: Any, stack: Any) -> Any:
+    return vmap(lambda p: s.function(p, x))(stack)
+
+
+def differences(function: Callable, s: Setting) -> Any:
+    high, low = function(s.moved(STEP)), function(s.moved(-STEP))
+    return tree.map(lambda a, b: (a - b) / (2 * STEP), high, low)
+
+
+# transform -> (how a user writes it, reference made another way, relative tolerance)
+TRANSFORMS: dict[str, tuple[Callable, Callable[[Setting], Any], float]] = {
+    "apply": (forward, lambda s: s.out, 1e-12),
+    "grad": (gradient, lambda s: s.autograd(s.params), 1e-10),
+    "vmap(grad)": (
+        per_sample,
+        lambda s: tree.stack([grad(s.scalar)(s.params, s.x[i : i + 1]) for i in range(len(s.x))]),
+        1e-10,
+    ),
+    "jvp": (forward_mode, lambda s: differences(lambda p: s.reference(p, s.x), s), 1e-6),
+    "jvp(grad)": (hessian_product, lambda s: differences(s.autograd, s), 1e-5),
+    "vmap over params": (ensemble, lambda s: torch.stack([s.reference(p, s.x) for p in tree.unstack(s.stack)]), 1e-10),
+}
+
+
+def assert_close(ours: Any, reference: Any, tolerance: float) -> None:
+    def check(a: Tensor, b: Tensor) -> None:
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * max(1.0, float(b.abs().max())))
+
+    tree.map(check, ours, reference)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", cases.CASES)
+def test_equal_to_the_reference(name: str, transform: str) -> None:
+    s = Setting(name)
+    function, reference, tolerance = TRANSFORMS[transform]
+    assert_close(function(s, s.params, s.x, s.tangent, s.stack), reference(s), tolerance)
+
+
+@pytest.mark.parametrize("name", cases.CASES)
+def test_one_graph_of_every_transform_equals_eager(name: str) -> None:
+    s = Setting(name)
+
+    def everything(*args: Any) -> list:
+        return [function(s, *args) for function, _, _ in TRANSFORMS.values()]
+
+    args = (s.params, s.x, s.tangent, s.stack)
+    compiled = fnn.jit(everything, backend="aot_eager")
+    assert_close(compiled(*args), everything(*args), 1e-10)
+    compiled(*args)
+    assert fnn.compile_count(compiled) == 1
+
+
+@pytest.mark.parametrize("name", ["models.mlp", "models.lenet", "cross_entropy, weight and smoothing, classes"])
+def test_generated_code_of_every_transform_equals_eager(name: str) -> None:
+    s = Setting(name)
+    args = (s.params, s.x, s.tangent, s.stack)
+    for function, _, _ in list(TRANSFORMS.values())[1::3]:  # grad and jvp(grad)
+        assert_close(fnn.jit(lambda *a, f=function: f(s, *a))(*args), function(s, *args), 1e-9)
+
+
+@pytest.mark.parametrize("name", cases.CASES)
+def test_pure_and_dtypes_kept(name: str) -> None:
+    s = Setting(name)
+    before = tree.map(torch.clone, (s.params, s.x))
+    state = torch.random.get_rng_state()
+    first, second = (s.function(s.params, s.x) for _ in range(2))
+    gradient(s, s.params, s.x, None, None)
+    assert torch.equal(first, second)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(tree.leaves(tree.map(torch.equal, (s.params, s.x), before)))
+    assert first.dtype == torch.float64
+    single = tree.cast((s.params, s.x), torch.float32)
+    if name not in cases.LOSSES:  # losses of float32 logits take float64 targets' dtype here
+        assert s.function(*single).dtype == torch.float32
+        assert s.function(*tree.cast(single, torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_every_public_name_is_in_the_table() -> None:
+    listed = {name.split(",")[0] for name in cases.CASES}
+    classes = {"Layer", "StatefulLayer", "ShapeError"}
+    public = set(fnn.layers.__all__) - classes
+    public |= {
+        name for name, value in vars(fnn.losses).items() if inspect.isfunction(value) and not name.startswith("_")
+    }
+    public -= {"softplus"} if "softplus" not in fnn.layers.__all__ else set()
+    public |= {f"models.{name}" for name in fnn.models.__all__}
+    assert public == listed
+
+
+def page() -> str:
+    header = ["", *TRANSFORMS, "jit of each"]
+    lines = [
+        "# Layers and transforms",
+        "",
+        "Made by `tests/contracts/test_transforms.py`, which checks every cell in float64: forward and gradient",
+        "against `torch.nn` and ordinary autograd, `vmap(grad)` against a loop, `jvp` and `jvp(grad)` against central",
+        "differences, `vmap` over params against a loop of `torch.nn`, and one graph of all (`fullgraph=True`) against",
+        "eager.",
+        "",
+        "| " + " | ".join(header) + " |",
+        "|" + "---|" * len(header),
+        *["| " + " | ".join([name, *["yes"] * len(TRANSFORMS), "yes"]) + " |" for name in cases.CASES],
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_documented_table_is_this_one() -> None:
+    assert PAGE.read_text() == page(), f"write it anew: python {Path(__file__).name}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

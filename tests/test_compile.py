@@ -1,0 +1,238 @@
+"""fnn.jit: one graph, donation that is exact, errors that are sentences."""
+
+from collections import namedtuple
+
+import pytest
+import torch
+
+import fnn
+
+Pair = namedtuple("Pair", "a b")
+
+
+def jit(function=None, **settings):
+    return fnn.jit(function, backend="eager", **settings)
+
+
+def tree(*values):
+    return {chr(97 + i): torch.tensor([float(v), 10.0 * v]) for i, v in enumerate(values)}
+
+
+def copied(*trees):
+    return [fnn.tree.map(torch.clone, t) for t in trees]
+
+
+def same(first, second):
+    return all(torch.equal(a, b) for a, b in zip(fnn.tree.leaves(first), fnn.tree.leaves(second), strict=True))
+
+
+HAZARDS = {
+    "update": lambda p, x: fnn.tree.map(lambda a: a + x, p),
+    "swap": lambda p, x: {"a": p["b"], "b": p["a"]},
+    "rotate and use": lambda p, x: {"a": p["b"] + p["a"], "b": p["a"] * x},
+    "shared result": lambda p, x: (lambda s: {"a": s, "b": s})(p["a"] + x),
+    "unchanged": lambda p, x: {"a": p["a"], "b": p["b"] + x},
+    "old among results": lambda p, x: (fnn.tree.map(lambda a: a * x, p), p),
+    "old view among results": lambda p, x: (fnn.tree.map(lambda a: a * x, p), p["a"][1:], x),
+    "flipped view": lambda p, x: {"a": p["b"].flip(0), "b": p["a"].flip(0)},
+    "value first": lambda p, x: (x * 2, fnn.tree.map(lambda a: a * x, p)),
+    "other order of keys": lambda p, x: {"b": p["b"] * x, "a": p["a"] - x},
+    "other containers": lambda p, x: [p["a"] + x, {"z": p["b"] - x}],
+    "named tuple": lambda p, x: Pair(p["a"] + x, p["b"]),
+}
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("name", HAZARDS)
+def test_donation_gives_the_pure_result(name, backend):
+    function = HAZARDS[name]
+    x = torch.tensor(3.0)
+    for _ in range(2):
+        (given,) = copied(tree(1, 2))
+        pointers = {leaf.data_ptr() for leaf in given.values()}
+        expected = function(tree(1, 2), x)
+        out = fnn.jit(function, donate_argnums=0, backend=backend)(given, x)
+        assert fnn.tree.structure(out) == fnn.tree.structure(expected)
+        assert same(out, expected)
+        assert pointers <= {leaf.data_ptr() for leaf in fnn.tree.leaves(out)}  # memory was taken over
+        assert all(leaf.is_meta for leaf in given.values())
+
+
+def adam_problem():
+    model = fnn.models.mlp(4, 5, 3)
+    params = model.init(fnn.random.key(0))
+    optimizer = fnn.optim.adam(1e-2)
+    batch = fnn.random.normal(fnn.random.key(1), (6, 4)), fnn.random.randint(fnn.random.key(2), (6,), 0, 3)
+
+    def loss(params, batch):
+        return fnn.losses.cross_entropy(model.apply(params, batch[0]), batch[1])
+
+    def step(params, opt_state, batch):
+        value, grads = fnn.value_and_grad(loss)(params, batch)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return fnn.optim.apply_updates(params, updates), opt_state, value
+
+    return step, params, optimizer.init(params), batch
+
+
+def test_loop_with_short_batch_and_changed_rate():
+    step, params, state, batch = adam_problem()
+    donated = jit(step, donate_argnums=(0, 1))
+    p, s = copied(params, state)
+    for i in range(6):
+        part = fnn.tree.map(lambda x, i=i: x[: 6 - i % 3], batch)
+        p, s, value = donated(p, s, part)
+        params, state, expected = step(params, state, part)
+        assert torch.equal(value, expected)
+        if i == 2:
+            assert fnn.compile_count(donated) == 2  # the second size made it symbolic, the third was free
+            rate = torch.tensor(0.5)
+            s, state = s._replace(learning_rate=rate.clone()), state._replace(learning_rate=rate)
+    assert same((p, s), (params, state))
+    assert fnn.compile_count(donated) == 2
+
+
+def test_inductor_donated_run_of_2000_steps_is_the_undonated_one_bit_for_bit():
+    step, params, state, batch = adam_problem()
+    pure, donated = fnn.jit(step), fnn.jit(step, donate_argnums=(0, 1))
+    p, s = copied(params, state)
+    start = {leaf.data_ptr() for leaf in fnn.tree.leaves(p)}
+    for _ in range(2000):
+        params, state, expected = pure(params, state, batch)
+        p, s, value = donated(p, s, batch)
+    assert torch.equal(value, expected)
+    assert same((p, s), (params, state))
+    assert {leaf.data_ptr() for leaf in fnn.tree.leaves(p)} == start
+    assert fnn.compile_count(pure) == fnn.compile_count(donated) == 1
+
+
+def test_undonated_arguments_are_left_alone():
+    p = tree(1, 2)
+    out = jit(HAZARDS["update"])(p, torch.tensor(1.0))
+    assert same(p, tree(1, 2))
+    assert same(out, {"a": torch.tensor([2.0, 11.0]), "b": torch.tensor([3.0, 21.0])})
+
+
+def test_using_a_donated_tree_is_an_error():
+    step = jit(HAZARDS["update"], donate_argnums=0)
+    old = tree(1, 2)
+    new = step(old, torch.tensor(1.0))
+    with pytest.raises(ValueError, match=r"p\['a'\] holds no data: it was donated"):
+        step(old, torch.tensor(1.0))
+    with pytest.raises(ValueError, match=r"p\['a'\] holds no data"):
+        jit(lambda p: fnn.tree.scale(2.0, p))(old)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        old["a"].tolist()
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        float(old["a"].sum())
+    assert new["a"].tolist() == [2.0, 11.0]  # the failed calls changed nothing
+    assert step(new, torch.tensor(1.0))["a"].tolist() == [3.0, 12.0]
+
+
+def test_memory_that_others_see_is_copied_first():
+    step = jit(HAZARDS["update"], donate_argnums=0)
+    base = torch.arange(4.0)
+    given = {"a": base[:2], "b": base[1:3]}  # two overlapping views
+    out = step(given, torch.tensor(1.0))
+    assert out["a"].tolist() == [1.0, 2.0]
+    assert out["b"].tolist() == [2.0, 3.0]
+    assert base.tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert given["a"].is_meta
+    detached = torch.ones(2)
+    out = step({"a": detached.detach(), "b": torch.zeros(2)}, torch.tensor(1.0))
+    assert detached.tolist() == [1.0, 1.0]
+    assert out["a"].tolist() == [2.0, 2.0]
+
+
+def test_one_tensor_in_two_donated_places_is_refused():
+    one = torch.ones(2)
+    with pytest.raises(ValueError, match=r"p\['a'\] and p\['b'\] are the same tensor"):
+        jit(HAZARDS["update"], donate_argnums=0)({"a": one, "b": one}, torch.tensor(1.0))
+    assert one.tolist() == [1.0, 1.0]
+
+
+def test_a_donated_tree_may_be_an_undonated_argument_too():
+    def step(p, target):
+        return fnn.tree.map(lambda a, b: a + 2 * b, p, target)
+
+    f = jit(step, donate_argnums=0)
+    p = f(tree(1, 2), tree(1, 2))
+    assert f(p, p)["a"].tolist() == [9.0, 90.0]
+
+
+@pytest.mark.parametrize("change", [lambda a: a.double(), lambda a: a[:1], lambda a: a.sum()])
+def test_changed_dtype_or_shape_is_refused(change):
+    given = tree(1, 2)
+    with pytest.raises(ValueError, match=r"p\['b'\] is donated, but no result is left with its shape \(2,\)"):
+        jit(lambda p: {"a": p["a"], "b": change(p["b"])}, donate_argnums=0)(given)
+    assert same(given, tree(1, 2))
+
+
+def test_unsafe_keep_donated_returns_the_same_tensors():
+    step = jit(HAZARDS["swap"], donate_argnums=0, unsafe_keep_donated=True)
+    given = tree(1, 2)
+    out = step(given, torch.tensor(1.0))
+    assert out["a"] is given["a"]
+    assert same(out, tree(2, 1))
+    assert same(step(out, torch.tensor(1.0)), tree(1, 2))
+
+
+@pytest.mark.parametrize("leaf", [3, 0.5, None, "relu"])
+def test_python_leaves_are_refused(leaf):
+    with pytest.raises(TypeError, match=r"p\['rate'\] is .*frozen into the graph"):
+        jit(lambda p: p["a"])({"a": torch.ones(1), "rate": leaf})
+
+
+def test_static_arguments():
+    f = jit(lambda x, power, y: x**power + y, static_argnums=1)
+    x, y = torch.tensor(2.0), torch.tensor(1.0)
+    assert [f(x, k, y).item() for k in (1, 2, 3, 1)] == [3.0, 5.0, 9.0, 3.0]
+    assert fnn.compile_count(f) == 3
+    with pytest.raises(TypeError, match="argument 1 of <lambda> is static and must be hashable, got a list"):
+        f(x, [1], y)
+    g = jit(lambda n, p: {"a": p["a"] * n}, static_argnums=0, donate_argnums=1)
+    assert g(3, {"a": torch.ones(1)})["a"].item() == 3.0
+    with pytest.raises(ValueError, match="either donated or static"):
+        jit(lambda p: p, donate_argnums=0, static_argnums=0)
+
+
+def test_a_graph_break_names_the_line():
+    def branch(x):
+        if x.sum() > 0:
+            return x
+        return -x
+
+    with pytest.raises(TypeError, match=r"branch to be one graph.*test_compile\.py:\d+: `if x\.sum\(\) > 0:`"):
+        jit(branch)(torch.ones(2))
+
+
+def test_exceptions_of_the_function_are_its_own():
+    model = fnn.models.mlp(4, 5, 3)
+    params = model.init(fnn.random.key(0))
+    with pytest.raises(fnn.ShapeError, match=r"params\['0'\]: linear expects"):
+        jit(model.apply)(params, torch.ones(2, 3))
+
+
+def test_transforms_of_a_compiled_function_are_refused():
+    f = jit(lambda x: (x * x).sum())
+    for transform in (fnn.vmap, fnn.grad):
+        with pytest.raises(TypeError, match=r"write fnn\.jit\(fnn\.vmap\(f\)\)"):
+            transform(f)(torch.ones(3, 2) if transform is fnn.vmap else torch.ones(3))
+    assert jit(fnn.vmap(f))(torch.ones(3, 2)).tolist() == [2.0, 2.0, 2.0]  # inside jit it is the plain function
+
+
+def test_many_functions_of_one_factory_do_not_share_a_limit():
+    def make(k):
+        return jit(lambda x: x + k)
+
+    assert [make(k)(torch.zeros(())).item() for k in range(20)] == [float(k) for k in range(20)]
+
+
+def test_donated_argument_by_keyword_is_refused():
+    with pytest.raises(TypeError, match="must be given by position"):
+        jit(lambda p: p, donate_argnums=0)(p=torch.ones(1))
+
+
+def test_results_do_not_require_gradients():
+    w = torch.ones(2, requires_grad=True)
+    assert not jit(lambda w: w * 2)(w).requires_grad

@@ -1,0 +1,100 @@
+import builtins
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import fnn
+from fnn.data import batches, load, resize, stack
+
+ROOT = os.environ.get("FNN_DATA")
+needs_mnist = pytest.mark.skipif(ROOT is None, reason="FNN_DATA names no folder with MNIST")
+
+
+def test_digits_are_the_uci_test_set() -> None:
+    data = load("digits")
+    images = torch.cat([data.train[0], data.test[0]])
+    labels = torch.cat([data.train[1], data.test[1]])
+    assert images.dtype == torch.float32
+    assert labels.dtype == torch.int64
+    assert images.shape == (1797, 1, 8, 8)
+    # class counts and the mean of 4.8842 of 16 inks, as the repository's description and scikit-learn give them
+    assert labels.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert abs(float(images.double().mean()) * 16 - 4.884165) < 1e-5
+    assert set((images * 16).unique().tolist()) == set(range(17))
+    assert len({image.numpy().tobytes() for image in images}) == 1797
+
+
+def test_digits_split_is_stratified_and_fixed() -> None:
+    data, again = load("digits"), load("digits")
+    share = data.test[1].bincount() / torch.cat([data.train[1], data.test[1]]).bincount()
+    assert ((share - 0.2).abs() < 0.005).all()
+    assert torch.equal(data.test[0], again.test[0])
+
+
+@needs_mnist
+@pytest.mark.parametrize(("name", "first"), [("mnist", [5, 0, 4, 1, 9]), ("fashion_mnist", [9, 0, 0, 3, 0])])
+def test_mnist_files(name: str, first: list[int]) -> None:
+    data = load(name, ROOT, size=32)
+    assert data.train[0].shape == (60000, 1, 32, 32)
+    assert data.test[0].shape == (10000, 1, 32, 32)
+    assert data.train[1][:5].tolist() == first
+    assert float(data.train[0].max()) == 1.0
+    assert len(data.classes) == 10
+
+
+def test_missing_files_say_where_they_belong(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"train-images-idx3-ubyte.*into .*MNIST/raw.*root="):
+        load("mnist", tmp_path, download=False)
+
+
+def test_unknown_name_and_missing_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="'digits', 'mnist', 'fashion_mnist'"):
+        load("cifar")  # type: ignore[arg-type]
+    real = builtins.__import__
+
+    def without(name: str, *args, **kwargs):
+        if name == "torchvision":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r"pip install 'fnn\[recipes\]'"):
+        load("mnist")
+
+
+def test_batches_cover_every_row_once_in_the_order_of_the_key() -> None:
+    arrays = {"x": torch.arange(10.0), "y": torch.arange(10)}
+    seen = [batch["y"].tolist() for batch in batches(arrays, 4, fnn.random.key(3))]
+    assert [len(rows) for rows in seen] == [4, 4, 2]
+    assert sorted(row for rows in seen for row in rows) == list(range(10))
+    assert seen == [batch["y"].tolist() for batch in batches(arrays, 4, fnn.random.key(3))]
+    assert seen != [batch["y"].tolist() for batch in batches(arrays, 4, fnn.random.key(4))]
+    assert all(torch.equal(b["x"], b["y"].float()) for b in batches(arrays, 4, fnn.random.key(3)))
+    assert [len(b["y"]) for b in batches(arrays, 4, drop_last=True)] == [4, 4]
+
+
+def test_batches_refuse_bad_input_at_once() -> None:
+    with pytest.raises(ValueError, match="batch_size >= 1, got 0"):
+        batches((torch.ones(3),), 0)
+    with pytest.raises(ValueError, match=r"one common length.*\(3,\).*\(4,\)"):
+        batches((torch.ones(3), torch.ones(4)), 2)
+
+
+def test_resize_pads_small_margins_and_interpolates_large_ones() -> None:
+    image = torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    padded = resize(image, 32)
+    assert torch.equal(padded[..., 2:30, 2:30], image)
+    assert float(padded.double().sum()) == pytest.approx(float(image.double().sum()))
+    assert resize(image, 28) is image
+    assert resize(torch.ones(1, 1, 8, 8), 28).eq(1).all()
+
+
+def test_stack_takes_any_dataset() -> None:
+    dataset = torch.utils.data.TensorDataset(torch.rand(4, 2), torch.arange(4))
+    x, y = stack(dataset)
+    assert torch.equal(x, dataset.tensors[0])
+    assert torch.equal(y, dataset.tensors[1])
+    with pytest.raises(ValueError, match="without rows"):
+        stack([])

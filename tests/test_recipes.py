@@ -1,0 +1,94 @@
+"""The recipes as a user runs them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import fnn
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
+
+
+def run(*arguments: str) -> str:
+    process = start(*arguments)
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return out
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_mlp_learns_the_digits_and_writes_everything(tmp_path: Path) -> None:
+    out = run("recipes.mlp", "--output", str(tmp_path))
+    assert "device" in out
+    assert "669,706" in out
+    assert metrics(tmp_path)[-1]["test_accuracy"] >= 0.95
+    params, _ = fnn.load(tmp_path / "checkpoint.safetensors").values()
+    images, labels = fnn.data.load("digits", size=28).test
+    logits = fnn.models.mlp(784, 512, 512, 10).apply(params, images)
+    assert float(fnn.metrics.accuracy(logits, labels)) == pytest.approx(metrics(tmp_path)[-1]["test_accuracy"])
+    for name in ("curves.png", "predictions.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path, optimizer: str) -> None:
+    flags = ("recipes.lenet", "--optimizer", optimizer, "--learning-rate", "0.01")
+    run(*flags, "--epochs", "3", "--output", str(tmp_path / "whole"))
+    run(*flags, "--epochs", "1", "--output", str(tmp_path / "parts"))
+    run(*flags, "--epochs", "3", "--output", str(tmp_path / "parts"), "--resume")
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    whole, parts = (fnn.load(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "parts"))
+    equal = fnn.tree.map(torch.equal, whole, parts)
+    assert all(fnn.tree.leaves(equal))
+
+
+def test_control_c_leaves_a_checkpoint_to_resume(tmp_path: Path) -> None:
+    process = start("recipes.mlp", "--epochs", "10000", "--output", str(tmp_path))
+    log = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= 2):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "no two epochs in two minutes"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "--resume" in out
+    done = len(metrics(tmp_path))
+    run("recipes.mlp", "--epochs", str(done + 1), "--output", str(tmp_path), "--resume")
+    assert [row["epoch"] for row in metrics(tmp_path)] == list(range(1, done + 2))
+
+
+def test_bad_flags_are_sentences(tmp_path: Path) -> None:
+    for flags, sentence in {("--resume",): "no checkpoint at", ("--device", "mps"): "torch finds"}.items():
+        process = start("recipes.mlp", "--output", str(tmp_path / "none"), *flags)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert sentence in errors
+        assert "Traceback" not in errors
+
+
+def test_import_needs_no_extra() -> None:
+    program = (
+        "import sys\n"
+        "for name in ('torchvision', 'matplotlib', 'tqdm', 'tyro', 'jax', 'scipy'): sys.modules[name] = None\n"
+        "import fnn; fnn.data.load('digits')"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
