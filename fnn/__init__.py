@@ -14,10 +14,23 @@ True
 
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
-from fnn import checkpoint, data, init, layers, losses, metrics, models, optim, random, tree
+from fnn import checkpoint, data, grads, init, layers, losses, metrics, models, optim, random, tree
 from fnn.checkpoint import load, save
 from fnn.compile import compile_count, epoch, fori, jit, scan
-from fnn.grads import value_and_grad
+from fnn.grads import (
+    accumulate_grad,
+    check_per_sample,
+    clipped_grad,
+    ghost_plan,
+    gradient_noise_scale,
+    noise_like,
+    per_sample_grad,
+    per_sample_moments,
+    per_sample_norms,
+    per_sample_value_and_grad,
+    poisson_sample,
+    value_and_grad,
+)
 from fnn.layers import (
     Layer,
     ShapeError,
@@ -42,7 +55,10 @@ __all__ = [
     "Optimizer",
     "ShapeError",
     "StatefulLayer",
+    "accumulate_grad",
+    "check_per_sample",
     "checkpoint",
+    "clipped_grad",
     "compile_count",
     "conv2d",
     "data",
@@ -51,7 +67,10 @@ __all__ = [
     "flatten",
     "fori",
     "gelu",
+    "ghost_plan",
     "grad",
+    "gradient_noise_scale",
+    "grads",
     "hessian",
     "init",
     "jacfwd",
@@ -65,7 +84,13 @@ __all__ = [
     "losses",
     "metrics",
     "models",
+    "noise_like",
     "optim",
+    "per_sample_grad",
+    "per_sample_moments",
+    "per_sample_norms",
+    "per_sample_value_and_grad",
+    "poisson_sample",
     "random",
     "relu",
     "save",

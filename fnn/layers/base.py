@@ -1,6 +1,7 @@
 """What a layer is, and how an error finds its place in a network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -56,3 +57,32 @@ def check_channels(layer: str, x: Tensor, channels: int | None, spatial: tuple[s
     if x.dim() not in (rank, rank + 1) or (channels is not None and x.shape[-rank] != channels):
         wanted = ", ".join(["batch", "channels" if channels is None else str(channels), *spatial])
         raise ShapeError(f"{layer} expects inputs of shape ({wanted}), got {tuple(x.shape)}")
+
+
+_apart = [0]  # how many per-sample transforms are being run or traced
+
+
+@contextmanager
+def samples_apart() -> Iterator[None]:
+    """While a per-sample transform runs the loss: the batch of one that layers see is one row of a larger batch."""
+    _apart[0] += 1
+    try:
+        yield
+    finally:
+        _apart[0] -= 1
+
+
+def refuse_samples_apart(layer: str) -> None:
+    """Raise ``ValueError`` inside a per-sample transform: for layers that mix the samples of a batch.
+
+    >>> with samples_apart():
+    ...     refuse_samples_apart("batch_norm")
+    Traceback (most recent call last):
+    ValueError: batch_norm in training mode normalises each sample by the statistics of the whole batch ...
+    """
+    if _apart[0]:
+        raise ValueError(
+            f"{layer} in training mode normalises each sample by the statistics of the whole batch, so the loss is no "
+            "sum over samples and has no per-sample gradient; write group_norm, layer_norm or instance_norm in its "
+            "place, or apply(params, state, x, train=False) to use the running statistics"
+        )

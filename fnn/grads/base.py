@@ -22,16 +22,7 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0, has_aux
     """
     numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        out = function(*args, **kwargs)
-        value = out[0] if has_aux else out
-        if not isinstance(value, Tensor) or value.dim() != 0:
-            what = (
-                f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            )
-            raise ValueError(f"value_and_grad needs a function with a scalar value, got {what}; write loss.mean()")
-        return out
-
+    checked = scalar_valued(function, "value_and_grad", has_aux)
     transformed = torch.func.grad_and_value(
         checked, argnums=argnums if isinstance(argnums, int) else numbers, has_aux=has_aux
     )
@@ -45,6 +36,22 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0, has_aux
         return value, grads
 
     return value_and_grad_of
+
+
+def scalar_valued(function: Callable, name: str, has_aux: bool = False) -> Callable:
+    """The same function, raising ``ValueError`` where its value is not a 0-d tensor."""
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        out = function(*args, **kwargs)
+        value = out[0] if has_aux else out
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            what = (
+                f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            )
+            raise ValueError(f"{name} needs a function with a scalar value, got {what}; write loss.mean()")
+        return out
+
+    return checked
 
 
 def check_differentiable(tree: _tree.Tree, name: str = "params") -> None:
