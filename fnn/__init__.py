@@ -15,7 +15,7 @@ True
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
 from fnn import init, layers, losses, metrics, models, optim, random, tree
-from fnn.compile import compile_count, epoch, fori, jit, scan
+from fnn.compile import compile_count, epoch, fori, jit, load_compiled, save_compiled, scan
 from fnn.grads import value_and_grad
 from fnn.layers import (
     Layer,
@@ -57,12 +57,14 @@ __all__ = [
     "layers",
     "linear",
     "linearize",
+    "load_compiled",
     "losses",
     "metrics",
     "models",
     "optim",
     "random",
     "relu",
+    "save_compiled",
     "scan",
     "sequential",
     "softmax",

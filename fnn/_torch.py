@@ -21,7 +21,6 @@ from torch.utils._pytree import (  # no public pytree module in any supported ve
 )
 
 
-
 def storage_users(tensor: Tensor) -> int:
     """How many tensors share the memory of this one, itself included."""
     handle = tensor.untyped_storage()  # counts itself

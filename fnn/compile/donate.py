@@ -55,7 +55,9 @@ def _assign(olds: list[list[Tensor]], out: Tree, flat: list) -> list[int] | None
             if (
                 block is None
                 and count == len(tree)
-                and all(place in free and _fits(flat[place], leaf) for place, leaf in zip(places_here, tree, strict=True))
+                and all(
+                    place in free and _fits(flat[place], leaf) for place, leaf in zip(places_here, tree, strict=True)
+                )
             ):
                 block = list(places_here)
         if block is None:

@@ -38,7 +38,9 @@ def scan(step: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, xs: Tree,
     def checked(carry: Tree, x: Tree) -> tuple[Tree, Tree]:
         new, y = step(carry, x)
         _tree.check_same_structure(carry, new, ("the carry", "the step's new carry"))
-        for path, old, leaf in zip(_tree.paths(carry, dotted=False), _tree.leaves(carry), _tree.leaves(new), strict=True):
+        for path, old, leaf in zip(
+            _tree.paths(carry, dotted=False), _tree.leaves(carry), _tree.leaves(new), strict=True
+        ):
             if leaf.shape != old.shape or leaf.dtype != old.dtype:
                 raise ValueError(
                     f"scan: carry{path} is {tuple(old.shape)} {old.dtype} and becomes {tuple(leaf.shape)} "
