@@ -4,7 +4,9 @@
 """
 
 import argparse
+import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +71,7 @@ def module(name: str) -> nn.Module:
     if name in WIDTHS:
         sizes = WIDTHS[name]
         layers: list[nn.Module] = []
-        for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for i, (a, b) in enumerate(itertools.pairwise(sizes)):
             layers += [nn.Linear(a, b), nn.ReLU()] if i < len(sizes) - 2 else [nn.Linear(a, b)]
         return nn.Sequential(*layers)
     return {"lenet": LeNet, "residual": Residual, "transformer": Transformer}[name]()
@@ -119,10 +121,10 @@ def rivals(name: str, optimizer: str, x: Tensor, y: Tensor) -> dict[str, Callabl
         updates, state = update.update(grads, state, params)
         return fnn.optim.apply_updates(params, updates), state, value
 
-    def ours(**settings: object) -> Callable[[], object]:
+    def ours(**settings: Any) -> Callable[[], object]:
         params = {path: leaf.clone() for path, leaf in start.items()}
         held = [params, update.init(params)]
-        step = fnn.jit(train_step, **settings)  # type: ignore[arg-type]
+        step = fnn.jit(train_step, **settings)
 
         def call() -> Tensor:
             held[0], held[1], value = step(held[0], held[1], (x, y))
@@ -149,21 +151,21 @@ def jax_step(name: str, optimizer: str, start: dict[str, Tensor], x: Tensor, y: 
     params = [jnp.array(leaf.numpy()) for leaf in start.values()]
     images, labels = jnp.array(x.numpy()), jnp.array(y.numpy())
 
-    def apply(p: list, x: object) -> object:
+    def apply(p: list, x: Any) -> Any:
         pairs = list(zip(p[::2], p[1::2], strict=True))
         if name == "lenet":
             for w, b in pairs[:2]:
                 x = jax.nn.relu(jax.lax.conv(x, w, (1, 1), "VALID") + b[:, None, None])
                 x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
             pairs = pairs[2:]
-        x = x.reshape(x.shape[0], -1)  # type: ignore[attr-defined]
+        x = x.reshape(x.shape[0], -1)
         for w, b in pairs[:-1]:
             x = jax.nn.relu(x @ w.T + b)
         return x @ pairs[-1][0].T + pairs[-1][1]
 
     update = {"sgd": optax.sgd, "adam": optax.adam}[optimizer](RATES[optimizer])
 
-    def step(params: list, state: object) -> tuple:
+    def step(params: list, state: Any) -> tuple:
         loss = lambda p: optax.softmax_cross_entropy_with_integer_labels(apply(p, images), labels).mean()
         value, grads = jax.value_and_grad(loss)(params)
         updates, state = update.update(grads, state)
