@@ -16,7 +16,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
 from fnn import checkpoint, data, grads, init, layers, losses, metrics, models, optim, random, tree
 from fnn.checkpoint import load, save
-from fnn.compile import compile_count, epoch, fori, jit, scan
+from fnn.compile import compile_count, epoch, fori, jit, load_compiled, save_compiled, scan
 from fnn.grads import (
     accumulate_grad,
     check_per_sample,
@@ -81,6 +81,7 @@ __all__ = [
     "linear",
     "linearize",
     "load",
+    "load_compiled",
     "losses",
     "metrics",
     "models",
@@ -94,6 +95,7 @@ __all__ = [
     "random",
     "relu",
     "save",
+    "save_compiled",
     "scan",
     "sequential",
     "softmax",

@@ -236,3 +236,64 @@ def test_donated_argument_by_keyword_is_refused():
 def test_results_do_not_require_gradients():
     w = torch.ones(2, requires_grad=True)
     assert not jit(lambda w: w * 2)(w).requires_grad
+
+
+def test_generated_code_writes_the_update_into_the_donated_buffers():
+    from torch._inductor.utils import fresh_cache, run_and_get_code
+
+    optimizer = fnn.optim.adam(1e-3)
+
+    def step(params, state, grads):
+        updates, state = optimizer.update(grads, state, params)
+        return fnn.optim.apply_updates(params, updates), state
+
+    def code(**settings):
+        params = {"w": torch.ones(64, 32)}
+        with fresh_cache():
+            return run_and_get_code(
+                fnn.jit(step, **settings), params, optimizer.init(params), {"w": torch.ones(64, 32)}
+            )[1]
+
+    (pure,), (donated,) = code(), code(donate_argnums=(0, 1))
+    buffer = "empty_strided_cpu((64, 32)"
+    assert pure.count(buffer) == 3  # param, mean and square
+    assert donated.count(buffer) == 0
+    assert ".copy_(" not in donated
+    assert donated.count("cpp_pybinding(") <= pure.count("cpp_pybinding(")  # no kernel that only copies
+
+
+SHIP = """
+import sys, torch, fnn
+f = fnn.jit(lambda p: {"w": torch.sin(p["w"]) * 2}, donate_argnums=0)
+if sys.argv[1] == "load":
+    fnn.load_compiled(sys.argv[2])
+f({"w": torch.ones(7)})
+if sys.argv[1] == "save":
+    fnn.save_compiled(sys.argv[2])
+from torch._dynamo.utils import counters
+hits = counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"]
+print("HITS", hits)
+"""
+
+
+@pytest.mark.slow
+def test_a_second_process_is_warm_and_artifacts_can_be_shipped(tmp_path):
+    import os
+    import subprocess
+    import sys
+
+    def run(action, cache):
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / cache)}
+        command = [sys.executable, "-c", SHIP, action, str(tmp_path / "step.bin")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        return int(done.stdout.split("HITS")[1])
+
+    assert run("save", "one") == 0
+    assert run("again", "one") > 0
+    assert run("load", "two") > 0
+
+
+def test_save_compiled_without_anything_compiled_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: None)
+    with pytest.raises(ValueError, match="nothing has been compiled"):
+        fnn.save_compiled(tmp_path / "step.bin")

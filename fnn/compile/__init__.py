@@ -1,6 +1,6 @@
 """Compilation of whole pure functions: one graph, donated memory, loops on the device."""
 
-from fnn.compile.jit import compile_count, jit
+from fnn.compile.jit import compile_count, jit, load_compiled, save_compiled
 from fnn.compile.scan import epoch, fori, scan
 
-__all__ = ["compile_count", "epoch", "fori", "jit", "scan"]
+__all__ = ["compile_count", "epoch", "fori", "jit", "load_compiled", "save_compiled", "scan"]

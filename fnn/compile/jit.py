@@ -4,7 +4,9 @@ import functools
 import inspect
 import itertools
 import linecache
+import os
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +37,7 @@ def jit(
     """Compile a whole pure function as one graph. Use as ``@jit`` or ``@jit(...)``.
 
     Args:
-        function: pure; its arguments and results are trees of tensors.
+        function: a pure function of trees of tensors.
         donate_argnums: positional arguments whose memory the results take over, so that a train step holds
             one copy of params and optimizer state. The donated tensors hold no data afterwards; go on with
             the results: ``params, opt_state, value = step(params, opt_state, batch)``. Each donated leaf needs
@@ -114,6 +116,28 @@ def compile_count(jitted: Callable) -> int:
     0
     """
     return jitted.compile_count()  # type: ignore[attr-defined]
+
+
+def save_compiled(path: str | os.PathLike) -> None:
+    """Write what this process has compiled to a file, to be shipped with a recipe.
+
+    Raises ``ValueError`` when nothing was compiled.
+    """
+    saved = torch.compiler.save_cache_artifacts()
+    if saved is None:
+        raise ValueError("save_compiled: nothing has been compiled in this process yet; call the function first")
+    part = Path(f"{os.fspath(path)}.part")
+    part.write_bytes(saved[0])
+    os.replace(part, path)
+
+
+def load_compiled(path: str | os.PathLike) -> None:
+    """Read a file of :func:`save_compiled` into torch's cache, before the first call of the functions.
+
+    The file holds machine code, so load only files that you trust. It fits the same torch version, kind of
+    processor and source code; other functions compile as usual.
+    """
+    torch.compiler.load_cache_artifacts(Path(path).read_bytes())
 
 
 class _Compiled:
