@@ -14,7 +14,7 @@ True
 
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
-from fnn import init, layers, losses, metrics, models, optim, random, tree
+from fnn import init, jacobian, layers, losses, metrics, models, optim, random, tree
 from fnn.compile import compile_count, jit
 from fnn.grads import value_and_grad
 from fnn.layers import (
@@ -49,6 +49,7 @@ __all__ = [
     "hessian",
     "init",
     "jacfwd",
+    "jacobian",
     "jacrev",
     "jit",
     "jvp",

@@ -23,7 +23,8 @@ class LinearOperator:
     number the entries as ``fnn.tree.ravel`` does. ``A + B, A - B, -A, c * A, A @ B, A.T`` are operators again.
 
     A product costs what ``matvec`` costs; with k columns it is one ``vmap``, k times the memory. The operator
-    itself holds nothing but its functions. Products pass ``fnn.jit``, ``vmap`` and ``grad``.
+    itself holds nothing but its functions. Products pass ``fnn.jit``, ``vmap`` and ``grad``; compiled code
+    writes ``A(x)`` for ``A @ x``, because torch.compile hands ``@`` with a tensor to torch.
 
     >>> A = matrix_operator(torch.tensor([[2.0, 1.0], [1.0, 3.0]]))
     >>> A @ torch.tensor([1.0, 0.0])
@@ -69,14 +70,15 @@ class LinearOperator:
         """The transpose. Raises ``ValueError`` for an operator made without ``rmatvec``."""
         if self._transpose is None:
             if self.rmatvec is None:
-                raise ValueError(
-                    "this operator has no transpose; write LinearOperator(..., rmatvec=transposed_product)"
-                )
+                raise ValueError("this operator has no transpose; write LinearOperator(..., rmatvec=transposed)")
             self._transpose = LinearOperator(self.rmatvec, self.output, self.input, self.matvec)
             self._transpose._transpose = self
         return self._transpose
 
     def __matmul__(self, x: Any) -> Any:
+        return self(x)
+
+    def __call__(self, x: Any) -> Any:
         if isinstance(x, LinearOperator):
             return self._compose(x)
         if isinstance(x, Tensor) and not (isinstance(self.input, Tensor) and x.shape == self.input.shape):
@@ -208,7 +210,8 @@ class LinearOperator:
 
         back = None if self.rmatvec is None else product(self.T)
         numpy_dtype = torch.zeros((), dtype=self.dtype).numpy().dtype
-        return ScipyOperator(self.shape, matvec=product(self), rmatvec=back, dtype=numpy_dtype)
+        make: Any = ScipyOperator  # its constructor picks a subclass, which type checkers cannot follow
+        return make(self.shape, matvec=product(self), rmatvec=back, dtype=numpy_dtype)
 
     def __repr__(self) -> str:
         kind = "symmetric " if self.symmetric else ""

@@ -156,9 +156,9 @@ def _output_fisher(likelihood: str, output: Tensor, u: Tensor) -> Tensor:
 
 def _sandwich(model: Callable, params: Tree, v: Tree, middle: Callable) -> Tree:
     """J^T middle(output, J v)."""
-    output, tangent = torch.func.jvp(model, (params,), (v,))
-    _, back = torch.func.vjp(model, params)
-    return back(middle(output, tangent))[0]
+    forward: tuple = torch.func.jvp(model, (params,), (v,))
+    output, tangent = forward
+    return torch.func.vjp(model, params)[1](middle(output, tangent))[0]
 
 
 def _mean_operator(product: Callable, params: Tree, calls: "_Calls") -> LinearOperator:
