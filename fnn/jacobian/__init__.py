@@ -24,22 +24,34 @@ from fnn.jacobian.solvers import (
     minres,
     neumann,
 )
+from fnn.jacobian.spectrum import (
+    Density,
+    Eigenpairs,
+    eigenpairs,
+    log_determinant,
+    spectral_density,
+)
 
 __all__ = [
+    "Density",
+    "Eigenpairs",
     "Estimate",
     "LinearOperator",
     "Solution",
     "cg",
     "diagonal",
+    "eigenpairs",
     "fisher_operator",
     "frobenius_norm",
     "ggn_operator",
     "hessian_operator",
     "identity_operator",
     "jacobian_operator",
+    "log_determinant",
     "lsmr",
     "matrix_operator",
     "minres",
     "neumann",
+    "spectral_density",
     "trace",
 ]
