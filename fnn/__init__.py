@@ -14,7 +14,7 @@ True
 
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
-from fnn import checkpoint, data, grads, init, layers, losses, metrics, models, optim, random, tree
+from fnn import checkpoint, data, grads, init, jacobian, layers, losses, metrics, models, optim, random, tree
 from fnn.checkpoint import load, save
 from fnn.compile import compile_count, epoch, fori, jit, load_compiled, save_compiled, scan
 from fnn.grads import (
@@ -74,6 +74,7 @@ __all__ = [
     "hessian",
     "init",
     "jacfwd",
+    "jacobian",
     "jacrev",
     "jit",
     "jvp",

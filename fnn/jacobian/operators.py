@@ -1,0 +1,216 @@
+"""Jacobians and curvature matrices of functions of a tree as linear operators.
+
+With ``batch`` the function is called as ``function(params, batch)``, with ``batches`` (a list, a loader:
+anything that can be iterated again and again) once for each; without either as ``function(params)``.
+Losses are means over the samples of a batch, and several batches give the mean over all samples, whatever
+their sizes. A product keeps the graph of one batch at a time.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fnn import tree as _tree
+from fnn.grads import check_differentiable
+from fnn.jacobian.linear_operator import LinearOperator
+from fnn.tree import Tree
+
+Likelihood = Literal["categorical", "normal", "bernoulli"]
+
+_NONE: Any = object()
+
+
+def jacobian_operator(
+    function: Callable, params: Tree, batch: Any = _NONE, *, batches: Iterable | None = None
+) -> LinearOperator:
+    """J of ``function``, rows numbered by its output: ``J @ v`` by forward mode, ``J.T @ u`` by reverse mode.
+
+    With ``batches`` the outputs are joined along their first axis. Each product costs about two (``@``) or
+    three (``.T @``) calls of the function. Memory: forward mode that of one call, reverse mode all activations
+    of one batch. Raises ``TypeError`` naming a leaf of params that has no derivative, ``ValueError`` for no
+    batches or an iterator that can be read only once.
+
+    >>> J = jacobian_operator(lambda x: x * x, torch.tensor([1.0, 2.0]))
+    >>> J.dense()
+    tensor([[2., 0.],
+            [0., 4.]])
+    """
+    check_differentiable(params)
+    calls = _Calls(batch, batches)
+    with torch.no_grad():
+        outputs = [function(params, *args) for _, args in calls]
+    output = outputs[0] if len(outputs) == 1 else _tree.concat(outputs)
+    lengths = [_tree.leaves(out)[0].shape[:1] for out in outputs]
+    check_differentiable(output, "the function's output")
+
+    def product(v: Tree) -> Tree:
+        parts = [torch.func.jvp(lambda p, args=args: function(p, *args), (params,), (v,))[1] for _, args in calls]
+        return parts[0] if len(parts) == 1 else _tree.concat(parts)
+
+    def transposed(u: Tree) -> Tree:
+        total, start = None, 0
+        for (_, args), length in zip(calls, lengths, strict=True):
+            part = u
+            if len(lengths) > 1:
+                stop = start + length[0]
+                part = _tree.map(lambda leaf, start=start, stop=stop: leaf[start:stop], u)
+                start = stop
+            (back,) = torch.func.vjp(lambda p, args=args: function(p, *args), params)[1](part)
+            total = back if total is None else _tree.add(total, back)
+        return total
+
+    return LinearOperator(product, params, output, transposed)
+
+
+def hessian_operator(
+    loss: Callable, params: Tree, batch: Any = _NONE, *, batches: Iterable | None = None
+) -> LinearOperator:
+    """The Hessian of a scalar loss, forward over reverse (Pearlmutter, 1994), symmetric.
+
+    A product costs about two gradients, six calls of the loss; memory twice that of a gradient. Raises
+    ``ValueError`` for a loss that is not a scalar, and what :func:`jacobian_operator` raises.
+
+    >>> H = hessian_operator(lambda p: (p["w"] ** 3).sum(), {"w": torch.tensor([1.0, 2.0])})
+    >>> H @ torch.ones(2)
+    tensor([ 6., 12.])
+    """
+    check_differentiable(params)
+
+    def product(v: Tree, *args: Any) -> Tree:
+        gradient = torch.func.grad(lambda p: _scalar(loss(p, *args), "hessian_operator"))
+        return torch.func.jvp(gradient, (params,), (v,))[1]
+
+    return _mean_operator(product, params, _Calls(batch, batches))
+
+
+def ggn_operator(
+    model_fn: Callable, loss_fn: Callable, params: Tree, batch: Any = _NONE, *, batches: Iterable | None = None
+) -> LinearOperator:
+    """The generalized Gauss-Newton matrix J^T H J (Schraudolph, 2002), symmetric.
+
+    J is the Jacobian of ``model_fn(params, batch)``, H the Hessian of the scalar ``loss_fn(output, batch)``;
+    positive semidefinite where the loss is convex in the output. A product costs a forward-mode and a
+    reverse-mode pass, about five calls of the model; memory that of a gradient and its tangents.
+
+    >>> x, y = torch.ones(3, 2), torch.zeros(3)
+    >>> model, loss = (lambda w, batch: batch[0] @ w), (lambda out, batch: ((out - batch[1]) ** 2).mean())
+    >>> ggn_operator(model, loss, torch.zeros(2), (x, y)).dense()
+    tensor([[2., 2.],
+            [2., 2.]])
+    """
+    check_differentiable(params)
+
+    def product(v: Tree, *args: Any) -> Tree:
+        hessian = lambda out, u: torch.func.jvp(
+            torch.func.grad(lambda o: _scalar(loss_fn(o, *args), "ggn_operator")), (out,), (u,)
+        )[1]
+        return _sandwich(lambda p: model_fn(p, *args), params, v, hessian)
+
+    return _mean_operator(product, params, _Calls(batch, batches))
+
+
+def fisher_operator(
+    model_fn: Callable,
+    params: Tree,
+    batch: Any = _NONE,
+    *,
+    batches: Iterable | None = None,
+    likelihood: Likelihood = "categorical",
+) -> LinearOperator:
+    """The Fisher information, mean over the samples of the output's first axis, symmetric and semidefinite.
+
+    J^T F J with the exact F of one sample's output: diag(p) - p p^T, p = softmax(logits) over axis 1, for
+    ``"categorical"``; the identity for ``"normal"`` with unit variance; diag(p (1 - p)), p = sigmoid(logits),
+    for ``"bernoulli"``. Cost and memory are those of :func:`ggn_operator`. Raises ``ValueError`` for another
+    likelihood.
+
+    >>> fisher_operator(lambda w, x: x @ w, torch.zeros(2), torch.eye(2), likelihood="normal").dense()
+    tensor([[0.5000, 0.0000],
+            [0.0000, 0.5000]])
+    """
+    check_differentiable(params)
+    if likelihood not in ("categorical", "normal", "bernoulli"):
+        raise ValueError(f"likelihood is 'categorical', 'normal' or 'bernoulli', got {likelihood!r}")
+
+    def product(v: Tree, *args: Any) -> Tree:
+        return _sandwich(
+            lambda p: model_fn(p, *args), params, v, lambda out, u: _output_fisher(likelihood, out, u) / out.shape[0]
+        )
+
+    return _mean_operator(product, params, _Calls(batch, batches))
+
+
+def _output_fisher(likelihood: str, output: Tensor, u: Tensor) -> Tensor:
+    if likelihood == "normal":
+        return u
+    if likelihood == "bernoulli":
+        p = torch.sigmoid(output)
+        return p * (1.0 - p) * u
+    if output.dim() < 2:
+        raise ValueError(f"likelihood='categorical' needs logits (batch, classes, ...), got {tuple(output.shape)}")
+    p = torch.softmax(output, 1)
+    return p * (u - (p * u).sum(1, keepdim=True))
+
+
+def _sandwich(model: Callable, params: Tree, v: Tree, middle: Callable) -> Tree:
+    """J^T middle(output, J v)."""
+    forward: tuple = torch.func.jvp(model, (params,), (v,))
+    output, tangent = forward
+    return torch.func.vjp(model, params)[1](middle(output, tangent))[0]
+
+
+def _mean_operator(product: Callable, params: Tree, calls: "_Calls") -> LinearOperator:
+    total = sum(size for size, _ in calls)
+
+    def mean(v: Tree) -> Tree:
+        result = None
+        for size, args in calls:
+            part = product(v, *args)
+            part = part if size == total else _tree.scale(size / total, part)
+            result = part if result is None else _tree.add(result, part)
+        return result
+
+    return LinearOperator(mean, params, symmetric=True)
+
+
+class _Calls:
+    """The extra arguments of each call of the function, with the number of samples in them."""
+
+    def __init__(self, batch: Any, batches: Iterable | None) -> None:
+        if batches is None:
+            self.batches = None
+            self.single = [(1, () if batch is _NONE else (batch,))]
+            return
+        if batch is not _NONE:
+            raise ValueError("give either one batch or batches=[...], not both")
+        if iter(batches) is batches:
+            raise ValueError(
+                "batches is an iterator and can be read once, but every product reads it; write batches=list(batches)"
+            )
+        self.batches = batches
+        if next(iter(self), None) is None:
+            raise ValueError("batches is empty; an operator needs at least one batch")
+
+    def __iter__(self) -> Any:
+        if self.batches is None:
+            return iter(self.single)
+        return ((_batch_size(batch), (batch,)) for batch in self.batches)
+
+
+def _batch_size(batch: Any) -> int:
+    lengths = {path: leaf.shape[:1] for path, leaf in _tree.items(batch)}
+    if len(set(lengths.values())) != 1 or () in lengths.values():
+        raise ValueError(
+            "the leaves of a batch must share their first axis, the samples, so that batches are weighted by their "
+            f"sizes; got first axes { {path: tuple(length) for path, length in lengths.items()} }"
+        )
+    return next(iter(lengths.values()))[0]
+
+
+def _scalar(value: Any, name: str) -> Tensor:
+    if not isinstance(value, Tensor) or value.dim() != 0:
+        given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name} needs a loss with a scalar value, got {given}; write loss.mean()")
+    return value
