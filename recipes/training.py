@@ -74,7 +74,7 @@ def run(name: str, model: fnn.Layer, size: int, flags: Flags) -> dict[str, float
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return fnn.optim.apply_updates(params, updates), opt_state, value
 
-    step = fnn.jit(train_step) if flags.compile else train_step
+    step = fnn.jit(train_step, donate_argnums=(0, 1)) if flags.compile else train_step
 
     print(f"device {device}\n{fnn.summary(params)}")
     try:
