@@ -86,7 +86,7 @@ def test_loop_with_short_batch_and_changed_rate():
         assert torch.equal(value, expected)
         if i == 2:
             assert fnn.compile_count(donated) == 2  # the second size made it symbolic, the third was free
-            rate = torch.tensor(0.5)
+            rate = torch.full_like(state.learning_rate, 0.5)
             s, state = s._replace(learning_rate=rate.clone()), state._replace(learning_rate=rate)
     assert same((p, s), (params, state))
     assert fnn.compile_count(donated) == 2

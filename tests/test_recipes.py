@@ -47,9 +47,8 @@ def test_mlp_learns_the_digits_and_writes_everything(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path, optimizer: str) -> None:
-    flags = ("recipes.lenet", "--optimizer", optimizer, "--learning-rate", "0.01")
+def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
+    flags = ("recipes.lenet", "--optimizer", "adam", "--learning-rate", "0.01")
     run(*flags, "--epochs", "3", "--output", str(tmp_path / "whole"))
     run(*flags, "--epochs", "1", "--output", str(tmp_path / "parts"))
     run(*flags, "--epochs", "3", "--output", str(tmp_path / "parts"), "--resume")

@@ -107,8 +107,8 @@ _ABSENT = ()  # what stands for a missing leaf where a key cannot be left out (l
 def partition(tree: Tree, predicate: Callable[[str], bool]) -> tuple[Tree, Tree]:
     """Split a tree in two by dotted path: ``(where predicate holds, the rest)``.
 
-    A leaf that belongs to the other part is an absent key (in a list or tuple: an empty tuple), so both
-    parts are trees that every transform accepts. :func:`combine` puts them together again.
+    What belongs to the other part is an absent key (in a list or tuple: an empty tuple), so both parts are
+    trees that every transform accepts. :func:`combine` puts them together again.
 
     >>> trained, frozen = partition({"body": torch.ones(1), "head": torch.zeros(1)}, lambda p: p == "head")
     >>> trained, frozen
@@ -120,9 +120,7 @@ def partition(tree: Tree, predicate: Callable[[str], bool]) -> tuple[Tree, Tree]
             return node if bool(predicate(".".join(path))) is wanted else _ABSENT
         if isinstance(node, dict):
             parts = {key: part(child, (*path, str(key)), wanted) for key, child in node.items()}
-            return {
-                key: child for key, child in parts.items() if not (child is _ABSENT and isinstance(node[key], Tensor))
-            }
+            return {key: child for key, child in parts.items() if leaves(child) or not leaves(node[key])}
         if is_namedtuple(node):
             return type(node)(*[part(getattr(node, name), (*path, name), wanted) for name in node._fields])
         if isinstance(node, (list, tuple)):

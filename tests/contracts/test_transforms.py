@@ -1,11 +1,11 @@
 """Every layer, activation and loss passes every transform, in eager and as one graph, against a reference."""
 
-import importlib.util
 import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cases
 import pytest
 import torch
 from torch import Tensor
@@ -13,10 +13,6 @@ from torch.func import grad, jvp, vmap
 
 import fnn
 from fnn import tree
-
-spec = importlib.util.spec_from_file_location("cases", Path(__file__).with_name("cases.py"))
-cases = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-spec.loader.exec_module(cases)  # type: ignore[union-attr]
 
 PAGE = Path(__file__).parents[2] / "docs" / "transforms.md"
 STEP = 1e-6  # of central differences in float64
