@@ -37,13 +37,15 @@ def cross_entropy(
     _check_reduction(reduction)
     dim = 0 if logits.dim() == 1 else 1
     _check_classes("cross_entropy", logits, targets, weight, dim)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"cross_entropy expects 0 <= label_smoothing <= 1, got {label_smoothing}")
     log_probs = log_softmax(logits, dim)
     if targets.is_floating_point():
         classes = logits.shape[dim]
         mixed = targets * (1.0 - label_smoothing) + label_smoothing / classes
         weighted = log_probs if weight is None else log_probs * _along(weight, logits, dim)
         losses = -(mixed * weighted).sum(dim)
-        return losses.sum() / max(losses.numel(), 1) if reduction == "mean" else _reduce(losses, reduction)
+        return _reduce(losses, reduction)
     losses, weights = _negative_log_likelihood(log_probs, targets, weight, ignore_index, dim)
     if label_smoothing:
         weighted = log_probs if weight is None else log_probs * _along(weight, logits, dim)
@@ -152,9 +154,9 @@ def _negative_log_likelihood(
     counted = targets != ignore_index
     index = torch.where(counted, targets, 0).to(torch.int64)
     picked = log_probs.gather(dim, index.unsqueeze(dim)).squeeze(dim)
-    weights = torch.ones_like(picked) if weight is None else weight[index]
-    weights = torch.where(counted, weights, 0.0)
-    return torch.where(counted, -picked * weights, 0.0), weights
+    if weight is None:
+        return torch.where(counted, -picked, 0.0), counted.to(picked.dtype)
+    return torch.where(counted, -picked * weight[index], 0.0), torch.where(counted, weight[index], 0.0)
 
 
 def _along(weight: Tensor, like: Tensor, dim: int) -> Tensor:

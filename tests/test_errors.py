@@ -16,6 +16,11 @@ def apply(layer: fnn.Layer, x: torch.Tensor):
     return lambda: layer.apply(layer.init(KEY), x)
 
 
+def train(layer: fnn.StatefulLayer, x: torch.Tensor):
+    return lambda: layer.apply(*layer.init(KEY), x, train=True)
+
+
+STACKED = fnn.tree.stack([MLP.init(fnn.random.key(i)) for i in range(4)])
 SENTENCES = [
     (
         apply(LENET, ONES(2, 1, 28, 28)),
@@ -32,6 +37,52 @@ SENTENCES = [
     (lambda: layers.conv2d(3, 4, 3, groups=2), "groups=2 must divide in_channels=3"),
     (apply(layers.max_pool2d(9), ONES(1, 1, 8, 8)), r"max_pool2d with a window of \(9, 9\) got images of \(8, 8\)"),
     (apply(layers.avg_pool2d(2), ONES(8)), r"avg_pool2d expects inputs of shape"),
+    (
+        apply(layers.linear(3, 2), ONES(2, 3, dtype=torch.uint8)),
+        r"float32 and got inputs of torch.uint8; write x\.to\(",
+    ),
+    (apply(DEEP, ONES(2, 4).double()), r"params\['body'\]\['0'\]: linear has params of torch.float32 .*float64"),
+    (apply(layers.conv2d(1, 2, 3), ONES(2, 1, 5, 5).double()), "conv2d has params of torch.float32"),
+    (lambda: DEEP.apply({}, ONES(2, 4)), r"\['body'\]\['0'\]: linear expects a weight of shape \(3, 4\), .* only \[\]"),
+    (lambda: layers.linear(2, 3).apply({"weight": ONES(2, 3)}, ONES(2)), r"weight of shape \(3, 2\), got \(2, 3\)$"),
+    (lambda: MLP.apply(STACKED, ONES(2, 784)), r"weight of shape \(5, 784\), got \(4, 5, 784\); stacked .* vmap"),
+    (
+        apply(layers.layer_norm((3, 4)), ONES(2, 4)),
+        r"layer_norm expects inputs of shape \(\.\.\., 3, 4\), got \(2, 4\)",
+    ),
+    (apply(layers.rms_norm(3), ONES(2, 4)), r"rms_norm expects inputs of shape \(\.\.\., 3\), got \(2, 4\)"),
+    (lambda: layers.layer_norm(()), "at least one axis"),
+    (lambda: layers.group_norm(4, 6), "groups=4 must divide channels=6"),
+    (apply(layers.group_norm(2, 6), ONES(2, 4, 3)), r"group_norm expects inputs of shape \(batch, 6, \.\.\.\), got"),
+    (
+        apply(layers.instance_norm(6), ONES(6)),
+        r"instance_norm expects inputs of shape \(batch, 6, \.\.\.\), got \(6,\)",
+    ),
+    (train(layers.batch_norm(3), ONES(2, 4)), r"batch_norm expects inputs of shape \(batch, 3, \.\.\.\), got \(2, 4\)"),
+    (
+        train(layers.batch_norm(3), ONES(1, 3)),
+        r"more than one value per channel, got inputs of \(1, 3\); train on larger",
+    ),
+    (train(layers.sequential(layers.batch_norm(3)), ONES(1, 3)), r"params\['0'\]: batch_norm in training mode"),
+    (
+        lambda: layers.batch_norm(3).apply(*layers.batch_norm(2).init(KEY), ONES(2, 3)),
+        r"weight of shape \(3,\), got \(2,\)",
+    ),
+    (
+        lambda: layers.batch_norm(3, affine=False).apply({}, {}, ONES(2, 3)),
+        r"running_mean of shape \(3,\), .* only \[\]",
+    ),
+    (
+        apply(layers.embedding(5, 2), ONES(3)),
+        r"embedding expects int64 or int32 numbers, got torch.float32 of shape \(3,\)",
+    ),
+    (lambda: layers.multi_head_attention(6, 4), "num_heads=4 must divide embed_dim=6"),
+    (apply(layers.multi_head_attention(6, 2), ONES(2, 5)), r"shape \(batch, sequence, 6\), got \(2, 5\)"),
+    (apply(layers.residual(layers.linear(3, 2)), ONES(2, 3)), r"the layer turns \(2, 3\) into \(2, 2\)"),
+    (
+        apply(layers.sequential(layers.residual(layers.linear(3, 2))), ONES(2, 4)),
+        r"params\['0'\]: linear expects inputs of shape \(\.\.\., 3\), got \(2, 4\)",
+    ),
     (lambda: layers.dropout(1.0), "0 <= rate < 1, got 1.0"),
     (lambda: layers.gelu(ONES(1), "exact"), "'none' or 'tanh', got 'exact'"),
     (lambda: fnn.models.mlp(3), r"at least an input and an output size, got \(3,\)"),
@@ -42,6 +93,10 @@ SENTENCES = [
         r"one entry per class, shape \(3,\), got \(2,\)",
     ),
     (lambda: losses.cross_entropy(ONES(()), torch.tensor(0)), "axis of classes"),
+    (
+        lambda: losses.cross_entropy(ONES(2, 3), torch.tensor([0, 1]), label_smoothing=2.0),
+        "0 <= label_smoothing <= 1, got 2.0",
+    ),
     (lambda: losses.mse(ONES(2, 1), ONES(2)), r"one shape, got \(2, 1\) and \(2,\)"),
     (lambda: losses.mse(ONES(2), ONES(2), "avg"), "'mean', 'sum' or 'none', got 'avg'"),
     (lambda: losses.huber(ONES(2), ONES(2), delta=0.0), "delta > 0, got 0"),
@@ -72,6 +127,8 @@ def test_type_errors() -> None:
         fnn.value_and_grad(lambda p: ONES(()))({"rate": 0.1})
     with pytest.raises(TypeError, match="numbered parts or named parts, not both"):
         layers.sequential(fnn.relu, act=fnn.relu)
+    with pytest.raises(TypeError, match="residual: part 'layer' is neither a layer nor a function: 3"):
+        layers.residual(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="part '0' is neither a layer nor a function: 3"):
         layers.sequential(3)  # type: ignore[arg-type]
 

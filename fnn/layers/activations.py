@@ -84,12 +84,14 @@ def mish(x: Tensor) -> Tensor:
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x), without overflow.
+    """log(1 + e^x), without overflow, with every derivative.
+
+    By torch's logsigmoid: the second derivative of logaddexp is not a number where e^x underflows.
 
     >>> softplus(torch.tensor([0.0, 100.0]))
     tensor([  0.6931, 100.0000])
     """
-    return torch.logaddexp(x, torch.zeros_like(x))
+    return -F.logsigmoid(-x)
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -107,7 +109,7 @@ def log_sigmoid(x: Tensor) -> Tensor:
     >>> log_sigmoid(torch.tensor([0.0, -100.0]))
     tensor([  -0.6931, -100.0000])
     """
-    return -softplus(-x)
+    return F.logsigmoid(x)
 
 
 def tanh(x: Tensor) -> Tensor:

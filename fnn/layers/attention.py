@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fnn import init, random
 from fnn.layers.activations import softmax
-from fnn.layers.base import Layer, ShapeError
+from fnn.layers.base import Layer, ShapeError, check_dtype, check_params
 
 
 def multi_head_attention(
@@ -35,6 +35,9 @@ def multi_head_attention(
     if num_heads < 1 or embed_dim % num_heads:
         raise ValueError(f"multi_head_attention: num_heads={num_heads} must divide embed_dim={embed_dim}")
 
+    shapes: dict = {"in_proj_weight": (3 * embed_dim, embed_dim)} | ({"in_proj_bias": (3 * embed_dim,)} if bias else {})
+    out_shapes: dict = {"weight": (embed_dim, embed_dim)} | ({"bias": (embed_dim,)} if bias else {})
+
     def init_params(key: Tensor) -> dict:
         in_key, out_key = random.split(key)
         params: dict = {"in_proj_weight": init.xavier_uniform()(in_key, (3 * embed_dim, embed_dim), dtype)}
@@ -49,6 +52,9 @@ def multi_head_attention(
             raise ShapeError(
                 f"multi_head_attention expects inputs of shape (batch, sequence, {embed_dim}), got {tuple(x.shape)}"
             )
+        check_params("multi_head_attention", params, **shapes)
+        check_params("multi_head_attention's out_proj", params.get("out_proj", {}), **out_shapes)
+        check_dtype("multi_head_attention", x, params["in_proj_weight"])
         projected = F.linear(x, params["in_proj_weight"], params.get("in_proj_bias"))
         q, k, v = (part.unflatten(-1, (num_heads, -1)).transpose(-3, -2) for part in projected.chunk(3, -1))
         scores = q @ k.transpose(-2, -1) / math.sqrt(embed_dim // num_heads)  # (batch, heads, sequence, sequence)

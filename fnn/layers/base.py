@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from fnn.tree import Tree
@@ -43,6 +44,31 @@ class ShapeError(ValueError):
     def below(self, name: str) -> "ShapeError":
         """The same error, seen from the combinator that holds the layer under ``name``."""
         return ShapeError(self.message, (name, *self.path))
+
+
+def check_params(layer: str, params: dict[str, Tensor], **shapes: tuple[int, ...]) -> None:
+    """Raise :class:`ShapeError` unless ``params`` holds leaves of these names and shapes.
+
+    >>> check_params("linear", {"weight": torch.ones(3, 2)}, weight=(2, 3))
+    Traceback (most recent call last):
+    fnn.layers.base.ShapeError: linear expects a weight of shape (2, 3), got (3, 2)
+    """
+    for name, shape in shapes.items():
+        if name not in params:
+            raise ShapeError(f"{layer} expects a {name} of shape {shape}, but was given only {sorted(params)}")
+        given = tuple(params[name].shape)
+        if given != shape:
+            hint = "; stacked params go through vmap, as in vmap(model.apply, (0, None))" if given[1:] == shape else ""
+            raise ShapeError(f"{layer} expects a {name} of shape {shape}, got {given}{hint}")
+
+
+def check_dtype(layer: str, x: Tensor, leaf: Tensor) -> None:
+    """Raise :class:`ShapeError` when inputs and params differ in dtype, except under autocast."""
+    if x.dtype != leaf.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise ShapeError(
+            f"{layer} has params of {leaf.dtype} and got inputs of {x.dtype}; write x.to({leaf.dtype}), "
+            "or fnn.tree.cast(params, dtype) for another precision"
+        )
 
 
 def check_last_axis(layer: str, x: Tensor, features: int) -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnn import init, random
-from fnn.layers.base import Layer, ShapeError, check_channels
+from fnn.layers.base import Layer, ShapeError, check_channels, check_dtype, check_params
 
 
 def conv2d(
@@ -28,8 +28,9 @@ def conv2d(
     x: (batch, in_channels, height, width) -> y: (batch, out_channels, height', width'); a single image
     without the batch axis also. ``padding`` is a number of pixels, "same" or "valid". Params: ``weight``
     (out_channels, in_channels / groups, *kernel_size) and ``bias`` (out_channels,); torch's default
-    initialisation. Raises ``ShapeError`` for another number of channels or a kernel larger than the
-    padded image, ``ValueError`` when groups does not divide both channel counts.
+    initialisation. Raises ``ShapeError`` for another number of channels, a kernel larger than the padded
+    image, and params of other shapes or of another dtype than x; ``ValueError`` when groups does not divide
+    both channel counts.
 
     >>> layer = conv2d(1, 6, 3)
     >>> layer.apply(layer.init(random.key(0)), torch.ones(4, 1, 32, 32)).shape
@@ -42,6 +43,7 @@ def conv2d(
     fan_in = math.prod(shape[1:])
     weight_init = weight_init or init.torch_default()
     bias_init = bias_init or init.torch_default_bias(fan_in)
+    shapes: dict = {"weight": shape} | ({"bias": (out_channels,)} if bias else {})
 
     def init_params(key: Tensor) -> dict[str, Tensor]:
         weight_key, bias_key = random.split(key)
@@ -57,6 +59,8 @@ def conv2d(
                 raise ShapeError(
                     f"conv2d with a kernel reaching over {reach} pixels got images of {list(x.shape[-2:])}"
                 )
+        check_params("conv2d", params, **shapes)
+        check_dtype("conv2d", x, params["weight"])
         return F.conv2d(x, params["weight"], params.get("bias"), stride, padding, dilation, groups)
 
     return Layer(init_params, apply)

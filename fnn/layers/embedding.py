@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnn import init
-from fnn.layers.base import Layer, ShapeError
+from fnn.layers.base import Layer, ShapeError, check_params
 
 
 def embedding(
@@ -33,6 +33,7 @@ def embedding(
     def apply(params: dict[str, Tensor], x: Tensor, *, key: Tensor | None = None) -> Tensor:
         if x.dtype not in (torch.int64, torch.int32):
             raise ShapeError(f"embedding expects int64 or int32 numbers, got {x.dtype} of shape {tuple(x.shape)}")
+        check_params("embedding", params, weight=(num_embeddings, embedding_dim))
         return F.embedding(x, params["weight"])
 
     return Layer(init_params, apply)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnn import init, random
-from fnn.layers.base import Layer, check_last_axis
+from fnn.layers.base import Layer, check_dtype, check_last_axis, check_params
 
 
 def linear(
@@ -20,7 +20,7 @@ def linear(
 
     x: (..., in_features) -> y: (..., out_features). Params: ``weight`` (out_features, in_features) and,
     with ``bias``, ``bias`` (out_features,); torch's default initialisation. Raises ``ShapeError`` when the
-    last axis of x is not in_features.
+    last axis of x is not in_features, and for params of other shapes or of another dtype than x.
 
     >>> layer = linear(3, 2)
     >>> layer.apply(layer.init(random.key(0)), torch.ones(5, 3)).shape
@@ -28,6 +28,7 @@ def linear(
     """
     weight_init = weight_init or init.torch_default()
     bias_init = bias_init or init.torch_default_bias(in_features)
+    shapes = {"weight": (out_features, in_features)} | ({"bias": (out_features,)} if bias else {})
 
     def init_params(key: Tensor) -> dict[str, Tensor]:
         weight_key, bias_key = random.split(key)
@@ -36,6 +37,8 @@ def linear(
 
     def apply(params: dict[str, Tensor], x: Tensor, *, key: Tensor | None = None) -> Tensor:
         check_last_axis("linear", x, in_features)
+        check_params("linear", params, **shapes)
+        check_dtype("linear", x, params["weight"])
         return F.linear(x, params["weight"], params.get("bias"))
 
     return Layer(init_params, apply)

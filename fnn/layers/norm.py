@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fnn.layers.base import Layer, ShapeError, StatefulLayer, check_channels_first, refuse_samples_apart
+from fnn.layers.base import Layer, ShapeError, StatefulLayer, check_channels_first, check_params, refuse_samples_apart
 
 
 def layer_norm(
@@ -26,6 +26,7 @@ def layer_norm(
 
     def apply(params: dict[str, Tensor], x: Tensor, *, key: Tensor | None = None) -> Tensor:
         _check_last_axes("layer_norm", x, axes)
+        check_params("layer_norm", params, **({"weight": axes, "bias": axes} if affine else {}))
         return F.layer_norm(x, axes, params.get("weight"), params.get("bias"), eps)
 
     return Layer(lambda key: _scale_and_shift(key, axes, affine, dtype), apply)
@@ -55,6 +56,7 @@ def rms_norm(
 
     def apply(params: dict[str, Tensor], x: Tensor, *, key: Tensor | None = None) -> Tensor:
         _check_last_axes("rms_norm", x, axes)
+        check_params("rms_norm", params, **({"weight": axes} if affine else {}))
         wide = _wide(x)
         mean_square = (wide * wide).mean(tuple(range(-len(axes), 0)), keepdim=True)
         y = (wide * torch.rsqrt(mean_square + (torch.finfo(x.dtype).eps if eps is None else eps))).to(x.dtype)
@@ -140,6 +142,8 @@ def batch_norm(
         key: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         check_channels_first("batch_norm", x, channels)
+        check_params("batch_norm", params, **({"weight": (channels,), "bias": (channels,)} if affine else {}))
+        check_params("batch_norm", state, running_mean=(channels,), running_var=(channels,), num_batches_tracked=())
         mean, var = state["running_mean"], state["running_var"]
         if train:
             refuse_samples_apart("batch_norm")
@@ -187,6 +191,7 @@ def _moved(
 def _by_groups(layer: str, groups: int, channels: int, eps: float, affine: bool, dtype: torch.dtype) -> Layer:
     def apply(params: dict[str, Tensor], x: Tensor, *, key: Tensor | None = None) -> Tensor:
         check_channels_first(layer, x, channels)
+        check_params(layer, params, **({"weight": (channels,), "bias": (channels,)} if affine else {}))
         # written out: torch's group_norm fails under compiled jvp
         grouped = _wide(x).unflatten(1, (groups, -1))
         dims = tuple(range(2, grouped.dim()))

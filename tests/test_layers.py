@@ -1,0 +1,256 @@
+"""What the contract tables do not show: state, first values, names, dtypes, empty batches, the edges of activations."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import grad, jvp, vmap
+
+import fnn
+from fnn import layers, losses, tree
+
+KEY = fnn.random.key(0)
+
+
+def numbers(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def small_network() -> fnn.StatefulLayer:
+    block = layers.sequential(layers.conv2d(4, 4, 3, padding=1), layers.batch_norm(4))
+    return layers.sequential(
+        conv=layers.conv2d(1, 4, 3), norm=layers.batch_norm(4), act=fnn.relu, block=layers.residual(block),
+        flat=fnn.flatten, drop=fnn.dropout(0.5), head=layers.linear(64, 3),
+    )  # fmt: skip
+
+
+class TorchResidual(nn.Sequential):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return input + super().forward(input)
+
+
+def torch_network() -> nn.Sequential:
+    net = nn.Sequential()
+    block = TorchResidual(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
+    for name, part in {
+        "conv": nn.Conv2d(1, 4, 3), "norm": nn.BatchNorm2d(4), "act": nn.ReLU(), "block": block,
+        "flat": nn.Flatten(), "head": nn.Linear(64, 3),
+    }.items():  # fmt: skip
+        net.add_module(name, part)
+    return net.double()
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.5, None])
+def test_running_statistics_are_those_of_torch(momentum: float | None) -> None:
+    layer, net = layers.batch_norm(3, momentum=momentum), nn.BatchNorm2d(3, momentum=momentum).double()
+    params, state = tree.cast(layer.init(KEY), torch.float64)
+    for step in range(4):
+        x = 2.0 * numbers(step, 5, 3, 2, 4) + step
+        y, state = layer.apply(params, state, x, train=True)
+        torch.testing.assert_close(y, net(x).detach())
+    for name, buffer in net.named_buffers():
+        torch.testing.assert_close(state[name], buffer)
+    y, same = layer.apply(params, state, x)
+    torch.testing.assert_close(y, net.eval()(x).detach())
+    assert same is state
+
+
+def test_state_and_params_have_the_names_of_the_state_dict() -> None:
+    params, state = small_network().init(KEY)
+    assert set(tree.paths(params)) | set(tree.paths(state)) == set(torch_network().state_dict())
+    assert set(tree.paths(state)) == {name for name, _ in torch_network().named_buffers()}
+    assert state["norm"]["num_batches_tracked"].dtype == torch.int64
+
+
+def test_training_a_network_with_state_equals_torch() -> None:
+    model, net = small_network(), torch_network()
+    params, state = tree.cast(model.init(KEY), torch.float64)
+    net.load_state_dict(tree.flatten(params) | tree.flatten(state))
+    theirs = torch.optim.SGD(net.parameters(), 0.1)
+
+    def loss(params, state, x, y):
+        logits, state = model.apply(params, state, x, train=True)
+        return losses.cross_entropy(logits, y), state
+
+    for step in range(20):
+        x, y = numbers(step, 6, 1, 6, 6), torch.arange(6) % 3
+        before = tree.map(torch.clone, state)
+        (_, new_state), grads = fnn.value_and_grad(loss, has_aux=True)(params, state, x, y)
+        assert all(tree.leaves(tree.map(torch.equal, state, before)))
+        params, state = tree.map(lambda p, g: p - 0.1 * g, params, grads), new_state
+        theirs.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        theirs.step()
+    for path, value in net.state_dict().items():
+        ours = (tree.flatten(params) | tree.flatten(state))[path]
+        torch.testing.assert_close(ours, value, rtol=1e-9, atol=1e-10)
+
+
+def test_state_under_transforms_and_in_one_graph() -> None:
+    model, x = small_network(), numbers(3, 4, 1, 6, 6)
+    several = [tree.cast(model.init(fnn.random.key(i)), torch.float64) for i in range(3)]
+    stacked = tree.stack(several)
+    step = lambda params, state: model.apply(params, state, x, train=True, key=KEY)
+    together = vmap(step)(*stacked)
+    for i, pair in enumerate(several):
+        alone = step(*pair)
+        assert tree.allclose(tree.map(lambda leaf, i=i: leaf[i], together), alone)
+    assert tree.allclose(fnn.jit(vmap(step), backend="aot_eager")(*stacked), together)
+    # the state is a constant of differentiation, as torch's buffers are
+    moved = lambda p: model.apply(p, several[0][1], x, train=True)[1]["block"]["1"]["running_mean"].sum()
+    assert all(not leaf.any() for leaf in tree.leaves(grad(moved)(several[0][0])))
+    # a state whose dicts were filled in another order keeps that order
+    state = dict(reversed(several[0][1].items()))
+    assert list(model.apply(several[0][0], state, x, train=True)[1]) == list(state)
+
+
+def test_what_is_random_needs_a_key_and_what_has_state_needs_train() -> None:
+    model, x = small_network(), torch.ones(4, 1, 6, 6)
+    params, state = model.init(KEY)
+    quiet, same = model.apply(params, state, x)
+    assert torch.equal(quiet, model.apply(params, state, x)[0])
+    assert all(tree.leaves(tree.map(torch.equal, state, same)))
+    assert not torch.equal(quiet, model.apply(params, state, x, key=KEY)[0])
+
+
+def test_batch_norm_has_no_per_sample_gradient_in_training() -> None:
+    model, x = small_network(), torch.ones(4, 1, 6, 6)
+    params, state = model.init(KEY)
+    loss = lambda train: lambda p, batch: losses.cross_entropy(model.apply(p, state, batch, train=train)[0], ONES[:1])
+    with pytest.raises(ValueError, match=r"batch_norm in training mode .* no per-sample gradient; write group_norm"):
+        fnn.per_sample_grad(loss(True))(params, x)
+    assert tree.leaves(fnn.per_sample_grad(loss(False))(params, x))[0].shape[0] == 4
+
+
+ONES = torch.ones(4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("name", ["attention", "embedding", "layer_norm", "rms_norm", "group_norm", "batch_norm"])
+def test_first_values_are_those_of_torch(name: str) -> None:
+    layer, net = {
+        "attention": (layers.multi_head_attention(64, 4), nn.MultiheadAttention(64, 4)),
+        "embedding": (layers.embedding(200, 50), nn.Embedding(200, 50)),
+        "layer_norm": (layers.layer_norm((3, 4)), nn.LayerNorm((3, 4))),
+        "rms_norm": (layers.rms_norm(5), nn.RMSNorm(5)),
+        "group_norm": (layers.group_norm(2, 6), nn.GroupNorm(2, 6)),
+        "batch_norm": (layers.batch_norm(6), nn.BatchNorm2d(6)),
+    }[name]
+    made = layer.init(KEY)
+    flat = tree.flatten(made) if name != "batch_norm" else tree.flatten(made[0]) | tree.flatten(made[1])
+    assert set(flat) == set(net.state_dict())
+    for path, theirs in net.state_dict().items():
+        ours = flat[path]
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+        if theirs.unique().numel() < 3:
+            assert torch.equal(ours, theirs)
+        else:
+            assert float(ours.std()) == pytest.approx(float(theirs.std()), rel=0.05)
+            assert float(ours.abs().max()) == pytest.approx(float(theirs.abs().max()), rel=0.2)
+
+
+def test_causal_attention_does_not_look_ahead() -> None:
+    layer = layers.multi_head_attention(8, 2, causal=True)
+    params, x = layer.init(KEY), torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    changed = torch.cat([x[:, :3], x[:, 3:] + 1.0], 1)
+    assert torch.equal(layer.apply(params, x)[:, :3], layer.apply(params, changed)[:, :3])
+    torch.testing.assert_close(layer.apply(params, x[0]), layer.apply(params, x)[0])
+
+
+LOW = [torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "group_norm", "batch_norm"])
+def test_norms_of_16_bits_are_right_to_16_bits(name: str, dtype: torch.dtype) -> None:
+    x = (60.0 * numbers(1, 8, 64) + 300.0).to(dtype)  # whose squares overflow float16
+    exact = x.double()
+    layer = {"layer_norm": layers.layer_norm(64, dtype=dtype), "rms_norm": layers.rms_norm(64, dtype=dtype),
+             "group_norm": layers.group_norm(4, 64, dtype=dtype)}.get(name)  # fmt: skip
+    if layer is None:
+        stateful = layers.batch_norm(64, dtype=dtype)
+        params, state = stateful.init(KEY)
+        assert {leaf.dtype for leaf in tree.leaves(state)} == {torch.float32, torch.int64}
+        y, _ = stateful.apply(params, state, x, train=True)
+        reference = F.batch_norm(exact, None, None, training=True)
+    else:
+        y = layer.apply(layer.init(KEY), x)
+        reference = {
+            "layer_norm": lambda: F.layer_norm(exact, (64,)),
+            "rms_norm": lambda: F.rms_norm(exact, (64,)),
+            "group_norm": lambda: F.group_norm(exact, 4),
+        }[name]()
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.double(), reference, rtol=2 * torch.finfo(dtype).eps, atol=2 * torch.finfo(dtype).eps)
+
+
+def test_autocast_mixes_dtypes() -> None:
+    model = layers.sequential(layers.linear(4, 8), fnn.relu, layers.linear(8, 2))
+    params = model.init(KEY)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model.apply(params, torch.ones(3, 4))
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), model.apply(params, torch.ones(3, 4)), rtol=0.03, atol=0.03)
+
+
+EMPTY = {
+    "linear": (layers.linear(3, 2), (0, 3)), "conv2d": (layers.conv2d(1, 2, 3), (0, 1, 5, 5)),
+    "max_pool2d": (layers.max_pool2d(2), (0, 1, 4, 4)), "avg_pool2d": (layers.avg_pool2d(2), (0, 1, 4, 4)),
+    "layer_norm": (layers.layer_norm(3), (0, 3)), "group_norm": (layers.group_norm(1, 3), (0, 3, 2)),
+    "rms_norm": (layers.rms_norm(3), (0, 3)), "attention": (layers.multi_head_attention(4, 2), (0, 3, 4)),
+    "dropout": (layers.dropout(0.5), (0, 3)), "lenet": (fnn.models.lenet(), (0, 1, 32, 32)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_an_empty_batch_gives_an_empty_result_and_no_gradient(name: str) -> None:
+    layer, shape = EMPTY[name]
+    params, x = layer.init(KEY), torch.zeros(shape)
+    assert layer.apply(params, x, key=KEY).shape[0] == 0
+    assert all(not leaf.any() for leaf in tree.leaves(grad(lambda p: layer.apply(p, x, key=KEY).sum())(params)))
+
+
+EDGES = torch.tensor([0.0, -0.0, 1e-3, -1e-3, 30.0, -30.0, 100.0, -100.0, 1e4, -1e4])
+# first and second derivative from the definition, where torch's own formulas could overflow
+DERIVATIVES = {
+    "softplus": lambda s: (s, s * (1 - s)),
+    "log_sigmoid": lambda s: (1 - s, -s * (1 - s)),
+    "sigmoid": lambda s: (s * (1 - s), s * (1 - s) * (1 - 2 * s)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", DERIVATIVES)
+def test_saturated_activations_keep_their_derivatives(name: str, dtype: torch.dtype) -> None:
+    function, x = getattr(layers, name), EDGES.to(dtype)
+    first, second = DERIVATIVES[name](torch.sigmoid(EDGES.double()))
+    slope = lambda x: grad(lambda z: function(z).sum())(x)
+    torch.testing.assert_close(slope(x).double(), first, rtol=0, atol=2e-7)
+    torch.testing.assert_close(jvp(slope, (x,), (torch.ones_like(x),))[1].double(), second, rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("name", ["relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "mish", "tanh"])
+def test_activations_are_torchs_at_their_edges(name: str) -> None:
+    ours, theirs = getattr(layers, name), getattr(F, name)
+    x = torch.cat([EDGES, torch.tensor([6.0, math.inf])]).double()
+    torch.testing.assert_close(ours(x), theirs(x))
+    finite = x[:-1]
+    torch.testing.assert_close(vmap(grad(ours))(finite), vmap(grad(theirs))(finite))
+    second = jvp(vmap(grad(ours)), (finite,), (torch.ones_like(finite),))[1]
+    assert bool(second.isfinite().all())
+    # away from the kinks, against central differences
+    smooth = finite[(finite.abs() > 1e-2) & (finite != 6)]
+    step = 1e-5
+    slope = vmap(grad(ours))
+    difference = (slope(smooth + step) - slope(smooth - step)) / (2 * step)
+    torch.testing.assert_close(second[(finite.abs() > 1e-2) & (finite != 6)], difference, rtol=1e-5, atol=1e-7)
+
+
+def test_softmax_of_a_masked_entry() -> None:
+    x = torch.tensor([[1.0, -math.inf, 2.0]])
+    assert torch.equal(layers.log_softmax(x).isinf(), x.isinf())
+    torch.testing.assert_close(layers.softmax(x), F.softmax(x, -1))
+    slope = grad(lambda z: layers.softmax(z)[0, 0])(x)
+    assert bool(slope.isfinite().all())
+    assert bool(jvp(grad(lambda z: layers.softmax(z)[0, 0]), (x,), (torch.ones_like(x),))[1].isfinite().all())

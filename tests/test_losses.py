@@ -1,0 +1,113 @@
+"""What the contract tables do not show of losses: saturation, infinities, empty batches, every argument of torch's."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.func import grad, hessian, jacrev, jvp, vmap
+
+import fnn
+from fnn import losses
+
+E = torch.finfo(torch.float32).eps
+
+
+def numbers(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_cross_entropy_of_any_arguments_is_torchs(data: st.DataObject) -> None:
+    draw = data.draw
+    batch, classes = draw(st.integers(1, 4)), draw(st.integers(1, 5))
+    rest = draw(st.sampled_from([(), (3,), (2, 2)]))
+    one = not rest and draw(st.booleans())  # a single sample without the batch axis
+    shape = (classes,) if one else (batch, classes, *rest)
+    logits = draw(st.sampled_from([1.0, 50.0])) * numbers(draw(st.integers(0, 9)), *shape)
+    options = {
+        "weight": draw(st.sampled_from([None, numbers(1, classes).abs() + 0.1])),
+        "label_smoothing": draw(st.sampled_from([0.0, 0.2, 1.0])),
+        "reduction": draw(st.sampled_from(["mean", "sum", "none"])),
+    }
+    if draw(st.booleans()):
+        targets = torch.softmax(numbers(2, *shape), 0 if one else 1)
+    else:
+        generator = torch.Generator().manual_seed(draw(st.integers(0, 9)))
+        targets = torch.randint(0, classes, shape[:0] if one else (batch, *rest), generator=generator)
+        options["ignore_index"] = draw(st.sampled_from([-100, 0, classes]))
+    ours = lambda z: losses.cross_entropy(z, targets, **options)
+    theirs = lambda z: F.cross_entropy(z, targets, **options)
+    torch.testing.assert_close(ours(logits), theirs(logits), equal_nan=True)
+    if options["reduction"] != "none":
+        torch.testing.assert_close(grad(ours)(logits), grad(theirs)(logits), equal_nan=True)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("name", ["mse", "l1", "huber", "smooth_l1", "bce_with_logits", "cross_entropy", "nll"])
+def test_an_empty_batch_gives_what_torch_gives(name: str, reduction: losses.Reduction) -> None:
+    theirs = {
+        "mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss, "smooth_l1": F.smooth_l1_loss,
+        "bce_with_logits": F.binary_cross_entropy_with_logits, "cross_entropy": F.cross_entropy, "nll": F.nll_loss,
+    }[name]  # fmt: skip
+    x, classes = torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)
+    for target in [classes] if name == "nll" else [classes, x] if name == "cross_entropy" else [x]:
+        ours = getattr(losses, name)(x, target, reduction=reduction)
+        torch.testing.assert_close(ours, theirs(x, target, reduction=reduction), equal_nan=True)
+
+
+def test_nothing_left_to_count_is_not_a_number_as_in_torch() -> None:
+    assert math.isnan(losses.cross_entropy(torch.ones(2, 3), torch.tensor([-100, -100])))
+    assert float(losses.cross_entropy(torch.ones(2, 3), torch.tensor([-100, -100]), reduction="sum")) == 0
+
+
+def test_a_class_that_is_ruled_out_by_minus_infinity() -> None:
+    logits, target = torch.tensor([[1.0, -math.inf, 2.0]]), torch.tensor([0])
+    loss = lambda z: losses.cross_entropy(z, target)
+    torch.testing.assert_close(loss(logits), F.cross_entropy(logits, target))
+    torch.testing.assert_close(grad(loss)(logits), torch.tensor([[-0.7310586, 0.0, 0.7310586]]))
+
+
+@pytest.mark.parametrize("target", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bce_of_saturated_logits_has_its_derivatives(target: float, dtype: torch.dtype) -> None:
+    z = torch.tensor([0.0, 1.0, -1.0, 40.0, -40.0, 120.0, -120.0, 1e4, -1e4], dtype=dtype)
+    weight = 3.0
+    y = torch.full_like(z, target)
+    slope = grad(lambda z: losses.bce_with_logits(z, y, reduction="sum", pos_weight=torch.tensor(weight, dtype=dtype)))
+    s = torch.sigmoid(z.double())
+    first = (1 - target) * s - weight * target * (1 - s)
+    second = (1 - target + weight * target) * s * (1 - s)
+    torch.testing.assert_close(slope(z).double(), first, rtol=4 * E, atol=4 * E)
+    torch.testing.assert_close(jvp(slope, (z,), (torch.ones_like(z),))[1].double(), second, rtol=4 * E, atol=4 * E)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "bce_with_logits", "mse", "huber"])
+def test_a_hessian_per_sample_in_one_graph(name: str) -> None:
+    logits = numbers(0, 4, 3)
+    target = torch.tensor([0, 2, 1, 1]) if name == "cross_entropy" else numbers(1, 4, 3).sigmoid()
+    loss = lambda z, y: getattr(losses, name)(z[None], y[None])
+    expected = vmap(hessian(loss))(logits, target)
+    assert expected.shape == (4, 3, 3)
+    # twice in reverse: torch refuses a graph of vmap over forward mode ("_fw_primal INTERNAL ASSERT FAILED")
+    each = fnn.jit(vmap(jacrev(jacrev(loss))), backend="aot_eager")
+    torch.testing.assert_close(each(logits, target), expected)
+    if name == "cross_entropy":  # diag(p) - p p^T, whatever the class
+        p = torch.softmax(logits, -1)
+        torch.testing.assert_close(expected, torch.diag_embed(p) - p[:, :, None] * p[:, None, :])
+
+
+@pytest.mark.parametrize("name", ["l1", "huber", "smooth_l1"])
+def test_kinks_have_the_middle_slope(name: str) -> None:
+    loss = lambda z: getattr(losses, name)(z, torch.zeros_like(z), reduction="sum")
+    z = torch.tensor([0.0, 1.0, -1.0, 2.0])
+    torch.testing.assert_close(grad(loss)(z), torch.tensor([0.0, 1.0, -1.0, 1.0]))
+    assert bool(jvp(grad(loss), (z,), (torch.ones_like(z),))[1].isfinite().all())
+
+
+def test_mse_by_forward_over_reverse_which_torch_refuses_or_gets_wrong() -> None:
+    z, y, v = numbers(0, 5), numbers(1, 5), numbers(2, 5)
+    torch.testing.assert_close(jvp(grad(lambda z: losses.mse(z, y)), (z,), (v,))[1], 2 * v / 5)
