@@ -17,11 +17,14 @@ from fnn.layers.activations import (
     softplus,
     tanh,
 )
+from fnn.layers.attention import multi_head_attention
 from fnn.layers.base import Layer, ShapeError, StatefulLayer
-from fnn.layers.combinators import sequential
+from fnn.layers.combinators import residual, sequential
 from fnn.layers.conv import conv2d
 from fnn.layers.dropout import dropout
+from fnn.layers.embedding import embedding
 from fnn.layers.linear import linear
+from fnn.layers.norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from fnn.layers.pool import avg_pool2d, max_pool2d
 
 __all__ = [
@@ -29,19 +32,27 @@ __all__ = [
     "ShapeError",
     "StatefulLayer",
     "avg_pool2d",
+    "batch_norm",
     "conv2d",
     "dropout",
     "elu",
+    "embedding",
     "flatten",
     "gelu",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
     "leaky_relu",
     "linear",
     "log_sigmoid",
     "log_softmax",
     "max_pool2d",
     "mish",
+    "multi_head_attention",
     "relu",
     "relu6",
+    "residual",
+    "rms_norm",
     "selu",
     "sequential",
     "sigmoid",

@@ -59,6 +59,12 @@ def check_channels(layer: str, x: Tensor, channels: int | None, spatial: tuple[s
         raise ShapeError(f"{layer} expects inputs of shape ({wanted}), got {tuple(x.shape)}")
 
 
+def check_channels_first(layer: str, x: Tensor, channels: int) -> None:
+    """Raise :class:`ShapeError` unless ``x`` is (batch, channels, ...), with any number of further axes."""
+    if x.dim() < 2 or x.shape[1] != channels:
+        raise ShapeError(f"{layer} expects inputs of shape (batch, {channels}, ...), got {tuple(x.shape)}")
+
+
 _apart = [0]  # how many per-sample transforms are being run or traced
 
 

@@ -43,6 +43,44 @@ def function(ours: Callable, theirs: Callable, *shape: int) -> Case:
     return Case(lambda p, x: ours(p["scale"] * x), lambda p, x: theirs(p["scale"] * x), params, numbers(2, *shape))
 
 
+def normed(layer: fnn.StatefulLayer, net: nn.Module, train: bool, *shape: int) -> Case:
+    """Batch normalisation against torch's, with running statistics that are neither 0 nor 1."""
+    params, state = fnn.tree.cast(layer.init(fnn.random.key(5)), torch.float64)
+    params = fnn.tree.map(lambda leaf: leaf + 0.3 * numbers(6, *leaf.shape), params)
+    state = fnn.tree.map(lambda leaf: leaf + numbers(7, *leaf.shape).abs() if leaf.is_floating_point() else leaf, state)
+    net = net.double().train(train)
+
+    def reference(params: Any, x: Tensor) -> Tensor:
+        buffers = {name: leaf.clone() for name, leaf in fnn.tree.flatten(state).items()}
+        return torch.func.functional_call(net, fnn.tree.flatten(params) | buffers, (x,))
+
+    return Case(lambda p, x: layer.apply(p, state, x, train=train)[0], reference, params, numbers(1, *shape))
+
+
+def torch_attention(causal: bool, params: Any, x: Tensor) -> Tensor:
+    net = nn.MultiheadAttention(6, 2, bias="in_proj_bias" in params, batch_first=True, dtype=torch.float64)
+    mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=torch.float64) if causal else None
+    options = {"need_weights": False, "attn_mask": mask}
+    return torch.func.functional_call(net, fnn.tree.flatten(params), (x, x, x), options)[0]
+
+
+def attention(causal: bool, bias: bool) -> Case:
+    layer = layers.multi_head_attention(6, 2, causal, bias)
+    params = fnn.tree.cast(layer.init(fnn.random.key(5)), torch.float64)
+    params = fnn.tree.map(lambda leaf: leaf + 0.3 * numbers(6, *leaf.shape), params)
+    return Case(layer.apply, lambda p, x: torch_attention(causal, p, x), params, numbers(1, 3, 4, 6))
+
+
+def embedded() -> Case:
+    case = module(layers.embedding(7, 3), nn.Embedding(7, 3), 4)
+    return case._replace(x=torch.tensor([[0, 6, 6], [1, 2, 3], [5, 5, 5], [3, 0, 1]]))
+
+
+class TorchResidual(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return input + super().forward(input)
+
+
 KEY = fnn.random.key(11)
 
 
@@ -104,6 +142,29 @@ LAYERS: dict[str, Callable[[], Case]] = {
     ),
     "avg_pool2d": lambda: function(
         lambda x: layers.avg_pool2d(3, 2, 1).apply({}, x), lambda x: F.avg_pool2d(x, 3, 2, 1), 3, 2, 7, 7
+    ),
+    "layer_norm": lambda: module(layers.layer_norm(5), nn.LayerNorm(5), 4, 3, 5),
+    "layer_norm, two axes, no affine": lambda: function(
+        lambda x: layers.layer_norm((3, 5), 1e-3, affine=False).apply({}, x),
+        lambda x: F.layer_norm(x, (3, 5), eps=1e-3), 4, 3, 5,
+    ),
+    "rms_norm": lambda: module(layers.rms_norm(5), nn.RMSNorm(5), 4, 3, 5),
+    "group_norm": lambda: module(layers.group_norm(2, 6), nn.GroupNorm(2, 6), 3, 6, 4),
+    "instance_norm": lambda: module(
+        layers.instance_norm(3, affine=True), nn.InstanceNorm2d(3, affine=True), 3, 3, 4, 4
+    ),
+    "batch_norm": lambda: normed(layers.batch_norm(3), nn.BatchNorm2d(3), False, 4, 3, 5, 5),
+    "batch_norm, training": lambda: normed(layers.batch_norm(3, 1e-3), nn.BatchNorm1d(3, 1e-3), True, 4, 3, 5),
+    "embedding": embedded,
+    "multi_head_attention": lambda: attention(False, True),
+    "multi_head_attention, causal, no bias": lambda: attention(True, False),
+    "residual": lambda: module(layers.residual(layers.linear(4, 4)), TorchResidual(4, 4), 5, 4),
+    "sequential, with state": lambda: normed(
+        layers.sequential(
+            layers.conv2d(1, 2, 3), layers.batch_norm(2), layers.tanh, layers.flatten, layers.linear(8, 3)
+        ),
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)),
+        True, 3, 1, 4, 4,
     ),
     "dropout": lambda: Case(dropped, dropped_reference, {"scale": numbers(3, 6)}, numbers(2, 4, 6)),
     "sequential": lambda: module(

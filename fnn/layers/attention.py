@@ -1,0 +1,61 @@
+"""Attention."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fnn import init, random
+from fnn.layers.activations import softmax
+from fnn.layers.base import Layer, ShapeError
+
+
+def multi_head_attention(
+    embed_dim: int,
+    num_heads: int,
+    causal: bool = False,
+    bias: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> Layer:
+    """softmax(Q K^T / sqrt(d)) V in each of ``num_heads`` heads of d = embed_dim / num_heads; self-attention.
+
+    x: (batch, sequence, embed_dim) or (sequence, embed_dim) -> the same shape (Vaswani et al., 2017). With ``causal``
+    a position sees itself and those before it. The params are those of ``torch.nn.MultiheadAttention``, as are their
+    first values: ``in_proj_weight`` (3 embed_dim, embed_dim), which makes Q, K and V; ``in_proj_bias`` (3 embed_dim,);
+    ``out_proj`` with ``weight`` (embed_dim, embed_dim) and ``bias`` (embed_dim,). The scores take batch x num_heads x
+    sequence^2 numbers: they are written out, because torch's fused attention has no forward derivative. Raises
+    ``ValueError`` when num_heads does not divide embed_dim, ``ShapeError`` for other inputs.
+
+    >>> layer = multi_head_attention(8, 2, causal=True)
+    >>> params = layer.init(random.key(0))
+    >>> layer.apply(params, torch.ones(4, 5, 8)).shape
+    torch.Size([4, 5, 8])
+    """
+    if num_heads < 1 or embed_dim % num_heads:
+        raise ValueError(f"multi_head_attention: num_heads={num_heads} must divide embed_dim={embed_dim}")
+
+    def init_params(key: Tensor) -> dict:
+        in_key, out_key = random.split(key)
+        params: dict = {"in_proj_weight": init.xavier_uniform()(in_key, (3 * embed_dim, embed_dim), dtype)}
+        out_proj = {"weight": init.torch_default()(out_key, (embed_dim, embed_dim), dtype)}
+        if bias:
+            params["in_proj_bias"] = init.zeros()(key, (3 * embed_dim,), dtype)
+            out_proj["bias"] = init.zeros()(key, (embed_dim,), dtype)
+        return params | {"out_proj": out_proj}
+
+    def apply(params: dict, x: Tensor, *, key: Tensor | None = None) -> Tensor:
+        if x.dim() not in (2, 3) or x.shape[-1] != embed_dim:
+            raise ShapeError(
+                f"multi_head_attention expects inputs of shape (batch, sequence, {embed_dim}), got {tuple(x.shape)}"
+            )
+        projected = F.linear(x, params["in_proj_weight"], params.get("in_proj_bias"))
+        q, k, v = (part.unflatten(-1, (num_heads, -1)).transpose(-3, -2) for part in projected.chunk(3, -1))
+        scores = q @ k.transpose(-2, -1) / math.sqrt(embed_dim // num_heads)  # (batch, heads, sequence, sequence)
+        if causal:
+            place = torch.arange(x.shape[-2], device=x.device)
+            scores = torch.where(place[:, None] >= place, scores, -torch.inf)
+        mixed = (softmax(scores) @ v).transpose(-3, -2).flatten(-2)  # (batch, sequence, embed_dim)
+        return F.linear(mixed, params["out_proj"]["weight"], params["out_proj"].get("bias"))
+
+    return Layer(init_params, apply)
