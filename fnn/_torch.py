@@ -27,6 +27,11 @@ def storage_users(tensor: Tensor) -> int:
     return torch._C._storage_Use_Count(handle._cdata) - 1
 
 
+def is_view(tensor: Tensor) -> bool:
+    """Whether the tensor is a view of another one."""
+    return tensor._is_view()
+
+
 def mark_static(tensors: Iterable[Tensor]) -> None:
     """Promise CUDA graphs that these inputs stay where they are (``torch._dynamo.mark_static_address``)."""
     for tensor in tensors:
@@ -35,6 +40,7 @@ def mark_static(tensors: Iterable[Tensor]) -> None:
 
 __all__ = [
     "TorchDynamoException",
+    "is_view",
     "mark_static",
     "peek_interpreter_stack",
     "scan",

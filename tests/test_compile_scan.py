@@ -84,3 +84,26 @@ def test_errors():
         fnn.scan(lambda c, x: (c, x), torch.ones(()), torch.ones(2), unroll=0)
     with pytest.raises(ValueError, match="between 1 and the 4 samples"):
         fnn.epoch(lambda c, b: (c, b), torch.ones(()), torch.ones(4), fnn.random.key(0), 5)
+
+
+@pytest.mark.parametrize("optimizer", [fnn.optim.sgd(0.1, momentum=0.9), fnn.optim.adam(0.1)], ids=["sgd", "adam"])
+def test_compiled_epoch_carries_the_state_of_an_optimizer(optimizer):
+    loss = lambda params, batch: ((batch[0] @ params["w"] + params["b"] - batch[1]) ** 2).mean()
+
+    def step(carry, batch):
+        params, state = carry
+        value, grads = fnn.value_and_grad(loss)(params, batch)
+        updates, state = optimizer.update(grads, state, params)
+        return (fnn.optim.apply_updates(params, updates), state), value
+
+    data = (XS[0].reshape(28, 2), XS[1].reshape(28))
+    run = lambda carry, data, key: fnn.epoch(step, carry, data, key, 4)
+    start, key = (PARAMS, optimizer.init(PARAMS)), fnn.random.key(2)
+    carry = start
+    order = fnn.random.permutation(key, 28)
+    for i in range(7):
+        carry, _ = step(carry, fnn.tree.map(lambda x, i=i: x[order[4 * i : 4 * i + 4]], data))
+    got, losses = fnn.jit(run, backend="eager")(start, data, key)
+    assert type(got[1]) is type(start[1])
+    assert fnn.tree.allclose(got, carry, rtol=1e-5, atol=1e-6)
+    assert losses.shape == (7,)

@@ -158,7 +158,7 @@ def owned(donated: dict[str, Tree]) -> dict[str, Tree]:
 
 def _own(leaf: Tensor) -> Tensor:
     # a fresh tensor has one tensor object on its storage, besides the handle that the question itself makes
-    return leaf if _torch.storage_users(leaf) == 1 and not leaf._is_view() else leaf.clone()
+    return leaf if _torch.storage_users(leaf) == 1 and not _torch.is_view(leaf) else leaf.clone()
 
 
 def identities(tree: Tree, into: list[int]) -> None:

@@ -18,7 +18,8 @@ def scan(step: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, xs: Tree,
     structure, shapes and dtypes. In eager mode this is a Python loop. Inside :func:`fnn.jit` it is one loop in
     the graph, whose compile time does not grow with its length; ``unroll`` steps are written out per turn
     (write ``unroll=length`` for no loop at all). The step may contain ``grad``; but no gradient can be taken
-    *through* a compiled scan, which torch does not support: there write ``unroll=length``.
+    *through* a compiled scan, which torch does not support: there write ``unroll=length``. The y's of a compiled scan
+    are dicts, lists and tuples, no NamedTuples; a carry may be anything.
 
     Raises ``ValueError`` for xs of different leading lengths or of length 0, and for a carry that changes.
 
@@ -55,11 +56,13 @@ def scan(step: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, xs: Tree,
     if turns:
         head = _tree.map(lambda x: x[: turns * unroll].reshape(turns, unroll, *x.shape[1:]), xs)
 
-        def turn(carry: Tree, x: Tree) -> tuple[Tree, Tree]:
-            carry, y = _loop(checked, carry, x, unroll)
-            return _tree.map(torch.clone, carry), _tree.map(torch.clone, y)  # torch's scan forbids aliases
+        # torch's scan takes no NamedTuple, such as an optimizer state, and forbids aliases
+        def turn(flat: list, flat_x: list) -> tuple[list, Tree]:
+            new, y = _loop(checked, _tree.rebuild(carry, flat), _tree.rebuild(head, flat_x), unroll)
+            return _tree.leaves(_tree.map(torch.clone, new)), _tree.map(torch.clone, y)
 
-        carry, y = _torch.scan(turn, _tree.map(torch.clone, carry), head)
+        flat, y = _torch.scan(turn, _tree.leaves(_tree.map(torch.clone, carry)), _tree.leaves(head))
+        carry = _tree.rebuild(carry, flat)
         ys.append(_tree.map(lambda leaf: leaf.reshape(turns * unroll, *leaf.shape[2:]), y))
     if length % unroll:
         tail = _tree.map(lambda x: x[turns * unroll :], xs)

@@ -197,7 +197,7 @@ class LinearOperator:
     def to_scipy(self) -> Any:
         """A ``scipy.sparse.linalg.LinearOperator`` of numpy arrays on the CPU, for ``eigsh``, ``svds``, ``cg``."""
         try:
-            from scipy.sparse.linalg import LinearOperator as ScipyOperator
+            from scipy.sparse.linalg import LinearOperator as ScipyOperator  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ImportError("to_scipy needs SciPy; write pip install scipy") from error
 

@@ -144,9 +144,9 @@ def rivals(name: str, optimizer: str, x: Tensor, y: Tensor) -> dict[str, Callabl
 
 
 def jax_step(name: str, optimizer: str, start: dict[str, Tensor], x: Tensor, y: Tensor) -> Callable[[], object]:
-    import jax
-    import jax.numpy as jnp
-    import optax
+    import jax  # pyright: ignore[reportMissingImports]
+    import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
+    import optax  # pyright: ignore[reportMissingImports]
 
     params = [jnp.array(leaf.numpy()) for leaf in start.values()]
     images, labels = jnp.array(x.numpy()), jnp.array(y.numpy())
