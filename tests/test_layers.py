@@ -150,6 +150,22 @@ def test_first_values_are_those_of_torch(name: str) -> None:
             assert float(ours.abs().max()) == pytest.approx(float(theirs.abs().max()), rel=0.2)
 
 
+def test_ghost_norms_see_the_matrices_of_every_layer() -> None:
+    model = layers.sequential(
+        embed=layers.embedding(9, 8), attend=layers.residual(layers.multi_head_attention(8, 2)),
+        norm=layers.layer_norm(8), flat=fnn.flatten, head=layers.linear(24, 3),
+    )  # fmt: skip
+    params = tree.cast(model.init(KEY), torch.float64)
+    batch = fnn.random.randint(KEY, (5, 3), 0, 9), torch.tensor([0, 1, 2, 2, 1])
+    loss = lambda p, batch: losses.cross_entropy(model.apply(p, batch[0]), batch[1])
+    plan = fnn.ghost_plan(loss)(params, batch)
+    matrices = {path for path, leaf in tree.items(params) if leaf.dim() == 2}
+    assert {path for path, leaf in plan.items() if leaf.method != "exact"} == matrices
+    each = fnn.per_sample_grad(loss)(params, batch)
+    norms = torch.stack([tree.global_norm(one) for one in tree.unstack(each)])
+    torch.testing.assert_close(fnn.per_sample_norms(loss, method="ghost")(params, batch), norms)
+
+
 def test_causal_attention_does_not_look_ahead() -> None:
     layer = layers.multi_head_attention(8, 2, causal=True)
     params, x = layer.init(KEY), torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
