@@ -1,12 +1,12 @@
 """Functions of the leaves: maps, reductions, trees like another."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from fnn import _torch
-from fnn.tree.order import Tree, check_same_structure, leaves, paths, rebuild
+from fnn.tree.order import Tree, check_same_structure, leaves, like_sequence, paths, rebuild
 
 
 def map(function: Callable, tree: Tree, *others: Tree) -> Tree:
@@ -19,7 +19,18 @@ def map(function: Callable, tree: Tree, *others: Tree) -> Tree:
     """
     for other in others:
         check_same_structure(tree, other)
-    return _torch.tree_map(function, tree, *others)
+    return _map(function, tree, others)
+
+
+def _map(function: Callable, node: Tree, others: Sequence[Tree]) -> Tree:
+    if isinstance(node, Tensor):
+        return function(node, *others)
+    if type(node) is dict:
+        return {key: _map(function, child, [other[key] for other in others]) for key, child in node.items()}
+    if isinstance(node, (list, tuple)):
+        rows = zip(node, *others, strict=True)
+        return like_sequence(node, [_map(function, child, rest) for child, *rest in rows])
+    return _torch.tree_map(function, node, *others)  # a leaf that is no tensor, or a container registered with torch
 
 
 def map_with_path(function: Callable, tree: Tree, *others: Tree) -> Tree:

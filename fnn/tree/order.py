@@ -1,7 +1,9 @@
 """The order of a tree's leaves, their paths, and what differs between two trees."""
 
+import collections
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,9 +28,19 @@ def natural(key: Any) -> tuple:
     return tuple((0, int(piece), "") if str(piece).isdigit() else (1, 0, str(piece)) for piece in pieces if piece != "")
 
 
+@functools.lru_cache(maxsize=4096)
+def _sorted_keys(keys: tuple) -> tuple:
+    return tuple(sorted(keys, key=natural))
+
+
+def keys_in_order(node: dict) -> Sequence:
+    """The keys sorted; eager code sorts each set of keys once."""
+    return sorted(node, key=natural) if torch.compiler.is_compiling() else _sorted_keys(tuple(node))
+
+
 def in_order(tree: Tree) -> Tree:
     if isinstance(tree, dict):
-        return {key: in_order(tree[key]) for key in sorted(tree, key=natural)}
+        return {key: in_order(tree[key]) for key in keys_in_order(tree)}
     if isinstance(tree, (list, tuple)):
         return like_sequence(tree, [in_order(child) for child in tree])
     return tree  # a leaf, or a container registered with torch, whose order is its own
@@ -83,7 +95,22 @@ def leaves(tree: Tree) -> list[Tensor]:
     >>> leaves({"b": torch.tensor(2), "a": torch.tensor(1)})
     [tensor(1), tensor(2)]
     """
-    return _torch.tree_leaves(in_order(tree))
+    found: list = []
+    _collect(tree, found)
+    return found
+
+
+def _collect(node: Tree, found: list) -> None:
+    if isinstance(node, Tensor):
+        found.append(node)
+    elif isinstance(node, dict):
+        for key in keys_in_order(node):
+            _collect(node[key], found)
+    elif isinstance(node, (list, tuple)):
+        for child in node:
+            _collect(child, found)
+    else:
+        found.extend(_torch.tree_leaves(node))  # a leaf, or a container registered with torch
 
 
 def structure(tree: Tree) -> Any:
@@ -102,15 +129,35 @@ def rebuild(tree: Tree, leaves: Sequence) -> Tree:
     >>> rebuild({"b": torch.tensor(2), "a": torch.tensor(1)}, [torch.tensor(3), torch.tensor(4)])
     {'b': tensor(4), 'a': tensor(3)}
     """
-    return _torch.tree_map(lambda position: leaves[position], positions(tree))
+    queue = iter(leaves)
+    return _fill(tree, lambda _: next(queue))
 
 
-def positions(tree: Tree) -> Tree:
-    """The tree with each leaf's place in the order of :func:`leaves`."""
-    spec = structure(tree)
-    return _torch.tree_map(
-        lambda _, position: position, tree, _torch.tree_unflatten(list(range(spec.num_leaves)), spec)
-    )
+def _fill(node: Tree, function: Callable) -> Tree:
+    """``function`` of every leaf, called in the order of :func:`leaves`; dicts keep their own order."""
+    if isinstance(node, Tensor):
+        return function(node)
+    if isinstance(node, dict) and type(node) in (dict, collections.OrderedDict):
+        filled = {key: _fill(node[key], function) for key in keys_in_order(node)}
+        return type(node)((key, filled[key]) for key in node)
+    if isinstance(node, (list, tuple)):
+        return like_sequence(node, [_fill(child, function) for child in node])
+    return _torch.tree_map(function, node)
+
+
+def same(first: Tree, second: Tree) -> bool:
+    """Whether :func:`check_same_structure` has nothing to say."""
+    if isinstance(first, Tensor):
+        return isinstance(second, Tensor) or children_of(second) is None
+    if isinstance(first, dict):
+        return (
+            isinstance(second, dict)
+            and first.keys() == second.keys()
+            and all(same(child, second[key]) for key, child in first.items())
+        )
+    if isinstance(first, (list, tuple)):
+        return type(first) is type(second) and len(first) == len(second) and all(map(same, first, second))
+    return children_of(second) is None
 
 
 def spec(tree: Tree) -> Tree:
@@ -136,7 +183,7 @@ def describe(node: Tree) -> str:
 
 def children_of(node: Tree) -> dict[str, Tree] | None:
     if isinstance(node, dict):
-        return {f"[{key!r}]": node[key] for key in sorted(node, key=natural)}
+        return {f"[{key!r}]": node[key] for key in keys_in_order(node)}
     if is_namedtuple(node):
         return {f".{name}": getattr(node, name) for name in node._fields}
     if isinstance(node, (list, tuple)):
@@ -169,7 +216,7 @@ def check_same_structure(first: Tree, second: Tree, names: tuple[str, str] = ("f
     Traceback (most recent call last):
     ValueError: params and grads differ at ['w']: params has a tensor of shape (1,), grads has nothing
     """
-    difference = _first_difference(first, second)
+    difference = None if same(first, second) else _first_difference(first, second)
     if difference:
         path, mine, other = difference
         place = path or "the root"

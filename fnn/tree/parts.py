@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from fnn import _torch
 from fnn.tree.maps import map, map_with_path
 from fnn.tree.order import (
     Tree,
@@ -17,7 +16,6 @@ from fnn.tree.order import (
     like_sequence,
     natural,
     paths,
-    positions,
     rebuild,
 )
 
@@ -80,7 +78,6 @@ def ravel(tree: Tree) -> tuple[Tensor, Callable[[Tensor], Tree]]:
     torch.Size([2, 2])
     """
     parts = leaves(tree)
-    place = positions(tree)
     shapes = [(leaf.shape, leaf.dtype, leaf.numel()) for leaf in parts]
     total = sum(count for _, _, count in shapes)
     if parts:
@@ -96,7 +93,7 @@ def ravel(tree: Tree) -> tuple[Tensor, Callable[[Tensor], Tree]]:
             raise ValueError(f"unravel expects a vector of shape ({total},), got {tuple(vector.shape)}")
         pieces = vector.split([count for _, _, count in shapes]) if shapes else []
         rebuilt = [piece.reshape(shape).to(dtype) for piece, (shape, dtype, _) in zip(pieces, shapes, strict=True)]
-        return _torch.tree_map(lambda position: rebuilt[position], place)
+        return rebuild(tree, rebuilt)
 
     return vector, unravel
 
