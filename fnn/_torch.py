@@ -20,6 +20,21 @@ from torch.utils._pytree import (  # no public pytree module in any supported ve
     tree_unflatten,
 )
 
+# multi-tensor and fused kernels, by the name of the tensor's method or of the optimizer
+foreach = {
+    name: getattr(torch, f"_foreach_{name}")
+    for name in (
+        "abs", "add", "addcdiv", "addcmul", "div", "exp", "lerp", "maximum", "minimum", "mul", "neg", "pow",
+        "reciprocal", "rsqrt", "sign", "sqrt", "sub",
+    )
+}  # fmt: skip
+fused_adam = torch._fused_adam_
+
+
+def dispatch_modes() -> bool:
+    """Whether a mode that sees every operation is active: fake tensors, make_fx, a profiler's flop counter."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
 
 def storage_users(tensor: Tensor) -> int:
     """How many tensors share the memory of this one, itself included."""
@@ -40,6 +55,9 @@ def mark_static(tensors: Iterable[Tensor]) -> None:
 
 __all__ = [
     "TorchDynamoException",
+    "dispatch_modes",
+    "foreach",
+    "fused_adam",
     "is_view",
     "mark_static",
     "peek_interpreter_stack",

@@ -1,43 +1,172 @@
-"""What an optimizer is."""
+"""What an optimizer is, and how one is made from its formula for a single leaf."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from fnn import _torch
 from fnn import tree as _tree
+from fnn.optim.many import Many
 from fnn.tree import Tree
+
+Number = float | Tensor | Callable[[Tensor], Tensor]
+"""A hyperparameter: a number, a 0-d tensor, or a schedule, which is a function of the count of updates."""
 
 
 class Optimizer(NamedTuple):
     """A pair of pure functions.
 
-    ``init(params) -> opt_state`` and ``update(grads, opt_state, params) -> (updates, opt_state)``, where
-    updates are added to params by :func:`apply_updates`.
+    ``init(params) -> opt_state`` and ``update(grads, opt_state, params, **extra) -> (updates, opt_state)``, where
+    updates are added to params by :func:`apply_updates`. ``extra`` is what a few optimizers ask for by name, such as
+    ``loss``; all others ignore it.
     """
 
     init: Callable[[Tree], Tree]
     update: Callable[..., tuple[Tree, Tree]]
 
 
+class State(NamedTuple):
+    """The state of one transform. All leaves are tensors."""
+
+    count: Tensor
+    """int64: the number of updates so far."""
+    hyperparams: dict[str, Tensor]
+    """0-d, by name; see :func:`fnn.optim.get_hyperparams`."""
+    scheduled: dict[str, Tensor]
+    """0-d, by name: the values that schedules gave at the last update."""
+    slots: dict[str, Tree]
+    """Trees like the params: momentum, running squares, ..."""
+
+
+class Transform(Optimizer):
+    """An optimizer that can also work on lists of leaves, so that a chain takes the trees apart only once."""
+
+    on_leaves: Callable[..., tuple[list, Tree]]
+
+
+def from_leaves(init: Callable[[Tree], Tree], on_leaves: Callable[..., tuple[list, Tree]]) -> Transform:
+    """A transform from ``on_leaves(grads, state, params, params_tree, **extra) -> (updates, state)`` of lists."""
+
+    def update(grads: Tree, state: Tree, params: Tree = None, **extra) -> tuple[Tree, Tree]:
+        updates, (state,) = run((transform,), grads, (state,), params, extra)
+        return updates, state
+
+    transform = Transform(init, update)
+    transform.on_leaves = on_leaves
+    return transform
+
+
+def per_leaf(
+    rule: Callable,
+    hyperparams: dict[str, Number] | None = None,
+    together: bool = True,
+    kernel: Callable | None = None,
+    **slots: Callable[[Tensor], Tensor],
+) -> Transform:
+    """A transform from its formula for one leaf.
+
+    ``rule(t, **hyperparams)`` computes what all leaves share, and returns ``leaf(g, p, *slots) -> (update, *slots)``.
+    t is the number of this update, 1 the first, and is 0-d and floating like the hyperparameters. Each of ``slots`` is
+    a function of a param's leaf, its first value; a slot keeps its dtype. Leaves come with at least one axis, so that
+    hyperparameters never widen their dtype. With ``together``, eager code passes all leaves at once as
+    :class:`fnn.optim.many.Many`, for which torch has multi-tensor kernels; a formula that looks at shapes says False.
+    ``kernel(t, grads, *slots, **hyperparams)`` does the same for lists of leaves where :func:`fits_kernel` holds.
+
+    >>> double = per_leaf(lambda t, factor: lambda g, p: (factor * g,), {"factor": 2.0})
+    >>> params = {"w": torch.ones(1)}
+    >>> double.update(params, double.init(params))[0]
+    {'w': tensor([2.])}
+    """
+    numbers = hyperparams or {}
+    schedules = {name: value for name, value in numbers.items() if callable(value) and not isinstance(value, Tensor)}
+
+    def init(params: Tree) -> State:
+        leaves = _tree.leaves(params)
+        device = leaves[0].device if leaves else torch.device("cpu")
+        fixed = {name: as_hyperparam(name, value, device) for name, value in numbers.items() if name not in schedules}
+        count = torch.zeros((), dtype=torch.int64, device=device)
+        first = {name: as_hyperparam(name, value(as_time(count)), device) for name, value in schedules.items()}
+        return State(count, fixed, first, {name: _tree.map(start, params) for name, start in slots.items()})
+
+    def on_leaves(grads: list, state: State, params: list | None, **_) -> tuple[list, State]:
+        count = state.count + 1
+        scheduled = {name: value(as_time(state.count)).to(state.scheduled[name]) for name, value in schedules.items()}
+        numbers = {**state.hyperparams, **scheduled}
+        before = [_tree.leaves(state.slots[name]) for name in slots]
+        plain = is_plain(grads, params or [], numbers.values(), *before)
+        if plain and kernel and fits_kernel(grads, *before):
+            rows = kernel(as_time(count), grads, *before, **numbers)
+        else:
+            rows = _apply(rule(as_time(count), **numbers), grads, params, before, plain and together)
+        after = [
+            [new.to(old.dtype) for new, old in zip(*pair, strict=True)] for pair in zip(rows[1:], before, strict=True)
+        ]
+        trees = {name: _tree.rebuild(state.slots[name], new) for name, new in zip(slots, after, strict=True)}
+        return rows[0], State(count, state.hyperparams, scheduled, trees)
+
+    return from_leaves(init, on_leaves)
+
+
+def _apply(leaf: Callable, grads: list, params: list | None, slots: list[list], together: bool) -> list[list]:
+    """Columns of ``leaf``'s results: updates and each slot. 0-d leaves get an axis for the time of the formula."""
+    columns = [grads, [None] * len(grads) if params is None else params, *slots]
+    shapes = [g.shape for g in grads]
+    if not all(shapes):
+        columns = [[x if x is None or x.dim() else x.reshape(1) for x in column] for column in columns]
+    if together and grads:
+        results = leaf(*[None if column[0] is None else Many(column) for column in columns])
+        found = [result.tensors for result in results]
+    else:
+        rows = [leaf(*row) for row in zip(*columns, strict=True)]
+        found = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in range(1 + len(slots))]
+    if not all(shapes):
+        found = [[x if s else x.reshape(s) for x, s in zip(column, shapes, strict=True)] for column in found]
+    return found
+
+
+def run(parts: Sequence, grads: Tree, states: Sequence, params: Tree, extra: dict) -> tuple[Tree, tuple]:
+    """Apply transforms one after the other to the leaves of the trees; updates get the dtype of the params."""
+    like = grads if params is None else params
+    if params is not None:
+        _tree.check_same_structure(params, grads, ("params", "grads"))
+    g, p = _tree.leaves(grads), None if params is None else _tree.leaves(params)
+    for i, (one, other) in enumerate(zip(g, p or [], strict=False)):
+        if one.shape != other.shape:
+            path = _tree.paths(params, dotted=False)[i]
+            raise ValueError(f"grads{path} has shape {tuple(one.shape)}, but params{path} has {tuple(other.shape)}")
+    wanted = [leaf.dtype for leaf in (p or g)]
+    after = []
+    for part, state in zip(parts, states, strict=True):
+        g, state = part.on_leaves(g, state, p, like=like, **extra)
+        after.append(state)
+    return _tree.rebuild(like, [x.to(dtype) for x, dtype in zip(g, wanted, strict=True)]), tuple(after)
+
+
 def chain(*parts: Optimizer) -> Optimizer:
     """The parts one after the other, each working on the updates of the one before; the state is a tuple.
 
-    >>> import torch
-    >>> half = Optimizer(lambda params: (), lambda g, s, p=None: (_tree.scale(0.5, g), s))
-    >>> chain(half, half).update({"w": torch.ones(1)}, ((), ()))
-    ({'w': tensor([0.2500])}, ((), ()))
+    Raises ``ValueError`` for a state of another length.
+
+    >>> from fnn.optim import clip_by_global_norm, sgd
+    >>> opt = chain(clip_by_global_norm(1.0), sgd(0.1))
+    >>> params = {"w": torch.zeros(2)}
+    >>> opt.update({"w": torch.tensor([3.0, 4.0])}, opt.init(params), params)[0]
+    {'w': tensor([-0.0600, -0.0800])}
     """
 
     def init(params: Tree) -> tuple:
         return tuple(part.init(params) for part in parts)
 
-    def update(grads: Tree, state: tuple, params: Tree = None) -> tuple[Tree, tuple]:
+    def update(grads: Tree, state: tuple, params: Tree = None, **extra) -> tuple[Tree, tuple]:
         if len(state) != len(parts):
             raise ValueError(f"chain of {len(parts)} parts got a state of {len(state)}; make it with init(params)")
+        if all(isinstance(part, Transform) for part in parts):
+            return run(parts, grads, state, params, extra)
         new = []
         for part, part_state in zip(parts, state, strict=True):
-            grads, part_state = part.update(grads, part_state, params)
+            grads, part_state = part.update(grads, part_state, params, **extra)
             new.append(part_state)
         return grads, tuple(new)
 
@@ -47,12 +176,67 @@ def chain(*parts: Optimizer) -> Optimizer:
 def apply_updates(params: Tree, updates: Tree) -> Tree:
     """params + updates, each leaf in the dtype of the param.
 
-    >>> import torch
     >>> apply_updates({"w": torch.ones(1)}, {"w": torch.ones(1)})
     {'w': tensor([2.])}
     """
+    _tree.check_same_structure(params, updates, ("params", "updates"))
+    p, u = _tree.leaves(params), _tree.leaves(updates)
+    added = (Many(p) + Many(u)).tensors if p and is_plain(p, u) else [a + b for a, b in zip(p, u, strict=True)]
+    return _tree.rebuild(params, [x.to(old.dtype) for x, old in zip(added, p, strict=True)])
 
-    def add(param: Tensor, update: Tensor) -> Tensor:
-        return (param + update).to(param.dtype)
 
-    return _tree.map(add, params, updates)
+def is_plain(*columns: Iterable[Tensor]) -> bool:
+    """Whether this is ordinary eager code: nothing traces, transforms or records what happens to these tensors."""
+    return not (
+        torch.compiler.is_compiling()
+        or _torch.peek_interpreter_stack() is not None
+        or _torch.dispatch_modes()
+        or any(x.requires_grad for column in columns for x in column)
+    )
+
+
+def fits_kernel(*columns: Sequence[Tensor]) -> bool:
+    """Whether torch's fused kernels, which see only addresses and counts, may be given these lists of leaves.
+
+    They read their numbers on the host, which a GPU would have to wait for.
+    """
+    return bool(columns[0]) and all(
+        x.is_contiguous() and x.dtype is columns[0][0].dtype and x.device.type == "cpu" for row in columns for x in row
+    )
+
+
+def as_hyperparam(name: str, value: float | Tensor, device: torch.device) -> Tensor:
+    """A 0-d tensor: float64 where the device has it, so that float64 params get the number that was given.
+
+    >>> as_hyperparam("learning_rate", 0.1, torch.device("cpu"))
+    tensor(0.1000, dtype=torch.float64)
+    """
+    if isinstance(value, Tensor):
+        if value.dim():
+            raise ValueError(
+                f"{name} must be a number or a 0-d tensor, got one of shape {tuple(value.shape)}; "
+                f"for several values at once write vmap(lambda {name}: ...)"
+            )
+        return value.to(device)
+    return torch.tensor(value, dtype=_wide(device), device=device)
+
+
+def as_time(count: Tensor) -> Tensor:
+    """A count as a floating number for formulas."""
+    return count.to(_wide(count.device))
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def check_range(name: str, value: Number, low: float = 0.0, high: float = float("inf")) -> None:
+    """Raise ``ValueError`` for a plain number outside [low, high); tensors and schedules are not looked at.
+
+    >>> check_range("learning_rate", -1.0)
+    Traceback (most recent call last):
+    ValueError: learning_rate must not be negative, got -1.0
+    """
+    if isinstance(value, (int, float)) and not low <= value < high:
+        wanted = "must not be negative" if high == float("inf") and low == 0 else f"must be in [{low:g}, {high:g})"
+        raise ValueError(f"{name} {wanted}, got {value}")

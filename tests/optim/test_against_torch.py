@@ -1,0 +1,88 @@
+"""Every setting in torch's own table of optimizers, 20 steps in float64, against torch.optim's plain loop."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing._internal.common_optimizers import optim_db
+
+import fnn
+from fnn import optim
+
+NAMES = {"lr": "learning_rate"}
+SHAPES = [(4, 3), (3, 4), (5,), (2, 3, 2, 2)]
+
+
+def settings() -> list:
+    found = []
+    for info in optim_db:
+        name = info.optim_cls.__name__
+        if name == "SparseAdam":  # for sparse gradients, which torch.func does not make
+            continue
+        for i, given in enumerate(info.optim_inputs_func(device="cpu")):
+            found.append(pytest.param(info.optim_cls, given.kwargs, id=f"{name}-{i}-{given.desc}"))
+    return found
+
+
+def start(shapes: list) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {str(i): torch.randn(s, dtype=torch.float64, generator=generator) for i, s in enumerate(shapes)}
+
+
+def loss(params: dict[str, Tensor]) -> Tensor:
+    """Bounded on both sides, so that climbing ends too; neither convex nor separable within a leaf."""
+    return sum((x.sin() ** 2).sum() + (x.flatten()[:-1].sin() * x.flatten()[1:].cos()).sum() for x in params.values())
+
+
+def ours(name: str) -> Callable:
+    if name == "Muon":
+        return lambda learning_rate=1e-3, **rest: optim.muon(learning_rate, adam_learning_rate=1.0, **rest)
+    return getattr(optim, name.lower())
+
+
+@pytest.fixture(autouse=True)
+def torch_keeps_its_scalars_in_float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)  # ASGD rounds its rate to the default dtype
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("compiled_path", [False, True], ids=["eager", "per leaf"])
+@pytest.mark.parametrize(("cls", "given"), settings())
+def test_twenty_steps_equal_torch(cls: type, given: dict[str, Any], compiled_path: bool, record_property) -> None:
+    name = cls.__name__
+    params = start([s for s in SHAPES if len(s) == 2] if name == "Muon" else SHAPES)
+    weights = {path: leaf.clone().requires_grad_() for path, leaf in params.items()}
+    plain = {} if name in ("LBFGS", "Muon") else {"foreach": False}
+    theirs = cls(list(weights.values()), **given, **plain)
+    opt = ours(name)(**{NAMES.get(key, key): value for key, value in given.items()})
+    state = opt.init(params)
+
+    def step(params: Any, state: Any) -> tuple:
+        updates, state = opt.update(fnn.grad(loss)(params), state, params, loss=loss)
+        return optim.apply_updates(params, updates), state
+
+    def closure() -> Tensor:
+        theirs.zero_grad()
+        value = loss(weights)
+        value.backward()
+        return value
+
+    if compiled_path and name == "LBFGS":
+        pytest.skip("looks at values")
+    for _ in range(20):
+        theirs.step(closure)
+        if compiled_path:  # a transform sends every optimizer along the formula for one leaf
+            params, state = fnn.vmap(lambda p, s, _: step(p, s), (None, None, 0), out_dims=0)(
+                params, state, torch.zeros(1)
+            )
+            params, state = fnn.tree.map(lambda x: x[0], (params, state))
+        else:
+            params, state = step(params, state)
+    largest = max(
+        float((weights[k] - params[k]).detach().abs().max() / weights[k].detach().abs().max()) for k in params
+    )
+    record_property("largest relative difference", largest)
+    assert largest < 1e-10
