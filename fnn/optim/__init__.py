@@ -18,7 +18,6 @@ from fnn.optim.moments import (
     scale_by_yogi,
     trace,
 )
-from fnn.optim.muon import muon, orthogonalize, scale_by_muon
 from fnn.optim.optimizers import (
     adadelta,
     adafactor,
@@ -33,7 +32,9 @@ from fnn.optim.optimizers import (
     rprop,
     sgd,
 )
+from fnn.optim.orthogonal import muon, orthogonalize, scale_by_muon
 from fnn.optim.parts import freeze, identity, mask, named_chain, partition, zero
+from fnn.optim.quasi_newton import lbfgs
 from fnn.optim.transforms import (
     adaptive_gradient_clip,
     add_decayed_weights,
@@ -93,6 +94,7 @@ __all__ = [
     "identity",
     "lamb",
     "lars",
+    "lbfgs",
     "lion",
     "lookahead",
     "mask",

@@ -36,6 +36,14 @@ def loss(params: dict[str, Tensor]) -> Tensor:
     return sum((x.sin() ** 2).sum() + (x.flatten()[:-1].sin() * x.flatten()[1:].cos()).sum() for x in params.values())
 
 
+def convex(params: dict[str, Tensor]) -> Tensor:
+    """For L-BFGS without a line search, which elsewhere runs away and then follows every rounding."""
+    return sum(
+        (x**2).sum() / 2 + (x.flatten()[1:] - x.flatten()[:-1]).square().logaddexp(x.new_zeros(())).sum() / 3
+        for x in params.values()
+    )
+
+
 def ours(name: str) -> Callable:
     if name == "Muon":
         return lambda learning_rate=1e-3, **rest: optim.muon(learning_rate, adam_learning_rate=1.0, **rest)
@@ -53,26 +61,30 @@ def torch_keeps_its_scalars_in_float64() -> Iterator[None]:
 @pytest.mark.parametrize(("cls", "given"), settings())
 def test_twenty_steps_equal_torch(cls: type, given: dict[str, Any], compiled_path: bool, record_property) -> None:
     name = cls.__name__
+    goal = loss
+    if name == "LBFGS":
+        goal = (lambda p: -convex(p)) if given.get("maximize") else convex
     params = start([s for s in SHAPES if len(s) == 2] if name == "Muon" else SHAPES)
     weights = {path: leaf.clone().requires_grad_() for path, leaf in params.items()}
     plain = {} if name in ("LBFGS", "Muon") else {"foreach": False}
+    given = {key: value.double() if isinstance(value, Tensor) else value for key, value in given.items()}
     theirs = cls(list(weights.values()), **given, **plain)
     opt = ours(name)(**{NAMES.get(key, key): value for key, value in given.items()})
     state = opt.init(params)
 
     def step(params: Any, state: Any) -> tuple:
-        updates, state = opt.update(fnn.grad(loss)(params), state, params, loss=loss)
+        updates, state = opt.update(fnn.grad(goal)(params), state, params, loss=goal)
         return optim.apply_updates(params, updates), state
 
     def closure() -> Tensor:
         theirs.zero_grad()
-        value = loss(weights)
+        value = goal(weights)
         value.backward()
         return value
 
-    if compiled_path and name == "LBFGS":
-        pytest.skip("looks at values")
-    for _ in range(20):
+    if compiled_path and "line_search_fn" in given:
+        pytest.skip("the line search looks at values")
+    for _ in range(2 if compiled_path and name == "LBFGS" else 20):
         theirs.step(closure)
         if compiled_path:  # a transform sends every optimizer along the formula for one leaf
             params, state = fnn.vmap(lambda p, s, _: step(p, s), (None, None, 0), out_dims=0)(
