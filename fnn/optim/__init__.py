@@ -1,5 +1,6 @@
 """Optimizers as pairs of pure functions (init, update)."""
 
+from fnn.optim import schedules
 from fnn.optim.base import Optimizer, State, apply_updates, chain, per_leaf
 from fnn.optim.beyond import adabelief, adan, lamb, lars, lion, scale_by_sophia, sophia, yogi
 from fnn.optim.hyperparams import get_hyperparams, set_hyperparams
@@ -131,6 +132,7 @@ __all__ = [
     "schedule_free_adamw",
     "schedule_free_params",
     "schedule_free_sgd",
+    "schedules",
     "set_hyperparams",
     "sgd",
     "sophia",

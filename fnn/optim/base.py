@@ -112,17 +112,21 @@ def per_leaf(
 def _apply(leaf: Callable, grads: list, params: list | None, slots: list[list], together: bool) -> list[list]:
     """Columns of ``leaf``'s results: updates and each slot. 0-d leaves get an axis for the time of the formula."""
     columns = [grads, [None] * len(grads) if params is None else params, *slots]
-    shapes = [g.shape for g in grads]
-    if not all(shapes):
+    shapes = [[x.shape for x in column] for column in (grads, *slots)]
+    scalars = any(not shape for row in shapes for shape in row)
+    if scalars:
         columns = [[x if x is None or x.dim() else x.reshape(1) for x in column] for column in columns]
     if together and grads:
         results = leaf(*[None if column[0] is None else Many(column) for column in columns])
         found = [result.tensors for result in results]
     else:
         rows = [leaf(*row) for row in zip(*columns, strict=True)]
-        found = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in range(1 + len(slots))]
-    if not all(shapes):
-        found = [[x if s else x.reshape(s) for x, s in zip(column, shapes, strict=True)] for column in found]
+        found = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in shapes]
+    if scalars:
+        found = [
+            [x if x.shape == shape else x.reshape(shape) for x, shape in zip(*pair, strict=True)]
+            for pair in zip(found, shapes, strict=True)
+        ]
     return found
 
 
@@ -130,18 +134,23 @@ def run(parts: Sequence, grads: Tree, states: Sequence, params: Tree, extra: dic
     """Apply transforms one after the other to the leaves of the trees; updates get the dtype of the params."""
     like = grads if params is None else params
     if params is not None:
-        _tree.check_same_structure(params, grads, ("params", "grads"))
+        check_grads(grads, params)
     g, p = _tree.leaves(grads), None if params is None else _tree.leaves(params)
-    for i, (one, other) in enumerate(zip(g, p or [], strict=False)):
-        if one.shape != other.shape:
-            path = _tree.paths(params, dotted=False)[i]
-            raise ValueError(f"grads{path} has shape {tuple(one.shape)}, but params{path} has {tuple(other.shape)}")
     wanted = [leaf.dtype for leaf in (p or g)]
     after = []
     for part, state in zip(parts, states, strict=True):
         g, state = part.on_leaves(g, state, p, like=like, **extra)
         after.append(state)
     return _tree.rebuild(like, [x.to(dtype) for x, dtype in zip(g, wanted, strict=True)]), tuple(after)
+
+
+def check_grads(grads: Tree, params: Tree) -> None:
+    """Raise ``ValueError``, naming the path, unless the trees have the same structure and shapes."""
+    _tree.check_same_structure(params, grads, ("params", "grads"))
+    for i, (g, p) in enumerate(zip(_tree.leaves(grads), _tree.leaves(params), strict=True)):
+        if g.shape != p.shape:
+            path = _tree.paths(params, dotted=False)[i]
+            raise ValueError(f"grads{path} has shape {tuple(g.shape)}, but params{path} has {tuple(p.shape)}")
 
 
 def chain(*parts: Optimizer) -> Optimizer:

@@ -47,6 +47,7 @@ def partition(optimizers: Mapping[str, Optimizer], labels: Labels) -> Optimizer:
 
     def update(grads: Tree, state: PartitionState, params: Tree = None, **extra) -> tuple[Tree, PartitionState]:
         like = grads if params is None else params
+        _tree.check_same_structure(like, grads, ("params", "grads"))
         g, p = split(grads, like), None if params is None else split(params, like)
         whole, after = None, {}
         for label, optimizer in optimizers.items():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fnn import tree as _tree
-from fnn.optim.base import Optimizer, as_hyperparam, check_range, is_plain
+from fnn.optim.base import Optimizer, as_hyperparam, check_grads, check_range, is_plain
 from fnn.optim.line_search import strong_wolfe
 from fnn.optim.wrappers import needs_loss
 from fnn.tree import Tree
@@ -77,14 +77,17 @@ def lbfgs(
         number = torch.zeros((), dtype=zero.dtype, device=zero.device)
         rate = as_hyperparam("learning_rate", learning_rate, zero.device)
         count = torch.zeros((), dtype=torch.int64, device=zero.device)
-        empty = (zero,) * history_size
-        return LBFGSState(count, {"learning_rate": rate}, count.clone(), empty, empty, number + 1, zero, number, zero)
+        empty = lambda: tuple(
+            torch.zeros_like(zero) for _ in range(history_size)
+        )  # apart: a shared one would recompile
+        memory = count.clone(), empty(), empty()
+        return LBFGSState(count, {"learning_rate": rate}, *memory, number + 1, zero, number, zero.clone())
 
     def update(
         grads: Tree, state: LBFGSState, params: Tree, *, loss: Callable[[Tree], Tensor] | None = None, **_: Any
     ) -> tuple[Tree, LBFGSState]:
         loss = needs_loss("lbfgs", loss)
-        _tree.check_same_structure(params, grads, ("params", "grads"))
+        check_grads(grads, params)
         x, unravel = _tree.ravel(params)
         if not x.numel():
             return params, state

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fnn import tree as _tree
-from fnn.optim.base import Number, Optimizer, apply_updates, as_hyperparam, check_range
+from fnn.optim.base import Number, Optimizer, apply_updates, as_hyperparam, check_grads, check_range
 from fnn.optim.hyperparams import get_hyperparams
 from fnn.optim.moments import scale_by_rms
 from fnn.optim.optimizers import descend, sgd
@@ -57,6 +57,7 @@ def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
         return AccumulateState(_count(params), _tree.zeros_like(params), optimizer.init(params))
 
     def update(grads: Tree, state: AccumulateState, params: Tree = None, **extra) -> tuple[Tree, AccumulateState]:
+        check_grads(grads, state.total)
         count = state.count + 1
         total = _tree.add(state.total, grads)
         last = count % every == 0
@@ -197,6 +198,7 @@ def sam(optimizer: Optimizer, rho: float | Tensor = 0.05, adaptive: bool = False
         grads: Tree, state: SAMState, params: Tree, *, loss: Callable[[Tree], Tensor] | None = None, **extra: Any
     ) -> tuple[Tree, SAMState]:
         loss = needs_loss("sam", loss)
+        check_grads(grads, params)
         weighted = _tree.map(lambda g, p: g * p.abs() if adaptive else g, grads, params)
         norm = _tree.global_norm(weighted)
         factor = torch.where(norm > 0, state.hyperparams["rho"] / torch.where(norm > 0, norm, 1.0), 0.0)
@@ -330,6 +332,7 @@ def with_state_dtype(optimizer: Optimizer, dtype: torch.dtype) -> Optimizer:
         return stored(optimizer.init(widen(params)), dtype)
 
     def update(grads: Tree, state: Tree, params: Tree, **extra) -> tuple[Tree, Tree]:
+        check_grads(grads, params)
         wide = widen(params)
         common = _tree.leaves(wide)[0].dtype if _tree.leaves(wide) else dtype
         like = _tree.map(lambda g, p: g.to(p.dtype), grads, wide)
