@@ -252,7 +252,9 @@ class _Compiled:
         out = self.function(*self._merge(args), **kwargs)
         donate.check_results({name: args[i] for i, name in enumerate(named) if i in self.donated}, out)
         place = _user_line(error)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raised = [line.split("raised exception ", 1)[1] for line in lines if "raised exception " in line]
+        reason = (raised or lines)[0]  # what the function itself raises only where it is traced
         raise TypeError(
             f"fnn.jit needs {_name(self.function)} to be one graph, and it is not{place}: {reason}. Python control "
             "flow on a tensor's value becomes torch.where; printing, .item() and other effects go outside"

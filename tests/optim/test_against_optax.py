@@ -1,0 +1,169 @@
+"""The optimizers that torch lacks, and wrappers, against Optax on the same gradients, 20 steps in float64."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fnn
+from fnn import optim
+
+jax = pytest.importorskip("jax", reason="the comparison with Optax needs JAX")
+optax = pytest.importorskip("optax", reason="the comparison needs Optax")
+contrib = pytest.importorskip("optax.contrib")
+
+
+def sam() -> Any:
+    return contrib.sam(
+        optax.sgd(0.05), optax.chain(contrib.normalize(), optax.sgd(0.1)), sync_period=2, opaque_mode=True
+    )
+
+
+TABLE: dict[str, tuple[Callable[[], fnn.Optimizer], Callable[[], Any]]] = {
+    "lion": (lambda: optim.lion(0.02, (0.8, 0.95), 0.1), lambda: optax.lion(0.02, 0.8, 0.95, weight_decay=0.1)),
+    "lamb": (lambda: optim.lamb(0.02, weight_decay=0.1), lambda: optax.lamb(0.02, weight_decay=0.1)),
+    "lars": (
+        lambda: optim.lars(0.5, 0.8, True, 0.1, 0.01, 1e-3),
+        lambda: optax.lars(0.5, 0.1, trust_coefficient=0.01, eps=1e-3, momentum=0.8, nesterov=True),
+    ),
+    "adabelief": (lambda: optim.adabelief(0.02), lambda: optax.adabelief(0.02)),
+    "yogi": (lambda: optim.yogi(0.02), lambda: optax.yogi(0.02)),
+    "adan": (lambda: optim.adan(0.02, weight_decay=0.1), lambda: optax.adan(0.02, weight_decay=0.1)),
+    "schedule-free sgd": (
+        lambda: optim.schedule_free_sgd(0.1, 0.8, 0.01),
+        lambda: contrib.schedule_free_sgd(0.1, b1=0.8, weight_decay=0.01),
+    ),
+    "schedule-free adamw": (
+        lambda: optim.schedule_free_adamw(0.02, (0.8, 0.95), weight_decay=0.1),
+        lambda: contrib.schedule_free_adamw(0.02, b1=0.8, b2=0.95, weight_decay=0.1),
+    ),
+    "sam": (lambda: optim.sam(optim.sgd(0.05), 0.1), sam),
+    "global norm": (
+        lambda: optim.chain(optim.clip_by_global_norm(0.7), optim.adamw(0.02, weight_decay=0.1)),
+        lambda: optax.chain(optax.clip_by_global_norm(0.7), optax.adamw(0.02, weight_decay=0.1)),
+    ),
+    "block": (
+        lambda: optim.chain(optim.clip_by_block(0.3), optim.scale_by_learning_rate(0.1)),
+        lambda: optax.chain(optax.clip_by_block_rms(0.3), optax.scale_by_learning_rate(0.1)),
+    ),
+    "centralize": (
+        lambda: optim.chain(optim.centralize(), optim.sgd(0.1)),
+        lambda: optax.chain(optax.centralize(), optax.sgd(0.1)),
+    ),
+    "trust ratio": (
+        lambda: optim.chain(optim.scale_by_trust_ratio(), optim.scale(-0.05)),
+        lambda: optax.chain(optax.scale_by_trust_ratio(), optax.scale(-0.05)),
+    ),
+    "ema": (
+        lambda: optim.chain(optim.ema(0.8), optim.scale_by_sign(), optim.scale(-0.02)),
+        lambda: optax.chain(optax.ema(0.8), optax.scale_by_sign(), optax.scale(-0.02)),
+    ),
+    "mask": (
+        lambda: optim.chain(optim.mask(optim.scale(0.5), lambda path: path == "w", rest="pass"), optim.sgd(0.1)),
+        lambda: optax.chain(optax.masked(optax.scale(0.5), {"w": True, "b": False}), optax.sgd(0.1)),
+    ),
+    "partition": (
+        lambda: optim.partition({"w": optim.adam(0.1), "b": optim.sgd(0.1)}, {"w": "w", "b": "b"}),
+        lambda: optax.multi_transform({"w": optax.adam(0.1), "b": optax.sgd(0.1)}, {"w": "w", "b": "b"}),
+    ),
+}
+
+
+def loss(params: dict[str, Tensor]) -> Tensor:
+    w, b = params["w"], params["b"]
+    return (w.sin() ** 2).sum() + (w @ b).cos().sum() + (b**4).sum() / 4
+
+
+def start() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    draw = lambda *shape: torch.randn(shape, dtype=torch.float64, generator=generator)
+    return {"w": draw(4, 3), "b": draw(3)}
+
+
+def to_jax(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.numpy.asarray(x.numpy()), tree)
+
+
+def gradient(params: Any, _: Any = None) -> Any:
+    """The gradient that both use, computed by torch."""
+    return to_jax(fnn.grad(loss)({name: torch.tensor(jax.device_get(x)) for name, x in params.items()}))
+
+
+def largest(ours: dict, theirs: dict) -> float:
+    return max(float((ours[k] - torch.tensor(jax.device_get(theirs[k]))).abs().max()) for k in ours)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_twenty_steps_equal_optax(name: str, record_property: Callable) -> None:
+    make, make_theirs = TABLE[name]
+    with jax.enable_x64(True):
+        opt, theirs = make(), make_theirs()
+        params = start()
+        other = to_jax(params)
+        state, other_state = opt.init(params), theirs.init(other)
+        extra = {"grad_fn": gradient} if name == "sam" else {}
+        for _ in range(20):
+            updates, state = opt.update(fnn.grad(loss)(params), state, params, loss=loss)
+            params = optim.apply_updates(params, updates)
+            updates, other_state = theirs.update(gradient(other), other_state, other, **extra)
+            other = optax.apply_updates(other, updates)
+        difference = largest(params, other)
+    record_property("largest difference", difference)
+    assert float((params["w"] - start()["w"]).abs().max()) > 1e-3
+    assert difference < 1e-12
+
+
+def test_adaptive_clip_equals_optax_with_its_axes() -> None:
+    # Optax stores weights as (inputs, outputs)
+    with jax.enable_x64(True):
+        opt, theirs = optim.adaptive_gradient_clip(0.05), optax.adaptive_grad_clip(0.05)
+        params, grads = start(), fnn.grad(loss)(start())
+        turned = lambda tree: to_jax({"w": tree["w"].T, "b": tree["b"]})
+        ours, _ = opt.update(grads, opt.init(params), params)
+        other, _ = theirs.update(turned(grads), theirs.init(turned(params)), turned(params))
+        assert largest({"w": ours["w"].T, "b": ours["b"]}, other) < 1e-15
+        assert not torch.equal(ours["w"], grads["w"])
+
+
+def test_lookahead_equals_optax() -> None:
+    with jax.enable_x64(True):
+        opt, theirs = optim.lookahead(optim.adam(0.05), 3, 0.4), optax.lookahead(optax.adam(0.05), 3, 0.4)
+        params = start()
+        other = optax.LookaheadParams.init_synced(to_jax(params))
+        state, other_state = opt.init(params), theirs.init(other)
+        for _ in range(20):
+            updates, state = opt.update(fnn.grad(loss)(params), state, params)
+            params = optim.apply_updates(params, updates)
+            updates, other_state = theirs.update(gradient(other.fast), other_state, other)
+            other = optax.apply_updates(other, updates)
+        assert largest(params, other.fast) < 1e-12
+        assert largest(state.slow, other.slow) < 1e-12
+
+
+def test_sophia_equals_optax_given_the_same_diagonals() -> None:
+    def diagonal(params: dict[str, Tensor]) -> dict[str, Tensor]:
+        vector, unravel = fnn.tree.ravel(params)
+        return unravel(torch.func.hessian(lambda v: loss(unravel(v)))(vector).diagonal())
+
+    def theirs_diagonal(grads: Any, state: Any, params: Any = None, **_: Any) -> tuple:
+        return to_jax(diagonal({name: torch.tensor(jax.device_get(x)) for name, x in params.items()})), state
+
+    with jax.enable_x64(True), jax.disable_jit():
+        opt = optim.sophia(0.02, (0.9, 0.8), gamma=0.5, weight_decay=0.1)
+        estimate = optax.GradientTransformationExtraArgs(lambda params: (), theirs_diagonal)
+        theirs = contrib.sophia(
+            0.02, 0.9, 0.8, weight_decay=0.1, gamma=0.5, update_interval=1, hessian_diagonal_fn=estimate
+        )
+        params = start()
+        other = to_jax(params)
+        state, other_state = opt.init(params), theirs.init(other)
+        before: dict = {}
+        for _ in range(20):
+            updates, state = opt.update(fnn.grad(loss)(params), state, params, **before)
+            before = {"hessian_diagonal": diagonal(params)}  # Optax uses an estimate from the next step on
+            params = optim.apply_updates(params, updates)
+            updates, other_state = theirs.update(gradient(other), other_state, other)
+            other = optax.apply_updates(other, updates)
+        assert largest(params, other) < 1e-12
