@@ -28,7 +28,7 @@ foreach = {
         "reciprocal", "rsqrt", "sign", "sqrt", "sub",
     )
 }  # fmt: skip
-fused_adam = torch._fused_adam_
+fused_adam = torch._fused_adam_  # pyright: ignore[reportPrivateImportUsage]
 
 
 def dispatch_modes() -> bool:

@@ -1,7 +1,7 @@
 """What an optimizer is, and how one is made from its formula for a single leaf."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,7 +47,10 @@ class Transform(Optimizer):
 
 
 def from_leaves(init: Callable[[Tree], Tree], on_leaves: Callable[..., tuple[list, Tree]]) -> Transform:
-    """A transform from ``on_leaves(grads, state, params, params_tree, **extra) -> (updates, state)`` of lists."""
+    """A transform from ``on_leaves(grads, state, params, like=tree, **extra) -> (updates, state)`` on lists of leaves.
+
+    Where the state is a :class:`State`, its slots are lists too.
+    """
 
     def update(grads: Tree, state: Tree, params: Tree = None, **extra) -> tuple[Tree, Tree]:
         updates, (state,) = run((transform,), grads, (state,), params, extra)
@@ -60,10 +63,11 @@ def from_leaves(init: Callable[[Tree], Tree], on_leaves: Callable[..., tuple[lis
 
 def per_leaf(
     rule: Callable,
-    hyperparams: dict[str, Number] | None = None,
+    hyperparams: Mapping[str, Number] | None = None,
+    slots: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    *,
     together: bool = True,
     kernel: Callable | None = None,
-    **slots: Callable[[Tensor], Tensor],
 ) -> Transform:
     """A transform from its formula for one leaf.
 
@@ -79,7 +83,7 @@ def per_leaf(
     >>> double.update(params, double.init(params))[0]
     {'w': tensor([2.])}
     """
-    numbers = hyperparams or {}
+    numbers, slots = hyperparams or {}, slots or {}
     schedules = {name: value for name, value in numbers.items() if callable(value) and not isinstance(value, Tensor)}
 
     def init(params: Tree) -> State:
@@ -94,24 +98,21 @@ def per_leaf(
         count = state.count + 1
         scheduled = {name: value(as_time(state.count)).to(state.scheduled[name]) for name, value in schedules.items()}
         numbers = {**state.hyperparams, **scheduled}
-        before = [_tree.leaves(state.slots[name]) for name in slots]
+        before = list(state.slots.values())
         plain = is_plain(grads, params or [], numbers.values(), *before)
         if plain and kernel and fits_kernel(grads, *before):
             rows = kernel(as_time(count), grads, *before, **numbers)
         else:
             rows = _apply(rule(as_time(count), **numbers), grads, params, before, plain and together)
-        after = [
-            [new.to(old.dtype) for new, old in zip(*pair, strict=True)] for pair in zip(rows[1:], before, strict=True)
-        ]
-        trees = {name: _tree.rebuild(state.slots[name], new) for name, new in zip(slots, after, strict=True)}
-        return rows[0], State(count, state.hyperparams, scheduled, trees)
+        after = [in_dtypes(*pair) for pair in zip(rows[1:], before, strict=True)]
+        return rows[0], State(count, state.hyperparams, scheduled, dict(zip(state.slots, after, strict=True)))
 
     return from_leaves(init, on_leaves)
 
 
 def _apply(leaf: Callable, grads: list, params: list | None, slots: list[list], together: bool) -> list[list]:
     """Columns of ``leaf``'s results: updates and each slot. 0-d leaves get an axis for the time of the formula."""
-    columns = [grads, [None] * len(grads) if params is None else params, *slots]
+    columns: list[Any] = [grads, [None] * len(grads) if params is None else params, *slots]
     shapes = [[x.shape for x in column] for column in (grads, *slots)]
     scalars = any(not shape for row in shapes for shape in row)
     if scalars:
@@ -133,21 +134,39 @@ def _apply(leaf: Callable, grads: list, params: list | None, slots: list[list], 
 def run(parts: Sequence, grads: Tree, states: Sequence, params: Tree, extra: dict) -> tuple[Tree, tuple]:
     """Apply transforms one after the other to the leaves of the trees; updates get the dtype of the params."""
     like = grads if params is None else params
-    if params is not None:
-        check_grads(grads, params)
-    g, p = _tree.leaves(grads), None if params is None else _tree.leaves(params)
-    wanted = [leaf.dtype for leaf in (p or g)]
-    after = []
-    for part, state in zip(parts, states, strict=True):
-        g, state = part.on_leaves(g, state, p, like=like, **extra)
+    slots = [state.slots if isinstance(state, State) else {} for state in states]
+    given = [tree for group in slots for tree in group.values()]
+    try:
+        p, g, *lists = _tree.columns(like, grads, *given)
+    except ValueError:
+        check_grads(grads, like)
+        raise
+    if any(a.shape != b.shape for a, b in zip(g, p, strict=True)):
+        check_grads(grads, like)
+    flat, after, wanted = iter(lists), [], p
+    for part, state, group in zip(parts, states, slots, strict=True):
+        if group:
+            state = state._replace(slots={name: next(flat) for name in group})
+        g, state = part.on_leaves(g, state, None if params is None else p, like=like, **extra)
         after.append(state)
-    return _tree.rebuild(like, [x.to(dtype) for x, dtype in zip(g, wanted, strict=True)]), tuple(after)
+    new = [column for state, group in zip(after, slots, strict=True) if group for column in state.slots.values()]
+    updates, *trees = _tree.refill(like, in_dtypes(g, wanted), *new)
+    flat = iter(trees)
+    after = [
+        state._replace(slots={name: next(flat) for name in group}) if group else state
+        for state, group in zip(after, slots, strict=True)
+    ]
+    return updates, tuple(after)
+
+
+def in_dtypes(tensors: Iterable[Tensor], like: Iterable[Tensor]) -> list[Tensor]:
+    return [x if x.dtype is old.dtype else x.to(old.dtype) for x, old in zip(tensors, like, strict=True)]
 
 
 def check_grads(grads: Tree, params: Tree) -> None:
     """Raise ``ValueError``, naming the path, unless the trees have the same structure and shapes."""
     _tree.check_same_structure(params, grads, ("params", "grads"))
-    for i, (g, p) in enumerate(zip(_tree.leaves(grads), _tree.leaves(params), strict=True)):
+    for i, (g, p) in enumerate(zip(*_tree.columns(grads, params), strict=True)):
         if g.shape != p.shape:
             path = _tree.paths(params, dotted=False)[i]
             raise ValueError(f"grads{path} has shape {tuple(g.shape)}, but params{path} has {tuple(p.shape)}")
@@ -188,10 +207,9 @@ def apply_updates(params: Tree, updates: Tree) -> Tree:
     >>> apply_updates({"w": torch.ones(1)}, {"w": torch.ones(1)})
     {'w': tensor([2.])}
     """
-    _tree.check_same_structure(params, updates, ("params", "updates"))
-    p, u = _tree.leaves(params), _tree.leaves(updates)
+    p, u = _tree.columns(params, updates)
     added = (Many(p) + Many(u)).tensors if p and is_plain(p, u) else [a + b for a, b in zip(p, u, strict=True)]
-    return _tree.rebuild(params, [x.to(old.dtype) for x, old in zip(added, p, strict=True)])
+    return _tree.refill(params, in_dtypes(added, p))[0]
 
 
 def is_plain(*columns: Iterable[Tensor]) -> bool:
@@ -214,7 +232,7 @@ def fits_kernel(*columns: Sequence[Tensor]) -> bool:
     )
 
 
-def as_hyperparam(name: str, value: float | Tensor, device: torch.device) -> Tensor:
+def as_hyperparam(name: str, value: Any, device: torch.device) -> Tensor:
     """A 0-d tensor: float64 where the device has it, so that float64 params get the number that was given.
 
     >>> as_hyperparam("learning_rate", 0.1, torch.device("cpu"))

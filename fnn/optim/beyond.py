@@ -160,14 +160,15 @@ def scale_by_sophia(
         return leaf
 
     hyperparams = {"beta1": beta1, "beta2": beta2, "gamma": gamma, "eps": eps, "limit": limit}
-    inner = per_leaf(rule, hyperparams, together=False, mean=torch.zeros_like, curvature=torch.zeros_like)
+    inner = per_leaf(rule, hyperparams, {"mean": torch.zeros_like, "curvature": torch.zeros_like}, together=False)
 
-    def on_leaves(grads: list, state: State, params: list | None, *, hessian_diagonal: Tree = None, **extra) -> tuple:
+    def on_leaves(
+        grads: list, state: State, params: list | None, *, like: Tree, hessian_diagonal: Tree = None, **extra
+    ) -> tuple[list, State]:
         if hessian_diagonal is not None:
             share = 1 - (state.hyperparams | state.scheduled)["beta2"]
-            mixed = _tree.map(
-                lambda h, new: h + (new - h) * share.to(h.dtype), state.slots["curvature"], hessian_diagonal
-            )
+            pairs = zip(state.slots["curvature"], _tree.columns(like, hessian_diagonal)[1], strict=True)
+            mixed = [h + (new - h) * share.to(h.dtype) for h, new in pairs]
             state = state._replace(slots={**state.slots, "curvature": mixed})
         return inner.on_leaves(grads, state, params, **extra)
 

@@ -34,14 +34,14 @@ class Many:
         kernel = _torch.foreach.get(name)
 
         def together(*arguments: Any) -> "Many":
-            return Many(kernel(self.tensors, *[operand(a) for a in arguments]))
+            return Many(_torch.foreach[name](self.tensors, *[operand(a) for a in arguments]))
 
         def one_by_one(*arguments: Any, **keywords: Any) -> "Many":
             columns = [a.tensors if isinstance(a, Many) else [a] * len(self.tensors) for a in arguments]
             rows = zip(self.tensors, *columns, strict=True)
             return Many([getattr(x, name)(*rest, **keywords) for x, *rest in rows])
 
-        return together if kernel else one_by_one
+        return together if kernel is not None else one_by_one
 
     def __add__(self, other: Any) -> "Many":
         return self.add(other)

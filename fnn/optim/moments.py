@@ -49,7 +49,7 @@ def trace(momentum: Number = 0.9, dampening: Number = 0.0, nesterov: bool = Fals
         return leaf
 
     hyperparams = {"momentum": momentum} | ({"dampening": dampening} if damped else {})
-    return per_leaf(rule, hyperparams, momentum_buffer=torch.zeros_like)
+    return per_leaf(rule, hyperparams, {"momentum_buffer": torch.zeros_like})
 
 
 def ema(decay: Number = 0.9, debias: bool = True) -> Transform:
@@ -71,7 +71,7 @@ def ema(decay: Number = 0.9, debias: bool = True) -> Transform:
 
         return leaf
 
-    return per_leaf(rule, {"decay": decay}, mean=torch.zeros_like)
+    return per_leaf(rule, {"decay": decay}, {"mean": torch.zeros_like})
 
 
 def scale_by_adam(
@@ -107,17 +107,17 @@ def scale_by_adam(
     def kernel(t: Tensor, grads: list, mean: list, square: list, *largest: list, **numbers: Tensor) -> list[list]:
         # works in place: zeros for params and a rate of -1 leave the direction itself
         directions = [torch.zeros_like(g) for g in grads]
-        after = [[x.clone() for x in slot] for slot in (mean, square, *largest)]
+        after = [_torch.foreach["add"](slot, 0) for slot in (mean, square, *largest)]  # copies
         options = {name: float(value) for name, value in numbers.items()}
         steps = [t.float()] * len(grads)
-        _torch.fused_adam(
+        _torch.fused_adam(  # pyright: ignore[reportCallIssue]
             directions, grads, *after[:2], after[2] if largest else [], steps,
             lr=-1.0, weight_decay=0.0, amsgrad=amsgrad, maximize=False, **options,
         )  # fmt: skip
         return [directions, *after]
 
     slots = {"mean": torch.zeros_like, "square": torch.zeros_like} | ({"largest": torch.zeros_like} if amsgrad else {})
-    return per_leaf(rule, {"beta1": beta1, "beta2": beta2, "eps": eps}, kernel=kernel, **slots)
+    return per_leaf(rule, {"beta1": beta1, "beta2": beta2, "eps": eps}, slots, kernel=kernel)
 
 
 def scale_by_nadam(
@@ -156,7 +156,7 @@ def scale_by_nadam(
         return torch.ones((), dtype=torch.promote_types(p.dtype, torch.float32), device=p.device)
 
     hyperparams = {"beta1": beta1, "beta2": beta2, "eps": eps, "momentum_decay": momentum_decay}
-    return per_leaf(rule, hyperparams, mean=torch.zeros_like, square=torch.zeros_like, mu_product=one)
+    return per_leaf(rule, hyperparams, {"mean": torch.zeros_like, "square": torch.zeros_like, "mu_product": one})
 
 
 def scale_by_radam(beta1: Number = 0.9, beta2: Number = 0.999, eps: Number = 1e-8) -> Transform:
@@ -190,7 +190,7 @@ def scale_by_radam(beta1: Number = 0.9, beta2: Number = 0.999, eps: Number = 1e-
         return leaf
 
     hyperparams = {"beta1": beta1, "beta2": beta2, "eps": eps}
-    return per_leaf(rule, hyperparams, mean=torch.zeros_like, square=torch.zeros_like)
+    return per_leaf(rule, hyperparams, {"mean": torch.zeros_like, "square": torch.zeros_like})
 
 
 def scale_by_adamax(beta1: Number = 0.9, beta2: Number = 0.999, eps: Number = 1e-8) -> Transform:
@@ -215,7 +215,9 @@ def scale_by_adamax(beta1: Number = 0.9, beta2: Number = 0.999, eps: Number = 1e
 
         return leaf
 
-    return per_leaf(rule, {"beta1": beta1, "beta2": beta2, "eps": eps}, mean=torch.zeros_like, largest=torch.zeros_like)
+    return per_leaf(
+        rule, {"beta1": beta1, "beta2": beta2, "eps": eps}, {"mean": torch.zeros_like, "largest": torch.zeros_like}
+    )
 
 
 def scale_by_belief(
@@ -244,7 +246,7 @@ def scale_by_belief(
         return leaf
 
     hyperparams = {"beta1": beta1, "beta2": beta2, "eps": eps, "eps_root": eps_root}
-    return per_leaf(rule, hyperparams, mean=torch.zeros_like, surprise=torch.zeros_like)
+    return per_leaf(rule, hyperparams, {"mean": torch.zeros_like, "surprise": torch.zeros_like})
 
 
 def scale_by_yogi(
@@ -272,7 +274,7 @@ def scale_by_yogi(
         return leaf
 
     start = lambda p: torch.full_like(p, initial_accumulator_value)
-    return per_leaf(rule, {"beta1": beta1, "beta2": beta2, "eps": eps}, mean=start, square=start)
+    return per_leaf(rule, {"beta1": beta1, "beta2": beta2, "eps": eps}, {"mean": start, "square": start})
 
 
 def scale_by_adan(
@@ -304,9 +306,10 @@ def scale_by_adan(
 
         return leaf
 
-    slots = dict.fromkeys(("mean", "change", "square", "previous"), torch.zeros_like)
+    zeros = torch.zeros_like
+    slots = {"mean": zeros, "change": zeros, "square": zeros, "previous": zeros}
     hyperparams = {"beta1": beta1, "beta2": beta2, "beta3": beta3, "eps": eps, "eps_root": eps_root}
-    return per_leaf(rule, hyperparams, **slots)
+    return per_leaf(rule, hyperparams, slots)
 
 
 def scale_by_lion(beta1: Number = 0.9, beta2: Number = 0.99) -> Transform:
@@ -322,7 +325,7 @@ def scale_by_lion(beta1: Number = 0.9, beta2: Number = 0.99) -> Transform:
     def rule(t: Tensor, beta1: Tensor, beta2: Tensor):
         return lambda g, p, mean: (lerp(mean, g, 1 - beta1).sign(), lerp(mean, g, 1 - beta2))
 
-    return per_leaf(rule, {"beta1": beta1, "beta2": beta2}, mean=torch.zeros_like)
+    return per_leaf(rule, {"beta1": beta1, "beta2": beta2}, {"mean": torch.zeros_like})
 
 
 def scale_by_rms(decay: Number = 0.99, eps: Number = 1e-8, centered: bool = False, debias: bool = False) -> Transform:
@@ -350,7 +353,7 @@ def scale_by_rms(decay: Number = 0.99, eps: Number = 1e-8, centered: bool = Fals
         return leaf
 
     slots = {"square": torch.zeros_like} | ({"mean": torch.zeros_like} if centered else {})
-    return per_leaf(rule, {"decay": decay, "eps": eps}, **slots)
+    return per_leaf(rule, {"decay": decay, "eps": eps}, slots)
 
 
 def scale_by_rss(initial_accumulator_value: float = 0.0, eps: Number = 1e-10) -> Transform:
@@ -369,7 +372,7 @@ def scale_by_rss(initial_accumulator_value: float = 0.0, eps: Number = 1e-10) ->
 
         return leaf
 
-    return per_leaf(rule, {"eps": eps}, total=lambda p: torch.full_like(p, initial_accumulator_value))
+    return per_leaf(rule, {"eps": eps}, {"total": lambda p: torch.full_like(p, initial_accumulator_value)})
 
 
 def scale_by_adadelta(rho: Number = 0.9, eps: Number = 1e-6) -> Transform:
@@ -390,4 +393,4 @@ def scale_by_adadelta(rho: Number = 0.9, eps: Number = 1e-6) -> Transform:
 
         return leaf
 
-    return per_leaf(rule, {"rho": rho, "eps": eps}, square=torch.zeros_like, step_square=torch.zeros_like)
+    return per_leaf(rule, {"rho": rho, "eps": eps}, {"square": torch.zeros_like, "step_square": torch.zeros_like})

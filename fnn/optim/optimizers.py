@@ -262,9 +262,9 @@ def rprop(
 
         return leaf
 
-    hyperparams = dict(zip(("eta_minus", "eta_plus", "smallest", "largest"), (*etas, *step_sizes), strict=True))
+    hyperparams = {"eta_minus": etas[0], "eta_plus": etas[1], "smallest": step_sizes[0], "largest": step_sizes[1]}
     first = lambda p: torch.zeros_like(p) + learning_rate
-    steps = per_leaf(rule, hyperparams, together=False, previous=torch.zeros_like, step_size=first)
+    steps = per_leaf(rule, hyperparams, {"previous": torch.zeros_like, "step_size": first}, together=False)
     return chain(negate(), steps) if maximize else steps
 
 
@@ -300,7 +300,7 @@ def asgd(
         return leaf
 
     hyperparams = {"learning_rate": learning_rate, "lambd": lambd, "alpha": alpha, "t0": t0}
-    steps = needs_params(per_leaf(rule, hyperparams, average=torch.zeros_like), "asgd")
+    steps = needs_params(per_leaf(rule, hyperparams, {"average": torch.zeros_like}), "asgd")
     decay = [add_decayed_weights(weight_decay)] if _is_set(weight_decay) else []
     parts = [*([negate()] if maximize else []), *decay, steps]
     return chain(*parts) if len(parts) > 1 else steps
@@ -357,5 +357,5 @@ def adafactor(
         "row": lambda p: p.new_zeros((*p.shape[:-1], 1) if p.dim() > 1 else p.shape),
         "column": lambda p: p.new_zeros((*p.shape[:-2], 1, p.shape[-1]) if p.dim() > 1 else ()),
     }
-    steps = needs_params(per_leaf(rule, hyperparams, together=False, **margins), "adafactor")
+    steps = needs_params(per_leaf(rule, hyperparams, margins, together=False), "adafactor")
     return chain(negate(), steps) if maximize else steps

@@ -76,7 +76,7 @@ def scale_by_muon(
 
         return leaf
 
-    inner = per_leaf(rule, {"momentum": momentum}, together=False, momentum_buffer=torch.zeros_like)
+    inner = per_leaf(rule, {"momentum": momentum}, {"momentum_buffer": torch.zeros_like}, together=False)
 
     def init(params: Tree) -> Tree:
         for path, leaf in _tree.items(params):

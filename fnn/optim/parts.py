@@ -1,7 +1,7 @@
 """Different optimizers, or none, for different parts of the params."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fnn import tree as _tree
 from fnn.optim.base import Optimizer, chain
@@ -58,13 +58,13 @@ def partition(optimizers: Mapping[str, Optimizer], labels: Labels) -> Optimizer:
     return Optimizer(init, update)
 
 
-def labels_of(labels: Labels, params: Tree) -> dict[str, str]:
+def labels_of(labels: Labels, params: Tree) -> dict[str, Any]:
     """The label of every dotted path."""
     if not callable(labels):
         _tree.check_same_structure(params, labels, ("params", "labels"))
         return dict(zip(_tree.paths(params), _tree.leaves(labels), strict=True))
     two = _takes_two(labels)
-    return {path: labels(path, leaf) if two else labels(path) for path, leaf in _tree.items(params)}
+    return {path: (labels(path, leaf) if two else labels(path)) for path, leaf in _tree.items(params)}
 
 
 def _takes_two(function: Callable) -> bool:

@@ -159,7 +159,7 @@ def one_cycle(
     It starts at peak / start_factor and ends at peak / start_factor / end_factor.
 
     >>> one_cycle(1.0, 10, rise=0.5)(4)
-    tensor(1.0000, dtype=torch.float64)
+    tensor(1., dtype=torch.float64)
     """
     _at_least("steps", steps, 1)
     first, last, top = peak / start_factor, peak / start_factor / end_factor, rise * steps - 1

@@ -3,7 +3,7 @@
 import collections
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -143,6 +143,74 @@ def _fill(node: Tree, function: Callable) -> Tree:
     if isinstance(node, (list, tuple)):
         return like_sequence(node, [_fill(child, function) for child in node])
     return _torch.tree_map(function, node)
+
+
+def columns(*trees: Tree) -> list[list]:
+    """The leaves of each of several trees of one structure, by one walk; the order is that of :func:`leaves`.
+
+    Raises ``ValueError`` where the trees differ.
+
+    >>> columns({"b": torch.tensor(2), "a": torch.tensor(1)}, {"a": torch.tensor(3), "b": torch.tensor(4)})
+    [[tensor(1), tensor(2)], [tensor(3), tensor(4)]]
+    """
+    rows: list = []
+    _gather(trees, rows)
+    return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in trees]
+
+
+def _gather(nodes: Sequence[Tree], rows: list) -> None:
+    first = nodes[0]
+    if isinstance(first, Tensor):
+        for node in nodes:
+            if not isinstance(node, Tensor):
+                _differ(nodes)
+        rows.append(nodes)
+    elif isinstance(first, dict):
+        keys = first.keys()
+        for node in nodes:
+            if not isinstance(node, dict) or node.keys() != keys:
+                _differ(nodes)
+        for key in keys_in_order(first):
+            _gather([node[key] for node in nodes], rows)
+    elif isinstance(first, (list, tuple)):
+        if not all(type(node) is type(first) and len(node) == len(first) for node in nodes):
+            _differ(nodes)
+        for children in zip(*nodes, strict=True):
+            _gather(children, rows)
+    else:  # a leaf that is no tensor, or a container registered with torch
+        rows.extend(zip(*(_torch.tree_leaves(node) for node in nodes), strict=True))
+
+
+def _differ(nodes: Sequence[Tree]) -> None:
+    for other in nodes[1:]:
+        check_same_structure(nodes[0], other)
+    raise ValueError("the trees differ")
+
+
+def refill(tree: Tree, *columns: Sequence) -> list[Tree]:
+    """For each column of leaves, in the order of :func:`leaves`, a tree like the given one, by one walk.
+
+    >>> refill({"b": torch.tensor(2), "a": torch.tensor(1)}, [3, 4], [5, 6])
+    [{'b': 4, 'a': 3}, {'b': 6, 'a': 5}]
+    """
+    rows = zip(*columns, strict=True)
+    return _refill(tree, rows, range(len(columns)))
+
+
+def _refill(node: Tree, rows: Iterator, places: Sequence[int]) -> Sequence[Tree]:
+    if isinstance(node, Tensor):
+        return next(rows)
+    if type(node) is dict:
+        made: list[dict] = [dict.fromkeys(node) for _ in places]  # in the order of the given dict
+        for key in keys_in_order(node):
+            for new, child in zip(made, _refill(node[key], rows, places), strict=True):
+                new[key] = child
+        return made
+    if isinstance(node, (list, tuple)):
+        children = [_refill(child, rows, places) for child in node]
+        return [like_sequence(node, [child[i] for child in children]) for i in places]
+    taken = [next(rows) for _ in _torch.tree_leaves(node)]
+    return [rebuild(node, [row[i] for row in taken]) for i in places]
 
 
 def same(first: Tree, second: Tree) -> bool:

@@ -81,7 +81,7 @@ def test_mask_says_what_the_rest_gets() -> None:
     assert torch.equal(updates["body"]["bias"], GRADS["body"]["bias"])
     nothing = optim.mask(optim.scale(3.0), weights, rest="zero")
     assert not nothing.update(GRADS, nothing.init(PARAMS), PARAMS)[0]["body"]["bias"].any()
-    with pytest.raises(ValueError, match='"zero" .* or "pass"'):
+    with pytest.raises(ValueError, match=r'"zero" .* or "pass"'):
         optim.mask(optim.scale(3.0), weights, rest="keep")
 
 
