@@ -46,3 +46,15 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(part, format="png", dpi=120)
     plt.close(figure)
     part.replace(path)
+
+
+def sweep(path: Path, rates: Tensor, losses: Tensor) -> None:
+    """Final loss against learning rate, both logarithmic; the best is marked, what is not finite left out."""
+    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    axes.loglog(rates, losses, marker="o", markersize=3)
+    best = losses.nan_to_num(float("inf")).argmin()
+    axes.plot(rates[best], losses[best], "o", color="tab:orange", label=f"best: {float(rates[best]):.2g}")
+    axes.set(xlabel="learning rate", ylabel="final training loss (nats)")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)

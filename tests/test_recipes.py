@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import fnn
+from recipes import lr_sweep
 
 ROOT = Path(__file__).parents[1]
 
@@ -82,6 +83,20 @@ def test_bad_flags_are_sentences(tmp_path: Path) -> None:
         assert process.returncode == 1
         assert sentence in errors
         assert "Traceback" not in errors
+
+
+def test_a_sweep_of_rates_equals_a_loop(tmp_path: Path) -> None:
+    flags = lr_sweep.Flags(rates=6, steps=40, loop=3, lowest=1e-4, highest=0.3, width=16, output=tmp_path)
+    figures = lr_sweep.sweep(flags)
+    assert figures["largest_loss_difference"] < 1e-5
+    rows = json.loads((tmp_path / "metrics.json").read_text())["rates"]
+    assert [row["rate"] for row in rows] == pytest.approx([1e-4 * 3000 ** (i / 5) for i in range(6)])
+    losses = [row["loss"] for row in rows]
+    assert min(losses) == pytest.approx(figures["best_loss"])
+    assert losses[0] > 2.0 > 0.5 > min(losses)
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit, match="0 < lowest <= highest"):
+        lr_sweep.sweep(lr_sweep.Flags(lowest=1.0, highest=0.1, output=tmp_path))
 
 
 def test_import_needs_no_extra() -> None:

@@ -194,7 +194,7 @@ def refill(tree: Tree, *columns: Sequence) -> list[Tree]:
     [{'b': 4, 'a': 3}, {'b': 6, 'a': 5}]
     """
     rows = zip(*columns, strict=True)
-    return _refill(tree, rows, range(len(columns)))
+    return list(_refill(tree, rows, range(len(columns))))
 
 
 def _refill(node: Tree, rows: Iterator, places: Sequence[int]) -> Sequence[Tree]:

@@ -52,7 +52,7 @@ def ours(name: str, params: list[Tensor], grads: list[Tensor], jit: dict[str, An
         updates, state = optimizer.update(grads, state, params)
         return fnn.optim.apply_updates(params, updates), state
 
-    call = step if jit is None else fnn.jit(step, **jit)
+    call: Callable = step if jit is None else fnn.jit(step, **jit)
     held = [tree, optimizer.init(tree)]
 
     def run() -> None:
