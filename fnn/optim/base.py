@@ -53,7 +53,7 @@ def from_leaves(init: Callable[[Tree], Tree], on_leaves: Callable[..., tuple[lis
     """
 
     def update(grads: Tree, state: Tree, params: Tree = None, **extra) -> tuple[Tree, Tree]:
-        updates, (state,) = run((transform,), grads, (state,), params, extra)
+        updates, (state,) = run((on_leaves,), grads, (state,), params, extra)
         return updates, state
 
     transform = Transform(init, update)
@@ -131,32 +131,40 @@ def _apply(leaf: Callable, grads: list, params: list | None, slots: list[list], 
     return found
 
 
-def run(parts: Sequence, grads: Tree, states: Sequence, params: Tree, extra: dict) -> tuple[Tree, tuple]:
-    """Apply transforms one after the other to the leaves of the trees; updates get the dtype of the params."""
+def run(functions: Sequence, grads: Tree, states: Sequence, params: Tree, extra: dict) -> tuple[Tree, tuple]:
+    """Apply transforms' ``on_leaves`` in turn to the leaves of the trees; updates get the dtype of the params."""
     like = grads if params is None else params
-    slots = [state.slots if isinstance(state, State) else {} for state in states]
-    given = [tree for group in slots for tree in group.values()]
+    names = [list(state.slots) if isinstance(state, State) else [] for state in states]
+    trees = [state.slots[name] for state, group in zip(states, names, strict=True) for name in group]
     try:
-        p, g, *lists = _tree.columns(like, grads, *given)
+        columns = _tree.columns(like, grads, *trees)
     except ValueError:
         check_grads(grads, like)
         raise
+    p, g, flat = columns[0], columns[1], columns[2:]
     if any(a.shape != b.shape for a, b in zip(g, p, strict=True)):
         check_grads(grads, like)
-    flat, after, wanted = iter(lists), [], p
-    for part, state, group in zip(parts, states, slots, strict=True):
-        if group:
-            state = state._replace(slots={name: next(flat) for name in group})
-        g, state = part.on_leaves(g, state, None if params is None else p, like=like, **extra)
+    after = []
+    for function, state in zip(functions, _with_slots(states, names, flat), strict=True):
+        g, state = function(g, state, None if params is None else p, like=like, **extra)
         after.append(state)
-    new = [column for state, group in zip(after, slots, strict=True) if group for column in state.slots.values()]
-    updates, *trees = _tree.refill(like, in_dtypes(g, wanted), *new)
-    flat = iter(trees)
-    after = [
-        state._replace(slots={name: next(flat) for name in group}) if group else state
-        for state, group in zip(after, slots, strict=True)
-    ]
-    return updates, tuple(after)
+    new = [state.slots[name] for state, group in zip(after, names, strict=True) for name in group]
+    trees = _tree.refill(like, in_dtypes(g, p), *new)
+    return trees[0], tuple(_with_slots(after, names, trees[1:]))
+
+
+def with_slots(state: State, slots: dict) -> State:
+    return State(state.count, state.hyperparams, state.scheduled, slots)  # torch 2.11 cannot trace _replace
+
+
+def _with_slots(states: Sequence, names: list[list[str]], slots: list) -> list:
+    """The states with these slots, given for all of them one after the other."""
+    filled, start = [], 0
+    for state, group in zip(states, names, strict=True):
+        stop = start + len(group)
+        filled.append(with_slots(state, dict(zip(group, slots[start:stop], strict=True))) if group else state)
+        start = stop
+    return filled
 
 
 def in_dtypes(tensors: Iterable[Tensor], like: Iterable[Tensor]) -> list[Tensor]:
@@ -183,6 +191,7 @@ def chain(*parts: Optimizer) -> Optimizer:
     >>> opt.update({"w": torch.tensor([3.0, 4.0])}, opt.init(params), params)[0]
     {'w': tensor([-0.0600, -0.0800])}
     """
+    functions = [part.on_leaves for part in parts if isinstance(part, Transform)]
 
     def init(params: Tree) -> tuple:
         return tuple(part.init(params) for part in parts)
@@ -190,8 +199,8 @@ def chain(*parts: Optimizer) -> Optimizer:
     def update(grads: Tree, state: tuple, params: Tree = None, **extra) -> tuple[Tree, tuple]:
         if len(state) != len(parts):
             raise ValueError(f"chain of {len(parts)} parts got a state of {len(state)}; make it with init(params)")
-        if all(isinstance(part, Transform) for part in parts):
-            return run(parts, grads, state, params, extra)
+        if len(functions) == len(parts):
+            return run(functions, grads, state, params, extra)
         new = []
         for part, part_state in zip(parts, state, strict=True):
             grads, part_state = part.update(grads, part_state, params, **extra)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fnn import tree as _tree
 from fnn.optim import moments
-from fnn.optim.base import Number, Optimizer, State, Transform, chain, check_range, from_leaves, per_leaf
+from fnn.optim.base import Number, Optimizer, State, Transform, chain, check_range, from_leaves, per_leaf, with_slots
 from fnn.optim.optimizers import descend
 from fnn.optim.transforms import add_decayed_weights, scale_by_trust_ratio
 from fnn.tree import Tree
@@ -162,6 +162,8 @@ def scale_by_sophia(
     hyperparams = {"beta1": beta1, "beta2": beta2, "gamma": gamma, "eps": eps, "limit": limit}
     inner = per_leaf(rule, hyperparams, {"mean": torch.zeros_like, "curvature": torch.zeros_like}, together=False)
 
+    step = inner.on_leaves
+
     def on_leaves(
         grads: list, state: State, params: list | None, *, like: Tree, hessian_diagonal: Tree = None, **extra
     ) -> tuple[list, State]:
@@ -169,8 +171,8 @@ def scale_by_sophia(
             share = 1 - (state.hyperparams | state.scheduled)["beta2"]
             pairs = zip(state.slots["curvature"], _tree.columns(like, hessian_diagonal)[1], strict=True)
             mixed = [h + (new - h) * share.to(h.dtype) for h, new in pairs]
-            state = state._replace(slots={**state.slots, "curvature": mixed})
-        return inner.on_leaves(grads, state, params, **extra)
+            state = with_slots(state, {**state.slots, "curvature": mixed})
+        return step(grads, state, params, **extra)
 
     return from_leaves(inner.init, on_leaves)
 

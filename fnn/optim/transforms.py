@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fnn import random
 from fnn import tree as _tree
-from fnn.optim.base import Number, Transform, as_time, check_range, from_leaves, per_leaf
+from fnn.optim.base import Number, State, Transform, as_time, check_range, from_leaves, per_leaf
 from fnn.optim.many import add_scaled
 from fnn.tree import Tree
 
@@ -109,7 +109,7 @@ def add_noise(key: Tensor, eta: Number, gamma: Number = 0.55) -> Transform:
         noisy = [
             g + std.to(g.dtype) * random.normal(k, tuple(g.shape), g.dtype) for g, k in zip(grads, keys, strict=True)
         ]
-        return noisy, (inner._replace(count=count), {"key": after})
+        return noisy, (State(count, inner.hyperparams, inner.scheduled, {}), {"key": after})
 
     return from_leaves(init, on_leaves)
 
@@ -144,9 +144,10 @@ def clip_by_global_norm(max_norm: Number) -> Transform:
     """
     check_range("max_norm", max_norm)
     numbers = per_leaf(lambda t, max_norm: lambda g, p: (g,), {"max_norm": max_norm})
+    count = numbers.on_leaves
 
     def on_leaves(grads: list, state: Tree, params: list | None, **_) -> tuple[list, Tree]:
-        _, state = numbers.on_leaves([], state, None)
+        _, state = count([], state, None)
         max_norm = (state.hyperparams | state.scheduled)["max_norm"]
         norm = _tree.global_norm(grads)
         factor = torch.where(norm > max_norm, max_norm / torch.where(norm > max_norm, norm, 1.0), 1.0)

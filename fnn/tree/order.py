@@ -3,7 +3,7 @@
 import collections
 import functools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -129,8 +129,8 @@ def rebuild(tree: Tree, leaves: Sequence) -> Tree:
     >>> rebuild({"b": torch.tensor(2), "a": torch.tensor(1)}, [torch.tensor(3), torch.tensor(4)])
     {'b': tensor(4), 'a': tensor(3)}
     """
-    queue = iter(leaves)
-    return _fill(tree, lambda _: next(queue))
+    queue = list(leaves)[::-1]
+    return _fill(tree, lambda _: queue.pop())
 
 
 def _fill(node: Tree, function: Callable) -> Tree:
@@ -193,13 +193,14 @@ def refill(tree: Tree, *columns: Sequence) -> list[Tree]:
     >>> refill({"b": torch.tensor(2), "a": torch.tensor(1)}, [3, 4], [5, 6])
     [{'b': 4, 'a': 3}, {'b': 6, 'a': 5}]
     """
-    rows = zip(*columns, strict=True)
+    rows = list(zip(*columns, strict=True))
+    rows.reverse()  # taken from the end: torch 2.11 cannot trace an iterator that is passed on
     return list(_refill(tree, rows, range(len(columns))))
 
 
-def _refill(node: Tree, rows: Iterator, places: Sequence[int]) -> Sequence[Tree]:
+def _refill(node: Tree, rows: list, places: Sequence[int]) -> Sequence[Tree]:
     if isinstance(node, Tensor):
-        return next(rows)
+        return rows.pop()
     if type(node) is dict:
         made: list[dict] = [dict.fromkeys(node) for _ in places]  # in the order of the given dict
         for key in keys_in_order(node):
@@ -209,7 +210,7 @@ def _refill(node: Tree, rows: Iterator, places: Sequence[int]) -> Sequence[Tree]
     if isinstance(node, (list, tuple)):
         children = [_refill(child, rows, places) for child in node]
         return [like_sequence(node, [child[i] for child in children]) for i in places]
-    taken = [next(rows) for _ in _torch.tree_leaves(node)]
+    taken = [rows.pop() for _ in _torch.tree_leaves(node)]
     return [rebuild(node, [row[i] for row in taken]) for i in places]
 
 
