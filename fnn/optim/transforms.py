@@ -96,22 +96,32 @@ def add_noise(key: Tensor, eta: Number, gamma: Number = 0.55) -> Transform:
     {'w': tensor([1.])}
     """
     check_range("eta", eta)
-    numbers = per_leaf(lambda t, eta, gamma: (eta / t**gamma).sqrt(), {"eta": eta, "gamma": gamma})
+    start, advance = _numbers({"eta": eta, "gamma": gamma})
 
     def init(params: Tree) -> tuple:
-        return numbers.init(params), {"key": key}
+        return start(params), {"key": key}
 
     def on_leaves(grads: list, state: tuple, params: list | None, **_) -> tuple[list, tuple]:
-        inner, kept = state
-        count = inner.count + 1
-        std = (inner.hyperparams["eta"] / as_time(count) ** inner.hyperparams["gamma"]).sqrt()
-        after, *keys = random.split(kept["key"], len(grads) + 1)
-        noisy = [
-            g + std.to(g.dtype) * random.normal(k, tuple(g.shape), g.dtype) for g, k in zip(grads, keys, strict=True)
-        ]
-        return noisy, (State(count, inner.hyperparams, inner.scheduled, {}), {"key": after})
+        numbers, values = advance(state[0])
+        std = (values["eta"] / as_time(numbers.count) ** values["gamma"]).sqrt()
+        after, *keys = random.split(state[1]["key"], len(grads) + 1)
+        draws = [random.normal(k, tuple(g.shape), g.dtype) for g, k in zip(grads, keys, strict=True)]
+        noisy = [g + std.to(g.dtype) * draw for g, draw in zip(grads, draws, strict=True)]
+        return noisy, (numbers, {"key": after})
 
     return from_leaves(init, on_leaves)
+
+
+def _numbers(hyperparams: dict[str, Number]) -> tuple[Callable, Callable]:
+    """``init(params) -> state`` and ``advance(state) -> (state, values)`` for hyperparameters alone."""
+    transform = per_leaf(lambda t, **_: lambda g, p: (g,), hyperparams)
+    count = transform.on_leaves
+
+    def advance(state: State) -> tuple[State, dict[str, Tensor]]:
+        state = count([], state, None)[1]
+        return state, {**state.hyperparams, **state.scheduled}
+
+    return transform.init, advance
 
 
 def clip(limit: Number) -> Transform:
@@ -143,17 +153,16 @@ def clip_by_global_norm(max_norm: Number) -> Transform:
     {'w': tensor([0.6000, 0.8000])}
     """
     check_range("max_norm", max_norm)
-    numbers = per_leaf(lambda t, max_norm: lambda g, p: (g,), {"max_norm": max_norm})
-    count = numbers.on_leaves
+    init, advance = _numbers({"max_norm": max_norm})
 
-    def on_leaves(grads: list, state: Tree, params: list | None, **_) -> tuple[list, Tree]:
-        _, state = count([], state, None)
-        max_norm = (state.hyperparams | state.scheduled)["max_norm"]
+    def on_leaves(grads: list, state: State, params: list | None, **_) -> tuple[list, State]:
+        state, values = advance(state)
+        max_norm = values["max_norm"]
         norm = _tree.global_norm(grads)
         factor = torch.where(norm > max_norm, max_norm / torch.where(norm > max_norm, norm, 1.0), 1.0)
         return [g * factor.to(g.dtype) for g in grads], state
 
-    return from_leaves(numbers.init, on_leaves)
+    return from_leaves(init, on_leaves)
 
 
 def clip_by_block(max_rms: Number) -> Transform:

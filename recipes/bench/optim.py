@@ -14,6 +14,8 @@ from torch import Tensor
 import fnn
 from recipes.bench import harness
 
+DONATED: dict[str, Any] = {"donate_argnums": (0, 1)}
+
 
 def resnet_shapes(count: int, scale: float) -> list[tuple[int, ...]]:
     """The shapes of ResNet-18's leaves in order, widths times ``scale``, cyclically for more than it has."""
@@ -81,6 +83,9 @@ def main() -> None:
     parser.add_argument("--leaves", nargs="+", type=int, default=[10, 100, 300])
     parser.add_argument("--scale", type=float, default=0.125)
     parser.add_argument("--optimizers", nargs="+", default=["adam", "sgd"])
+    parser.add_argument(
+        "--few", type=int, default=100, help="with more leaves only one compiled rival: it takes minutes"
+    )
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -95,14 +100,15 @@ def main() -> None:
                 "torch.optim, foreach": theirs(name, params, grads, foreach=True),
                 "torch.optim, loop": theirs(name, params, grads, foreach=False),
                 "torch.optim, fused": theirs(name, params, grads, fused=True),
-                "torch.optim, compiled": theirs(name, params, grads, compiled=True, foreach=True),
                 "fnn eager": ours(name, params, grads, None),
-                "fnn.jit": ours(name, params, grads, {}),
-                "fnn.jit donated": ours(name, params, grads, {"donate_argnums": (0, 1)}),
-                "fnn.jit donated, unsafe_keep_donated": ours(
-                    name, params, grads, {"donate_argnums": (0, 1), "unsafe_keep_donated": True}
-                ),
+                "fnn.jit donated": ours(name, params, grads, DONATED),
             }
+            if count <= options.few:
+                rivals["fnn.jit"] = ours(name, params, grads, {})
+                rivals["fnn.jit donated, unsafe_keep_donated"] = ours(
+                    name, params, grads, DONATED | {"unsafe_keep_donated": True}
+                )
+                rivals["torch.optim, compiled"] = theirs(name, params, grads, compiled=True, foreach=True)
             try:
                 rivals["TorchOpt, functional"] = torchopt(name, params, grads)
             except ImportError:

@@ -172,6 +172,19 @@ def test_bfloat16_params_learn_with_a_float32_state() -> None:
     assert half.update(tree.cast(grads, torch.float32), half.init(wide), wide)[0]["w"].dtype == torch.float32
 
 
+def test_noise_has_its_variance_and_new_draws() -> None:
+    opt = optim.add_noise(fnn.random.key(1), eta=lambda count: 4.0 + 0 * count, gamma=2.0)
+    zeros = {"w": torch.zeros(200, 100), "b": torch.zeros(100)}
+    first, state = opt.update(zeros, opt.init(zeros))
+    second, state = opt.update(zeros, state)
+    for updates, std in ((first, 2.0), (second, 1.0)):  # sqrt(eta / t^gamma)
+        assert float(updates["w"].std()) == pytest.approx(std, rel=0.02)
+        assert abs(float(updates["w"].mean())) < 0.05
+    assert abs(float((first["w"] * second["w"]).mean())) < 0.05
+    assert not torch.equal(first["w"][0], first["b"])
+    assert float(optim.get_hyperparams(state)["eta"]) == 4.0
+
+
 def test_muon_is_nearly_orthogonal_and_names_what_is_no_matrix() -> None:
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     values = torch.linalg.svdvals(optim.orthogonalize(x).float())
