@@ -58,3 +58,37 @@ def sweep(path: Path, rates: Tensor, losses: Tensor) -> None:
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     save(figure, path)
+
+
+def privacy(path: Path, rows: list[dict[str, float]], delta: float) -> None:
+    """Test accuracy against the epsilon spent."""
+    figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
+    axes.plot([row["epsilon"] for row in rows], [100 * row["test_accuracy"] for row in rows], marker="o", markersize=3)
+    axes.set(xlabel=f"epsilon at delta = {delta:g}", ylabel="test accuracy (%)", xlim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def difficulty(path: Path, norms: Tensor, wrong: Tensor) -> None:
+    """Histograms of gradient norms, of right and of wrong labels."""
+    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    logs = norms.clamp(min=1e-6).log10()
+    bins = [float(logs.min()) + (float(logs.max()) - float(logs.min())) * i / 60 for i in range(61)]
+    axes.hist(logs[~wrong], bins, density=True, alpha=0.6, label="right label")
+    axes.hist(logs[wrong], bins, density=True, alpha=0.6, label="wrong label")
+    axes.set(xlabel="log10 of the gradient's norm", ylabel="density")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def gallery(path: Path, images: Tensor, titles: list[str], marked: list[bool]) -> None:
+    """A row of four images a line, with titles; marked ones in red."""
+    lines = -(-len(images) // 4)
+    figure, grid = plt.subplots(lines, 4, figsize=(6.4, 1.8 * lines), layout="constrained", squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, image, title, red in zip(grid.flat, images, titles, marked, strict=False):
+        axes.imshow(image[0], cmap="gray_r", vmin=0, vmax=1)
+        axes.set_title(title, fontsize=8, color="tab:red" if red else "black")
+    save(figure, path)
