@@ -72,7 +72,7 @@ CASES = {
             optim.ema(0.5), optim.scale(0.5), optim.scale_by_schedule(lambda count: 1 / (1 + 1e-4 * count)),
             optim.add_decayed_weights(1e-6), optim.add_noise(fnn.random.key(0), 1e-8), optim.scale_by_learning_rate(r),
         ),
-        0.3, (4e-3, 6000),
+        0.3, (8e-3, 3000),
     ),
     "partition": Case(
         lambda r: optim.partition({"a": optim.adam(r), "b": optim.rmsprop(r * 0.1)}, lambda path: "ab"[path == "x"]),
