@@ -21,7 +21,9 @@ def start(*arguments: str) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
+    # a shell's background job ignores SIGINT, and so would what it starts
+    interruptible = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, env=environment, cwd=ROOT, preexec_fn=interruptible, **pipes)
 
 
 def run(*arguments: str) -> str:

@@ -1,6 +1,6 @@
 """One update of Adam and of SGD with momentum: fnn eager and compiled against torch.optim and TorchOpt.
 
-``--leaves 10 100 300``, ``--scale 0.125`` (of ResNet-18's widths), ``--optimizers adam sgd``, ``--rounds 15``. Leaves
+``--leaves 10 100 300``, ``--scale 1`` (of ResNet-18's widths), ``--optimizers adam sgd``, ``--rounds 15``. Leaves
 are those of ResNet-18, 62 weights and biases one after the other, repeated or cut off.
 """
 
@@ -81,7 +81,7 @@ def torchopt(name: str, params: list[Tensor], grads: list[Tensor]) -> Callable:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--leaves", nargs="+", type=int, default=[10, 100, 300])
-    parser.add_argument("--scale", type=float, default=0.125)
+    parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--optimizers", nargs="+", default=["adam", "sgd"])
     parser.add_argument(
         "--few", type=int, default=100, help="with more leaves only one compiled rival: it takes minutes"
