@@ -22,7 +22,9 @@ def settings() -> list:
         if name == "SparseAdam":  # for sparse gradients, which torch.func does not make
             continue
         for i, given in enumerate(info.optim_inputs_func(device="cpu")):
-            found.append(pytest.param(info.optim_cls, given.kwargs, id=f"{name}-{i}-{given.desc}"))
+            # 400 iterations each
+            long = [pytest.mark.slow] if name == "LBFGS" and given.desc not in ("default", "strong_wolfe") else []
+            found.append(pytest.param(info.optim_cls, given.kwargs, id=f"{name}-{i}-{given.desc}", marks=long))
     return found
 
 
