@@ -17,6 +17,15 @@ from fnn.jacobian.operators import (
     hessian_operator,
     jacobian_operator,
 )
+from fnn.jacobian.products import directional_derivatives, jmp, linearize, mjp
+from fnn.jacobian.second_order import (
+    empirical_fisher_product,
+    fisher_product,
+    ggn_product,
+    hvp,
+    hvp_mode,
+    vhp,
+)
 from fnn.jacobian.solvers import (
     Solution,
     cg,
@@ -31,6 +40,7 @@ from fnn.jacobian.spectrum import (
     log_determinant,
     spectral_density,
 )
+from fnn.jacobian.tangent_kernel import ntk
 
 __all__ = [
     "Density",
@@ -40,18 +50,29 @@ __all__ = [
     "Solution",
     "cg",
     "diagonal",
+    "directional_derivatives",
     "eigenpairs",
+    "empirical_fisher_product",
     "fisher_operator",
+    "fisher_product",
     "frobenius_norm",
     "ggn_operator",
+    "ggn_product",
     "hessian_operator",
+    "hvp",
+    "hvp_mode",
     "identity_operator",
     "jacobian_operator",
+    "jmp",
+    "linearize",
     "log_determinant",
     "lsmr",
     "matrix_operator",
     "minres",
+    "mjp",
     "neumann",
+    "ntk",
     "spectral_density",
     "trace",
+    "vhp",
 ]
