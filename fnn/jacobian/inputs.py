@@ -76,29 +76,39 @@ def differentiable_output(f: Callable, has_aux: bool = False) -> Callable:
     return checked
 
 
-def forward_mode(call: Callable[[], Any], name: str) -> Any:
-    """The result of ``call``, with a sentence for an operation that has no forward rule."""
-    try:
-        return call()
-    except (NotImplementedError, RuntimeError) as error:
-        operation = without_forward_rule(error)
-        if operation is None:
-            raise
-        raise TypeError(
+class NoForwardRuleError(TypeError):
+    """An operation has no forward rule in torch; ``operation`` is its name."""
+
+    def __init__(self, name: str, operation: str):
+        self.operation = operation
+        instead = _INSTEAD.get(name, "mjp(f, primals, cotangents)")
+        super().__init__(
             f"{name} uses forward mode, and {operation} has no forward rule in torch {torch.__version__}; write the "
-            f"function with other operations, or use reverse mode: {_INSTEAD.get(name, 'mjp(f, primals, cotangents)')}"
-        ) from error
+            f"function with other operations, or use reverse mode: {instead}"
+        )
 
 
 _INSTEAD = {
-    "hvp": "hvp(..., mode='reverse-over-reverse')",
+    "hvp": "hvp(f, primals, tangents, mode='reverse-over-reverse')",
     "jacobian": "jacobian(f, mode='reverse')",
     "hessian": "hessian(f, mode='reverse-over-reverse')",
-    "directional_derivatives": "grad(f), order times",
+    "directional_derivatives": "fnn.grad, once for each order",
+    "laplacian": "the trace of hessian(f, mode='reverse-over-reverse')",
 }
 
 
-def without_forward_rule(error: Exception) -> str | None:
+def forward_mode(call: Callable[[], Any], name: str) -> Any:
+    """The result of ``call``; :class:`NoForwardRuleError` where an operation has no forward rule."""
+    try:
+        return call()
+    except (NotImplementedError, RuntimeError) as error:
+        operation = _without_forward_rule(error)
+        if operation is None:
+            raise
+        raise NoForwardRuleError(name, operation) from error
+
+
+def _without_forward_rule(error: Exception) -> str | None:
     """The operation that an error of torch's forward mode is about; None for another error."""
     text = str(error)
     named = re.search(r"forward AD with (\S+) that does not support it", text)
@@ -106,6 +116,6 @@ def without_forward_rule(error: Exception) -> str | None:
         return named.group(1)
     if "jvp function for custom autograd.Function" in text:
         return "a torch.autograd.Function without a jvp method"
-    if "ZeroTensors are immutable" in text:  # an operation that writes into a tangent which is known to be zero
+    if "ZeroTensors are immutable" in text:  # it writes into a tangent that is known to be zero
         return "an operation such as torch.nn.functional.mse_loss"
     return None

@@ -122,13 +122,13 @@ def push(f: Callable, primals: tuple, parts: Sequence[tuple], name: str, has_aux
 
     mapped = torch.func.vmap(along, out_dims=(None, 0, None) if has_aux else (None, 0))
     results = [forward_mode(lambda part=part: mapped(*part), name) for part in parts]
-    return (results[0][0], _join([result[1] for result in results]), *results[0][2:])
+    return (results[0][0], join([result[1] for result in results]), *results[0][2:])
 
 
 def pull(pullback: Callable, parts: Sequence[Tree]) -> Tree:
     """The pullbacks of the cotangents in all parts, those of one part at once."""
     mapped = torch.func.vmap(lambda u: single(pullback(u)))
-    return _join([mapped(part) for part in parts])
+    return join([mapped(part) for part in parts])
 
 
 def chunks(stacks: Tree, count: int, chunk_size: int | None) -> list:
@@ -149,5 +149,6 @@ def single(trees: tuple) -> Tree:
     return trees[0] if len(trees) == 1 else trees
 
 
-def _join(parts: list) -> Tree:
+def join(parts: list) -> Tree:
+    """The rows of all chunks."""
     return parts[0] if len(parts) == 1 else _tree.concat(parts)

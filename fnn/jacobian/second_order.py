@@ -13,7 +13,7 @@ from torch import Tensor
 from fnn import random
 from fnn import tree as _tree
 from fnn.grads.base import scalar_valued
-from fnn.jacobian.inputs import check_primals, check_tangents, forward_mode, without_forward_rule
+from fnn.jacobian.inputs import NoForwardRuleError, check_primals, check_tangents, forward_mode
 from fnn.jacobian.products import single
 from fnn.tree import Tree
 
@@ -46,11 +46,7 @@ def hvp(f: Callable, primals: tuple, tangents: tuple, mode: Mode = "auto", has_a
     """
     tangents = check_tangents(primals, tangents, "hvp")
     f = scalar_valued(f, "hvp", has_aux)
-    if mode == "auto":
-        return _first_that_works(f, primals, tangents, has_aux)[0]
-    if mode not in _MODES:
-        raise ValueError(f"hvp: mode is 'auto' or one of {list(_MODES)}, got {mode!r}")
-    return forward_mode(lambda: _MODES[mode](f, primals, tangents, has_aux), "hvp")
+    return in_mode(mode, lambda mode: product_in(mode, f, primals, tangents, has_aux), "hvp")
 
 
 def hvp_mode(f: Callable, primals: tuple, has_aux: bool = False) -> tuple[str, str]:
@@ -61,7 +57,8 @@ def hvp_mode(f: Callable, primals: tuple, has_aux: bool = False) -> tuple[str, s
     """
     check_primals(primals, "hvp_mode")
     tangents = tuple(_tree.zeros_like(primal) for primal in primals)
-    _, mode, lacking = _first_that_works(scalar_valued(f, "hvp_mode", has_aux), primals, tangents, has_aux)
+    f = scalar_valued(f, "hvp_mode", has_aux)
+    _, mode, lacking = first_that_works(lambda mode: product_in(mode, f, primals, tangents, has_aux))
     reason = "; ".join(f"{name} fails: {operation} has no forward rule" for name, operation in lacking.items())
     return mode, reason or "every operation has a forward rule"
 
@@ -231,19 +228,27 @@ _MODES: dict[str, Callable] = {
 }
 
 
-def _first_that_works(
-    f: Callable, primals: tuple, tangents: tuple, has_aux: bool
-) -> tuple[tuple[Any, ...], str, dict[str, str]]:
-    """A product, its mode, and the operations for which modes before it failed."""
+def product_in(mode: str, f: Callable, primals: tuple, tangents: tuple, has_aux: bool = False) -> tuple[Any, ...]:
+    """``(gradient, H v[, aux])`` in one mode."""
+    return forward_mode(lambda: _MODES[mode](f, primals, tangents, has_aux), "hvp")
+
+
+def in_mode(mode: str, call: Callable[[str], Any], name: str) -> Any:
+    """``call`` of the mode, or of the first that works for ``"auto"``. Raises ``ValueError`` for another mode."""
+    if mode == "auto":
+        return first_that_works(call)[0]
+    if mode not in _MODES:
+        raise ValueError(f"{name}: mode is 'auto' or one of {list(_MODES)}, got {mode!r}")
+    return call(mode)
+
+
+def first_that_works(call: Callable[[str], Any]) -> tuple[Any, str, dict[str, str]]:
+    """The result of ``call(mode)`` for the first mode that works, the mode, and what failed the modes before it."""
     lacking: dict[str, str] = {}
     if not torch.compiler.is_compiling():  # tracing ends at the first error
         for mode in ("forward-over-reverse", "reverse-over-forward"):
             try:
-                return _MODES[mode](f, primals, tangents, has_aux), mode, lacking
-            except (NotImplementedError, RuntimeError) as error:
-                operation = without_forward_rule(error)
-                if operation is None:
-                    raise
-                lacking[mode] = operation
-    last = "reverse-over-reverse"
-    return _MODES[last](f, primals, tangents, has_aux), last, lacking
+                return call(mode), mode, lacking
+            except NoForwardRuleError as error:
+                lacking[mode] = error.operation
+    return call("reverse-over-reverse"), "reverse-over-reverse", lacking
