@@ -59,6 +59,7 @@ def sparse_jacobian(f: Callable, pattern: Tensor, chunk_size: int | None = None)
     pattern: (m, n), true where J may differ from zero; m and n count the numbers of output and input. The pattern is
     coloured by columns (forward mode) and by rows (reverse mode), once, and the fewer colours are taken: a tridiagonal
     Jacobian of any size takes three products. Cost one product for each colour, memory chunk_size of them.
+    Colouring is for Python: make the function outside compiled code, and call it inside.
     Raises ``ValueError`` for a pattern that is no matrix or does not fit the function.
 
     >>> second = lambda x: x[:-2] - 2.0 * x[1:-1] + x[2:]
