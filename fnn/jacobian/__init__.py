@@ -1,5 +1,6 @@
 """Jacobian products, curvature operators, and linear algebra with nothing but products."""
 
+from fnn.jacobian.checks import check_grads
 from fnn.jacobian.estimators import (
     Estimate,
     diagonal,
@@ -17,6 +18,16 @@ from fnn.jacobian.operators import (
     hessian_operator,
     jacobian_operator,
 )
+from fnn.jacobian.own_derivative import stop_gradient, straight_through, with_derivative
+from fnn.jacobian.products import directional_derivatives, jmp, linearize, mjp
+from fnn.jacobian.second_order import (
+    empirical_fisher_product,
+    fisher_product,
+    ggn_product,
+    hvp,
+    hvp_mode,
+    vhp,
+)
 from fnn.jacobian.solvers import (
     Solution,
     cg,
@@ -24,6 +35,7 @@ from fnn.jacobian.solvers import (
     minres,
     neumann,
 )
+from fnn.jacobian.sparse import SparseJacobian, colours, sparse_jacobian
 from fnn.jacobian.spectrum import (
     Density,
     Eigenpairs,
@@ -31,6 +43,8 @@ from fnn.jacobian.spectrum import (
     log_determinant,
     spectral_density,
 )
+from fnn.jacobian.tangent_kernel import ntk
+from fnn.jacobian.whole import ggn_diagonal, hessian, hessian_diagonal, jacobian, laplacian, matrix
 
 __all__ = [
     "Density",
@@ -38,20 +52,44 @@ __all__ = [
     "Estimate",
     "LinearOperator",
     "Solution",
+    "SparseJacobian",
     "cg",
+    "check_grads",
+    "colours",
     "diagonal",
+    "directional_derivatives",
     "eigenpairs",
+    "empirical_fisher_product",
     "fisher_operator",
+    "fisher_product",
     "frobenius_norm",
+    "ggn_diagonal",
     "ggn_operator",
+    "ggn_product",
+    "hessian",
+    "hessian_diagonal",
     "hessian_operator",
+    "hvp",
+    "hvp_mode",
     "identity_operator",
+    "jacobian",
     "jacobian_operator",
+    "jmp",
+    "laplacian",
+    "linearize",
     "log_determinant",
     "lsmr",
+    "matrix",
     "matrix_operator",
     "minres",
+    "mjp",
     "neumann",
+    "ntk",
+    "sparse_jacobian",
     "spectral_density",
+    "stop_gradient",
+    "straight_through",
     "trace",
+    "vhp",
+    "with_derivative",
 ]

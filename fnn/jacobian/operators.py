@@ -7,17 +7,15 @@ their sizes. A product keeps the graph of one batch at a time.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from fnn import tree as _tree
 from fnn.grads import check_differentiable
 from fnn.jacobian.linear_operator import LinearOperator
+from fnn.jacobian.second_order import Likelihood, fisher_product, ggn_product, hvp
 from fnn.tree import Tree
-
-Likelihood = Literal["categorical", "normal", "bernoulli"]
 
 _NONE: Any = object()
 
@@ -79,8 +77,7 @@ def hessian_operator(
     check_differentiable(params)
 
     def product(v: Tree, *args: Any) -> Tree:
-        gradient = torch.func.grad(lambda p: _scalar(loss(p, *args), "hessian_operator"))
-        return torch.func.jvp(gradient, (params,), (v,))[1]
+        return hvp(lambda p: loss(p, *args), (params,), (v,))[1]
 
     return _mean_operator(product, params, _Calls(batch, batches))
 
@@ -103,10 +100,7 @@ def ggn_operator(
     check_differentiable(params)
 
     def product(v: Tree, *args: Any) -> Tree:
-        hessian = lambda out, u: torch.func.jvp(
-            torch.func.grad(lambda o: _scalar(loss_fn(o, *args), "ggn_operator")), (out,), (u,)
-        )[1]
-        return _sandwich(lambda p: model_fn(p, *args), params, v, hessian)
+        return ggn_product(lambda p: model_fn(p, *args), lambda out: loss_fn(out, *args), (params,), (v,))[1]
 
     return _mean_operator(product, params, _Calls(batch, batches))
 
@@ -135,30 +129,9 @@ def fisher_operator(
         raise ValueError(f"likelihood is 'categorical', 'normal' or 'bernoulli', got {likelihood!r}")
 
     def product(v: Tree, *args: Any) -> Tree:
-        return _sandwich(
-            lambda p: model_fn(p, *args), params, v, lambda out, u: _output_fisher(likelihood, out, u) / out.shape[0]
-        )
+        return fisher_product(lambda p: model_fn(p, *args), (params,), (v,), likelihood)[1]
 
     return _mean_operator(product, params, _Calls(batch, batches))
-
-
-def _output_fisher(likelihood: str, output: Tensor, u: Tensor) -> Tensor:
-    if likelihood == "normal":
-        return u
-    if likelihood == "bernoulli":
-        p = torch.sigmoid(output)
-        return p * (1.0 - p) * u
-    if output.dim() < 2:
-        raise ValueError(f"likelihood='categorical' needs logits (batch, classes, ...), got {tuple(output.shape)}")
-    p = torch.softmax(output, 1)
-    return p * (u - (p * u).sum(1, keepdim=True))
-
-
-def _sandwich(model: Callable, params: Tree, v: Tree, middle: Callable) -> Tree:
-    """J^T middle(output, J v)."""
-    forward: tuple = torch.func.jvp(model, (params,), (v,))
-    output, tangent = forward
-    return torch.func.vjp(model, params)[1](middle(output, tangent))[0]
 
 
 def _mean_operator(product: Callable, params: Tree, calls: "_Calls") -> LinearOperator:
@@ -207,10 +180,3 @@ def _batch_size(batch: Any) -> int:
             f"sizes; got first axes { {path: tuple(length) for path, length in lengths.items()} }"
         )
     return next(iter(lengths.values()))[0]
-
-
-def _scalar(value: Any, name: str) -> Tensor:
-    if not isinstance(value, Tensor) or value.dim() != 0:
-        given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{name} needs a loss with a scalar value, got {given}; write loss.mean()")
-    return value

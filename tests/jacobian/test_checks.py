@@ -1,0 +1,153 @@
+"""Checks find wrong derivatives and pass right ones; own derivatives nest to the promised order."""
+
+import itertools
+
+import pytest
+import torch
+
+import fnn
+from fnn.jacobian import check_grads, stop_gradient, straight_through, with_derivative
+
+X = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64)
+PARAMS = {"w": X, "b": [torch.tensor(0.7, dtype=torch.float64)]}
+
+
+def good(params, x):
+    return {"y": torch.tanh(params["w"] * x) + params["b"][0] ** 3, "s": params["w"].sum()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("modes", [("fwd", "rev"), ("fwd",), ("rev",)])
+def test_right_derivatives_pass(modes, dtype):
+    check_grads(good, fnn.tree.cast((PARAMS, X), dtype), order=3, modes=modes)
+
+
+def test_networks_and_losses_pass():
+    model = fnn.models.mlp(3, 4, 2, activation=fnn.tanh)
+    params = fnn.tree.cast(model.init(fnn.random.key(0)), torch.float64)
+    check_grads(lambda p: fnn.losses.cross_entropy(model.apply(p, X[None]), torch.tensor([1])), (params,))
+
+
+def off_by(size, kind):
+    """x^2 with a mistake in one derivative."""
+
+    def f(params):
+        w, b = params["w"], params["b"]
+        d = w - w.detach()
+        mistake = size * {"first": d, "second": 0.5 * d * d}[kind]
+        return {"fine": b**2, "bad": w**2 + mistake}
+
+    return f
+
+
+TREE = {"w": X, "b": X + 1.0}
+WRONG = {
+    "fwd": (off_by(1e-3, "first"), ("fwd",), r"order 1, fwd: output\['bad'\] differs from central differences by 0.00"),
+    "rev": (off_by(1e-3, "first"), ("rev",), r"order 1, rev: along args\[0\]\['w'\] it differs"),
+    "second fwd": (off_by(1e-3, "second"), ("fwd",), r"order 2, fwd of fwd: output\['bad'\]"),
+    "second rev": (off_by(1e-3, "second"), ("rev",), r"order 2, rev of rev: along args\[0\]\['w'\]"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_derivatives_are_found(name):
+    f, modes, words = WRONG[name]
+    with pytest.raises(AssertionError, match=words):
+        check_grads(f, (TREE,), modes=modes)
+
+
+class Lopsided(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return 2.0 * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return 2.0 * cotangent + 1e-9 * cotangent.sum()
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 2.0 * tangent
+
+
+def test_forward_against_reverse_is_sharper_than_differences():
+    with pytest.raises(AssertionError, match=r"fwd against rev: <u, J v> and <J\^T u, v> differ"):
+        check_grads(Lopsided.apply, (X,), order=1)
+
+
+def test_errors_are_sentences():
+    with pytest.raises(ValueError, match="order >= 1"):
+        check_grads(torch.sin, (X,), order=0)
+    with pytest.raises(ValueError, match="'fwd' and 'rev'"):
+        check_grads(torch.sin, (X,), modes=("forward",))
+    with pytest.raises(TypeError, match=r"primals as a tuple.*check_grads\(f, \(params,\)"):
+        check_grads(torch.sin, X)
+    with pytest.raises(TypeError, match=r"primals\[0\]\['n'\]"):
+        check_grads(torch.sin, ({"n": torch.tensor(1)},))
+    with pytest.raises(AssertionError, match="nan"):
+        check_grads(torch.sqrt, (-X.abs(),))
+
+
+SCALAR = torch.tensor(0.4, dtype=torch.float64)
+STEPS = {
+    "fwd": lambda f: lambda x: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1],
+    "rev": torch.func.grad,
+}
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 6])
+def test_own_derivative_is_right_to_the_promised_order_in_every_mixture_of_modes(order):
+    """exp with the derivative of sin: values of exp, then cos, -sin, -cos, ..."""
+    own = with_derivative(torch.exp, lambda p, t: torch.cos(p[0]) * t[0], order)
+    assert torch.equal(own(SCALAR), torch.exp(SCALAR))
+    mixtures = itertools.product(STEPS, repeat=order) if order <= 4 else [("rev", "fwd") * 3]
+    for modes in mixtures:
+        ours, theirs = own, torch.sin
+        for mode in modes:
+            ours, theirs = STEPS[mode](ours), torch.func.grad(theirs)
+            torch.testing.assert_close(ours(SCALAR), theirs(SCALAR))
+
+
+def test_own_derivative_of_trees_mapped_and_compiled():
+    """x / |x| with the rule written out, against torch's own derivative of the plain form."""
+    plain = lambda p, s: {"y": s * p["x"] / p["x"].norm()}
+
+    def rule(primals, tangents):
+        (p, s), (dp, ds) = primals, tangents
+        length = p["x"].norm()
+        unit = p["x"] / length
+        return {"y": ds * unit + s * (dp["x"] - unit * (unit * dp["x"]).sum()) / length}
+
+    own = with_derivative(plain, rule)
+    args = {"x": X}, SCALAR
+    check_grads(own, args, order=2)
+    energy = lambda f: lambda x, s: f({"x": x}, s)["y"].pow(2).dot(X)
+    for transform in (
+        lambda f: torch.func.hessian(energy(f), (0, 1))(X, SCALAR),
+        lambda f: torch.func.vmap(torch.func.grad(energy(f)), (0, None))(torch.stack([X, 2.0 * X]), SCALAR),
+        lambda f: fnn.jit(lambda x, s: torch.func.hessian(energy(f))(x, s), backend="aot_eager")(X, SCALAR),
+    ):
+        fnn.tree.map(torch.testing.assert_close, transform(own), transform(plain))
+
+
+def test_straight_through_and_stop_gradient():
+    rounded = straight_through(torch.round, torch.tanh)
+    assert torch.equal(rounded(X), torch.round(X))
+    for make in (torch.func.jacrev, torch.func.jacfwd, torch.func.hessian):
+        torch.testing.assert_close(make(rounded)(X), make(torch.tanh)(X))
+    assert torch.equal(torch.func.hessian(lambda x: (stop_gradient({"a": x})["a"] ** 2).sum())(X), torch.zeros(3, 3))
+    with pytest.raises(ValueError, match=r"shape \(\).*\(3,\)"):
+        straight_through(torch.round, torch.sum)(X)
+
+
+def test_own_derivative_errors():
+    with pytest.raises(ValueError, match="between 1 and 6, got order=7"):
+        with_derivative(torch.sin, lambda p, t: t[0], 7)
+    with pytest.raises(ValueError, match=r"output of its derivative has shape \(\)"):
+        with_derivative(torch.sin, lambda p, t: t[0].sum())(X)
