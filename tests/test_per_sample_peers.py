@@ -159,8 +159,17 @@ def test_against_opacus(name: str, mode: str, record_property: Callable) -> None
             fast = pytest.importorskip("opacus.grad_sample.grad_sample_module_fast_gradient_clipping")
             net = fast.GradSampleModuleFastGradientClipping(case.net, max_grad_norm=1.0, loss_reduction="mean")
             F.cross_entropy(net(batch[0]), batch[1]).backward()
+            norms = net.get_norm_sample()
             ours = fnn.per_sample_norms(loss, method="ghost")(params, batch)
-            check(record_property, "norms", float((ours - net.get_norm_sample()).abs().max()))
+            check(record_property, "norms", float((ours - norms).abs().max()))
+            limit = float(norms.median())
+            net.zero_grad()
+            net.disable_hooks()  # the second backward pass of fast gradient clipping takes weighted losses
+            losses = F.cross_entropy(net(batch[0]), batch[1], reduction="none")
+            ((limit / norms).clamp(max=1.0).detach() * losses).sum().backward()
+            theirs = {path.removeprefix("_module."): leaf.grad for path, leaf in net.named_parameters()}
+            total = tree.flatten(fnn.clipped_grad(loss, limit, method="ghost")(params, batch))
+            check(record_property, "clipped", furthest(total, theirs))
 
 
 @pytest.mark.parametrize("name", ["MLP", "LeNet"])  # BackPACK extends Sequential networks
@@ -169,8 +178,11 @@ def test_against_backpack(name: str, record_property: Callable) -> None:
     extensions = pytest.importorskip("backpack.extensions")
     case, params, loss, batch = problem(name)
     net, criterion = backpack.extend(case.net), backpack.extend(nn.CrossEntropyLoss())
-    with warnings.catch_warnings(), backpack.backpack(extensions.BatchGrad()):
+    with warnings.catch_warnings(), backpack.backpack(extensions.BatchGrad(), extensions.BatchL2Grad()):
         warnings.simplefilter("ignore")
         criterion(net(batch[0]), batch[1]).backward()
     theirs = {path: leaf.grad_batch * BATCH for path, leaf in net.named_parameters()}
     check(record_property, "gradients", furthest(tree.flatten(fnn.per_sample_grad(loss)(params, batch)), theirs))
+    norms = sum(leaf.batch_l2 for leaf in net.parameters()).sqrt() * BATCH
+    ours = fnn.per_sample_norms(loss, method="ghost")(params, batch)
+    check(record_property, "norms", float((ours - norms).abs().max()))

@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from fnn import tree as _tree
 from fnn.grads.base import scalar_valued
 from fnn.grads.per_sample import as_batch_of_one, over_samples
+from fnn.layers.base import samples_apart
 
 
 class LeafPlan(NamedTuple):
@@ -184,7 +185,7 @@ def make_plan(loss: Callable, args: tuple, kwargs: dict, in_dims: tuple, batch_a
     one = {name: value[0] for name, value in kwargs.items()}
     recorder = _Recorder(dict(enumerate(leaves)))
     one_loss = as_batch_of_one(loss, batch_argnums)
-    with recorder:
+    with samples_apart(), recorder:
         one_loss(*row, **one)
     used = [use for use in recorder.uses if use.leaf not in recorder.others]
     methods = []

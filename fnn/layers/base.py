@@ -1,5 +1,6 @@
 """What a layer is, and how an error finds its place in a network."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -91,17 +92,24 @@ def check_channels_first(layer: str, x: Tensor, channels: int) -> None:
         raise ShapeError(f"{layer} expects inputs of shape (batch, {channels}, ...), got {tuple(x.shape)}")
 
 
-_apart = [0]  # how many per-sample transforms are being run or traced
+class _PerThread(threading.local):
+    """How many per-sample transforms this thread is running or tracing. torch cannot trace a ContextVar."""
+
+    def __init__(self) -> None:  # in every thread, so that a graph made in one fits the others
+        self.apart = 0
+
+
+_running = _PerThread()
 
 
 @contextmanager
 def samples_apart() -> Iterator[None]:
     """While a per-sample transform runs the loss: the batch of one that layers see is one row of a larger batch."""
-    _apart[0] += 1
+    _running.apart += 1
     try:
         yield
     finally:
-        _apart[0] -= 1
+        _running.apart -= 1
 
 
 def refuse_samples_apart(layer: str) -> None:
@@ -112,7 +120,7 @@ def refuse_samples_apart(layer: str) -> None:
     Traceback (most recent call last):
     ValueError: batch_norm in training mode normalises each sample by the statistics of the whole batch ...
     """
-    if _apart[0]:
+    if _running.apart:
         raise ValueError(
             f"{layer} in training mode normalises each sample by the statistics of the whole batch, so the loss is no "
             "sum over samples and has no per-sample gradient; write group_norm, layer_norm or instance_norm in its "
