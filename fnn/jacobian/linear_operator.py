@@ -23,8 +23,8 @@ class LinearOperator:
     number the entries as ``fnn.tree.ravel`` does. ``A + B, A - B, -A, c * A, A @ B, A.T`` are operators again.
 
     A product costs what ``matvec`` costs; with k columns it is one ``vmap``, k times the memory. The operator
-    itself holds nothing but its functions. Products pass ``fnn.jit``, ``vmap`` and ``grad``; compiled code
-    writes ``A(x)`` for ``A @ x``, because torch.compile hands ``@`` with a tensor to torch.
+    itself holds nothing but its functions. Products pass ``fnn.jit``, ``vmap`` and ``grad``. ``A(x)`` is ``A @ x``;
+    compiled code writes it where A is square and not known to be symmetric, and for trees on torch before 2.15.
 
     >>> A = matrix_operator(torch.tensor([[2.0, 1.0], [1.0, 3.0]]))
     >>> A @ torch.tensor([1.0, 0.0])
@@ -76,6 +76,39 @@ class LinearOperator:
         return self._transpose
 
     def __matmul__(self, x: Any) -> Any:
+        return self(x)
+
+    @classmethod
+    def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        """Tensor * A, and in compiled code A @ tensor, which torch.compile hands over as tensor.matmul(A)."""
+        name = getattr(func, "__name__", "")
+        if len(args) == 2 and isinstance(args[0], Tensor):
+            x, operator = args
+            if name in ("mul", "__mul__", "__rmul__"):
+                return operator.__mul__(x)
+            if func is torch.Tensor.__rdiv__:
+                return operator.__truediv__(x)
+            if name in ("matmul", "__matmul__", "__rmatmul__"):
+                return operator._either_side(x)
+        raise TypeError(
+            f"torch's {name} takes tensors, got a LinearOperator; with a tensor x write A @ x, A.T @ x, c * A, or "
+            "A + matrix_operator(x)"
+        )
+
+    def __rmatmul__(self, x: Any) -> Any:
+        raise TypeError(f"an operator stands on the left of @, got {type(x).__name__} @ {self!r}; write A.T @ x")
+
+    def _either_side(self, x: Tensor) -> Any:
+        rows, columns = self.shape
+        left = x.shape[:1] == (columns,) or (isinstance(self.input, Tensor) and x.shape == self.input.shape)
+        right = x.shape[-1:] == (rows,) and not (self.symmetric and x.dim() == 1)
+        if not torch.compiler.is_compiling() or not left:
+            return self.__rmatmul__(x)
+        if right:
+            raise TypeError(
+                f"torch.compile does not say on which side of {self!r} a tensor {tuple(x.shape)} stands, and both fit; "
+                "inside fnn.jit write A(x) for A @ x"
+            )
         return self(x)
 
     def __call__(self, x: Any) -> Any:
@@ -131,7 +164,7 @@ class LinearOperator:
     __rmul__ = __mul__
 
     def __truediv__(self, factor: float | Tensor) -> "LinearOperator":
-        return self * (1.0 / factor)
+        return self.__mul__(1.0 / factor)
 
     def __neg__(self) -> "LinearOperator":
         return self * -1.0
@@ -144,7 +177,7 @@ class LinearOperator:
     def damped(self, damping: float | Tensor) -> "LinearOperator":
         """``A + damping * I``. Raises ``ValueError`` for an operator whose input and output differ."""
         self._check_square("damped")
-        return self + damping * identity_operator(self.input)
+        return self + identity_operator(self.input).__mul__(damping)  # traces on every version
 
     def _check_square(self, name: str) -> None:
         if self.output is not self.input:

@@ -292,6 +292,8 @@ def _problem(
     if tolerance <= 0:
         raise ValueError(f"{name} needs a positive tolerance, relative to the norm of b, got {tolerance}")
     if name != "lsmr":
+        if A.shape[0] != A.shape[1]:
+            raise ValueError(f"{name} needs a square operator, got {A!r}; for a system of any shape write lsmr(A, b)")
         check_like(A.input, A.output, f"{name}: operator.input", "operator.output")
     if isinstance(b, Tensor) and not (isinstance(A.output, Tensor) and b.shape == A.output.shape):
         if b.shape != (A.shape[0],):

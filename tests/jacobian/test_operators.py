@@ -111,6 +111,26 @@ def test_algebra():
     assert A.T.T is A
 
 
+def test_compiled_operators_take_tensors_on_the_right_and_numbers_on_both_sides():
+    v, c = fnn.random.like(fnn.random.key(3), VECTOR), torch.tensor(3.0).double()
+
+    def products(params, v, c):
+        H = hessian_operator(loss, params, (X, Y))
+        J = jacobian_operator(model_fn, params, (X, Y))
+        return J @ v, (H @ torch.stack([v, 2 * v], 1)), ((c * J) / c) @ v
+
+    compiled = fnn.jit(products, backend="aot_eager")
+    torch.testing.assert_close(compiled(PARAMS, v, c), products(PARAMS, v, c))
+    with pytest.raises(TypeError, match=r"on which side.*write A\(x\)"):
+        fnn.jit(lambda v: unsymmetric() @ v, backend="aot_eager")(v)
+    with pytest.raises(TypeError, match=r"stands on the left.*A\.T @ x"):
+        v @ hessian_operator(loss, PARAMS, (X, Y))
+
+
+def unsymmetric():
+    return LinearOperator(lambda v: v * torch.arange(N), VECTOR)
+
+
 def test_restriction_is_the_block():
     operator = hessian_operator(loss, PARAMS, (X, Y))
     chosen = torch.cat([torch.full((leaf.numel(),), path.startswith("2")) for path, leaf in fnn.tree.items(PARAMS)])
