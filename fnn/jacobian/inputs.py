@@ -54,15 +54,16 @@ def check_cotangent_stack(output: Tree, cotangents: Tree, name: str) -> tuple[Tr
 
 def _first_row(stacks: Tree, name: str, what: str) -> tuple[Tree, int]:
     lengths = {
-        f"{what}{path}": tuple(leaf.shape[:1]) if isinstance(leaf, Tensor) else ()
+        f"{what}{path}": list(leaf.shape[:1]) if isinstance(leaf, Tensor) else []
         for path, leaf in zip(_tree.paths(stacks, dotted=False), _tree.leaves(stacks), strict=True)
     }
-    if len(set(lengths.values())) != 1 or set(lengths.values()) & {(), (0,)}:
+    count = next(iter(lengths.values()), [])
+    if count in ([], [0]) or any(length != count for length in lengths.values()):
         raise ValueError(
             f"{name} takes {what} whose leaves share a first axis of one or more products, got first axes {lengths}; "
             "write leaf[None] for one"
         )
-    return _tree.map(lambda leaf: leaf[0], stacks), next(iter(lengths.values()))[0]
+    return _tree.map(lambda leaf: leaf[0], stacks), count[0]
 
 
 def differentiable_output(f: Callable, has_aux: bool = False) -> Callable:

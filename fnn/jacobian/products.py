@@ -75,8 +75,7 @@ def linearize(f: Callable, *primals: Tree) -> tuple[Any, Callable]:
     tensor(2.)
     """
     check_primals(primals, "linearize")
-    forward: tuple = torch.func.vjp(differentiable_output(f), *primals)
-    output, pullback = forward
+    output, pullback, *_ = torch.func.vjp(differentiable_output(f), *primals)
     transposed = torch.func.vjp(pullback, _tree.zeros_like(output))[1]
 
     def derivative(*tangents: Tree) -> Tree:
@@ -106,7 +105,7 @@ def directional_derivatives(f: Callable, primals: tuple, tangents: tuple, order:
         inner = nested(levels - 1)
 
         def outer(*p: Tree) -> tuple:
-            values, slopes = torch.func.jvp(inner, p, tangents)
+            values, slopes, *_ = torch.func.jvp(inner, p, tangents)
             return (*values, slopes[-1])
 
         return outer
@@ -120,7 +119,8 @@ def push(f: Callable, primals: tuple, parts: Sequence[tuple], name: str, has_aux
     def along(*tangents: Tree) -> tuple:
         return torch.func.jvp(f, primals, tangents, has_aux=has_aux)
 
-    mapped = torch.func.vmap(along, out_dims=(None, 0, None) if has_aux else (None, 0))
+    out_dims: Any = (None, 0, None) if has_aux else (None, 0)
+    mapped = torch.func.vmap(along, out_dims=out_dims)
     results = [forward_mode(lambda part=part: mapped(*part), name) for part in parts]
     return (results[0][0], join([result[1] for result in results]), *results[0][2:])
 

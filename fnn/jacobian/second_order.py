@@ -128,7 +128,8 @@ def fisher_product(
         if key is None:
             return _output_fisher(likelihood, output, u) / output.shape[0]
         draws = random.split(key, samples)
-        return sum(_drawn_fisher(likelihood, output, u, draw) for draw in draws) / (samples * output.shape[0])
+        drawn = torch.stack([_drawn_fisher(likelihood, output, u, draw) for draw in draws])
+        return drawn.mean(0) / output.shape[0]
 
     return _sandwich(model, primals, tangents, curvature, "fisher_product", has_aux)
 

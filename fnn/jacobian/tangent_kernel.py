@@ -54,7 +54,7 @@ def _contraction(
 ) -> Tensor:
     def rows(x: Tensor) -> list[Tensor]:
         def one(sample: Tensor) -> Tree:
-            output, pullback = torch.func.vjp(lambda p: _outputs(apply, p, sample[None])[0], params)
+            output, pullback, *_ = torch.func.vjp(lambda p: _outputs(apply, p, sample[None])[0], params)
             basis = torch.eye(len(output), dtype=output.dtype, device=output.device)
             return torch.func.vmap(pullback)(basis)[0]
 
@@ -70,7 +70,7 @@ def _contraction(
 
 def _product(apply: Callable, params: Tree, x1: Tensor, x2: Tensor | None, mode: str, chunk_size: int | None) -> Tensor:
     x2 = x1 if x2 is None else x2
-    output, pullback = torch.func.vjp(lambda p: _outputs(apply, p, x2), params)
+    output, pullback, *_ = torch.func.vjp(lambda p: _outputs(apply, p, x2), params)
     samples, outputs = output.shape
 
     def column(number: Tensor) -> Tensor:

@@ -97,7 +97,8 @@ def hessian(
                 _, product, *aux = product_in(mode, g, primals, basis, has_aux)
                 return (product if len(primals) > 1 else (product,), *aux)
 
-            mapped = torch.func.vmap(row, out_dims=(0, None) if has_aux else (0,))
+            out_dims: Any = (0, None) if has_aux else (0,)
+            mapped = torch.func.vmap(row, out_dims=out_dims)
             parts = [mapped(*one_hot(primals, *rows)) for rows in bounds(_tree.size(primals), chunk_size)]
             return (join([part[0] for part in parts]), *parts[0][1:])
 
