@@ -60,7 +60,8 @@ def _first_row(stacks: Tree, name: str, what: str) -> tuple[Tree, int]:
     count = next(iter(lengths.values()), [])
     if count in ([], [0]) or any(length != count for length in lengths.values()):
         raise ValueError(
-            f"{name} takes {what} whose leaves share a first axis of one or more products, got first axes {lengths}; "
+            f"{name} takes {what} whose leaves share a first axis of one or more products, got first axes "
+            f"{ {path: tuple(length) for path, length in lengths.items()} }; "
             "write leaf[None] for one"
         )
     return _tree.map(lambda leaf: leaf[0], stacks), count[0]

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import random
 import resource
 import statistics
 import subprocess
@@ -19,14 +20,16 @@ REPORT = Path(__file__).parents[2] / "docs" / "performance.md"
 def interleave(rivals: dict[str, Callable[[], object]], rounds: int = 30, inner: int = 1) -> dict[str, float]:
     """Median seconds of one call of each rival; every round runs each of them once, ``inner`` calls a time.
 
+    The order changes from round to round, because a rival pays for the memory and caches that the one before it left.
+
     Each rival is called twice beforehand, so that compilation and caches are not measured.
     """
     for call in rivals.values():
         call()
         call()
     times: dict[str, list[float]] = {name: [] for name in rivals}
-    for _ in range(rounds):
-        for name, call in rivals.items():
+    for number in range(rounds):
+        for name, call in random.Random(number).sample(list(rivals.items()), len(rivals)):
             synchronize()
             start = time.perf_counter()
             for _ in range(inner):
@@ -73,7 +76,8 @@ def machine(packages: Sequence[str] = ()) -> str:
             line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         processor = models[0] if models else processor
-    parts = [processor, f"{torch.get_num_threads()} thread(s)"]
+    pages = "huge pages" if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1" else "pages of 4 KB"
+    parts = [processor, f"{torch.get_num_threads()} thread(s)", pages]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     for name in ("torch", *packages):

@@ -63,6 +63,9 @@ def gradients(name: str, count: int) -> dict[str, Callable[[], object]]:
         "fnn.jit(per_sample_grad)": lambda: compiled(params, batch),
         "fnn.per_sample_grad": lambda: each(params, batch),
         "loop over grad": lambda: [grad(params, row) for row in rows],
+        "floor: writing the result": lambda: [
+            torch.full((count, *leaf.shape), 1.0) for leaf in fnn.tree.leaves(params)
+        ],
     }
     for mode in ("hooks", "functorch"):
         add(calls, f"Opacus, {mode}", lambda mode=mode: opacus(name, batch, mode))
