@@ -1,5 +1,7 @@
 """Per-sample gradients against a loop over samples in float64, and their refusals."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -233,6 +235,26 @@ def test_layers_that_mix_samples_are_refused():
         with pytest.raises(ValueError, match="group_norm"):
             transform(ONES, torch.ones(4, 3))
     fnn.grad(loss)(ONES, torch.ones(4, 3))  # the refusal leaves nothing behind
+
+
+def test_threads_know_nothing_of_each_other():
+    inside, leave, refused = threading.Event(), threading.Event(), []
+
+    def waiting(params, x):
+        inside.set()
+        leave.wait(10)
+        return quadratic(params, x)
+
+    other = threading.Thread(target=fnn.per_sample_grad(waiting), args=(ONES, torch.ones(4, 3)))
+    other.start()
+    assert inside.wait(10)
+    try:
+        fnn.layers.base.refuse_samples_apart("batch_norm")
+    except ValueError as error:
+        refused.append(error)
+    leave.set()
+    other.join()
+    assert not refused
 
 
 def test_noise_and_poisson_samples():
