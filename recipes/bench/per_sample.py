@@ -69,7 +69,7 @@ def gradients(name: str, count: int) -> dict[str, Callable[[], object]]:
     }
     for mode in ("hooks", "functorch"):
         add(calls, f"Opacus, {mode}", lambda mode=mode: opacus(name, batch, mode))
-    add(calls, "BackPACK, BatchGrad", lambda: backpack(name, batch))
+    add(calls, "BackPACK, BatchGrad", lambda: backpack(name, batch, "BatchGrad"))
     add(calls, "JAX, jit(vmap(grad))", lambda: with_jax(name, net, batch, clip=False))
     return calls
 
@@ -84,6 +84,18 @@ def clipped(name: str, count: int) -> dict[str, Callable[[], object]]:
         calls[f"fnn.clipped_grad, {method}"] = lambda call=call: call(params, batch)
     add(calls, "Opacus, ghost clipping", lambda: opacus_ghost(name, batch))
     add(calls, "JAX, jit, vmap(grad) and clip", lambda: with_jax(name, net, batch, clip=True))
+    return calls
+
+
+def norms(name: str, count: int) -> dict[str, Callable[[], object]]:
+    _, params, loss, batch = problem(name, count)
+    calls: dict[str, Callable[[], object]] = {}
+    for method in ("ghost", "exact"):
+        call = fnn.per_sample_norms(loss, method=method)
+        compiled = fnn.jit(call)
+        calls[f"fnn.jit(per_sample_norms), {method}"] = lambda compiled=compiled: compiled(params, batch)
+        calls[f"fnn.per_sample_norms, {method}"] = lambda call=call: call(params, batch)
+    add(calls, "BackPACK, BatchL2Grad", lambda: backpack(name, batch, "BatchL2Grad"))
     return calls
 
 
@@ -129,16 +141,15 @@ def opacus_ghost(name: str, batch: Batch) -> Callable[[], object]:
     return call
 
 
-def backpack(name: str, batch: Batch) -> Callable[[], object]:
+def backpack(name: str, batch: Batch, extension: str) -> Callable[[], object]:
     from backpack import backpack as extended  # pyright: ignore[reportMissingImports]
-    from backpack import extend  # pyright: ignore[reportMissingImports]
-    from backpack.extensions import BatchGrad  # pyright: ignore[reportMissingImports]
+    from backpack import extend, extensions  # pyright: ignore[reportMissingImports]
 
     net, criterion = extend(network(name)), extend(nn.CrossEntropyLoss())
 
     def call() -> None:
         net.zero_grad()
-        with extended(BatchGrad()):
+        with extended(getattr(extensions, extension)()):
             criterion(net(batch[0]), batch[1]).backward()
 
     return call
@@ -224,6 +235,7 @@ def main() -> None:
     for title, make, base in (
         ("Per-sample gradients", gradients, "fnn.jit(per_sample_grad)"),
         ("Sums of clipped gradients", clipped, "fnn.jit(clipped_grad), ghost"),
+        ("Norms", norms, "fnn.jit(per_sample_norms), ghost"),
     ):
         columns: dict[str, dict[str, float]] = {}
         for name in options.models:
