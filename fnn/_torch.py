@@ -12,6 +12,7 @@ from torch._C import _swap_tensor_impl as swap_tensors
 from torch._C._functorch import peek_interpreter_stack
 from torch._dynamo.exc import TorchDynamoException
 from torch._higher_order_ops.scan import scan
+from torch._inductor import list_mode_options as mode_options
 from torch.utils._pytree import (  # no public pytree module in any supported version
     tree_flatten,
     tree_flatten_with_path,
@@ -60,6 +61,7 @@ __all__ = [
     "fused_adam",
     "is_view",
     "mark_static",
+    "mode_options",
     "peek_interpreter_stack",
     "scan",
     "storage_users",

@@ -296,3 +296,36 @@ def test_save_compiled_without_anything_compiled_is_refused(tmp_path, monkeypatc
     monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: None)
     with pytest.raises(ValueError, match="nothing has been compiled"):
         fnn.save_compiled(tmp_path / "step.bin")
+
+
+net = fnn.models.mlp(3, 4, 2)
+
+
+def test_what_stands_behind_a_name_is_seen():
+    global net
+    params, x = net.init(fnn.random.key(0)), torch.ones(2, 3)
+    applied = fnn.jit(lambda params, x: net.apply(params, x), backend="eager")
+    for activation in (fnn.relu, fnn.tanh, fnn.relu):
+        net = fnn.models.mlp(3, 4, 2, activation=activation)
+        torch.testing.assert_close(applied(params, x), net.apply(params, x))
+    dropped = fnn.jit(lambda x, key: net.apply({}, x, key=key), backend="eager")
+    for rate in (0.1, 0.9):
+        net = fnn.dropout(rate)
+        key = fnn.random.key(0)
+        torch.testing.assert_close(dropped(x, key), net.apply({}, x, key=key))
+
+
+def test_values_of_the_users_own_functions_are_seen_inside_those_of_fnn():
+    scale = 1.0
+    holder = {"model": fnn.models.mlp(3, 4, 2)}
+
+    def loss(params, x):
+        return scale * (holder["model"].apply(params, x) ** 2).mean()
+
+    each = fnn.jit(fnn.per_sample_norms(loss, method="exact"), backend="eager")
+    params, x = holder["model"].init(fnn.random.key(0)), torch.ones(2, 3)
+    before = each(params, x)
+    scale = 3.0
+    torch.testing.assert_close(each(params, x), 3.0 * before)
+    holder["model"] = fnn.models.mlp(3, 4, 2, activation=fnn.tanh)
+    torch.testing.assert_close(each(params, x), fnn.per_sample_norms(loss, method="exact")(params, x))

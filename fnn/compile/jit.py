@@ -13,6 +13,7 @@ import torch
 
 from fnn import _torch
 from fnn.compile import donate
+from fnn.compile.guards import Guards
 from fnn.tree import Tree
 
 _serial = itertools.count()
@@ -151,7 +152,8 @@ class _Compiled:
         self.donated = [i - sum(s < i for s in static) for i in settings["donate_argnums"]]
         self.graphs: dict[int, _Graph] = {}
         self.alive: set[int] = set()  # ids of the tensors that the last call handed out
-        self.compiled: Callable | None = None
+        self.numbers = itertools.count()
+        self.variants: list[tuple[Guards, Callable]] = []  # one for each choice of the functions that Guards holds
 
     def __call__(self, args: tuple, kwargs: dict) -> Any:
         given: list[int] = []
@@ -163,10 +165,11 @@ class _Compiled:
                 donate.identities(args[i], given)
             if len(given) != len(self.alive) or not self.alive.issuperset(given):
                 originals, args = args, self._take(args, kwargs)
-        if self.compiled is None:
-            self.compiled = self._compile(args, kwargs)
+        compiled = next((compiled for guards, compiled in self.variants if guards.hold()), None)
+        if compiled is None:
+            compiled = self._compile(args, kwargs)
         try:
-            number, out, olds = self.compiled(*args, **kwargs)
+            number, out, olds = compiled(*args, **kwargs)
         except _torch.TorchDynamoException as error:
             self._explain(error, args, kwargs)
             raise
@@ -205,8 +208,7 @@ class _Compiled:
         return args
 
     def _compile(self, args: tuple, kwargs: dict) -> Callable:
-        numbers = itertools.count()
-        next_number = torch.compiler.assume_constant_result(lambda: next(numbers))
+        next_number = torch.compiler.assume_constant_result(lambda: next(self.numbers))
         traced = self._traced
 
         def body(*args: Any, **kwargs: Any) -> tuple:
@@ -219,14 +221,15 @@ class _Compiled:
         mode, backend = self.settings["mode"], self.settings["backend"]
         options = dict(self.settings["options"] or {})
         on_cpu = all(isinstance(x, torch.Tensor) and x.device.type == "cpu" for x in _torch.tree_leaves((args, kwargs)))
-        if mode:
-            if options:
-                raise ValueError("give mode or options, not both; torch.compile takes one of them")
-        elif backend == "inductor" and on_cpu:
-            options = {"layout_optimization": False} | options
-        if self.settings["unsafe_skip_guards"]:
-            options["guard_filter_fn"] = torch.compiler.skip_all_guards_unsafe
-        return torch.compile(body, fullgraph=True, backend=backend, mode=mode, options=options or None)
+        if backend == "inductor":
+            defaults = {"layout_optimization": False} if on_cpu else {}
+            options = defaults | _torch.mode_options(mode or "default") | options
+        guards = Guards({"traced": traced, "next_number": next_number, "G": globals()})
+        skip_all = self.settings["unsafe_skip_guards"]
+        options["guard_filter_fn"] = torch.compiler.skip_all_guards_unsafe if skip_all else guards.choose
+        compiled = torch.compile(body, fullgraph=True, backend=backend, options=options)
+        self.variants.append((guards, compiled))
+        return compiled
 
     def _traced(self, args: tuple, kwargs: dict) -> tuple[Tree, tuple]:
         for leaf in donate.leaves((args, kwargs)):
