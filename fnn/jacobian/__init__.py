@@ -13,6 +13,7 @@ from fnn.jacobian.linear_operator import (
     matrix_operator,
 )
 from fnn.jacobian.operators import (
+    empirical_fisher_operator,
     fisher_operator,
     ggn_operator,
     hessian_operator,
@@ -59,6 +60,7 @@ __all__ = [
     "diagonal",
     "directional_derivatives",
     "eigenpairs",
+    "empirical_fisher_operator",
     "empirical_fisher_product",
     "fisher_operator",
     "fisher_product",
