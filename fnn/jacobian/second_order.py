@@ -180,6 +180,18 @@ def _output_fisher(likelihood: str, output: Tensor, u: Tensor) -> Tensor:
     return p * (u - (p * u).sum(1, keepdim=True))
 
 
+def output_root(likelihood: Likelihood, output: Tensor, u: Tensor) -> Tensor:
+    """``R u`` for each sample, where R R^T is the exact Fisher information of its output; u like output or stacked."""
+    if likelihood == "normal":
+        return u.expand(*u.shape[: -output.dim()], *output.shape)
+    if likelihood == "bernoulli":
+        p = torch.sigmoid(output)
+        return (p * (1.0 - p)).sqrt() * u
+    p = torch.softmax(output, 1)
+    scaled = p.sqrt() * u
+    return scaled - p * scaled.sum(1 - output.dim(), keepdim=True)
+
+
 def drawn_gradients(likelihood: Likelihood, output: Tensor, key: Tensor, samples: int) -> Tensor:
     """The output's gradient of the log-likelihood of labels drawn from the prediction: (samples, *output.shape)."""
     return torch.stack([_drawn_gradient(likelihood, output, draw) for draw in random.split(key, samples)])
