@@ -49,7 +49,7 @@ def tied():
     def apply(p, x):  # (batch, 4)
         for _ in range(2):
             x = F.linear(x, p["twice"], p["bias"]).tanh()
-        signal = (x @ p["matmul"]).unflatten(-1, (2, 3))
+        signal = (x @ p["matmul"]).reshape(-1, 2, 3)
         signal = F.conv1d(signal, p["signal"], None, padding=1).tanh()  # (batch, 6, 4)
         return F.conv2d(signal[:, :, None], p["grouped"], None, padding=(1, 0), groups=2).tanh().sum((2, 3))
 
@@ -212,8 +212,9 @@ def test_compiled_and_put_together_again():
 
 
 @pytest.mark.slow
-def test_ekfac_compiled():
-    case = Case("tied")
+@pytest.mark.parametrize("name", ["tied", "attention"])
+def test_ekfac_compiled(name):
+    case = Case(name)
     volume = lambda params, x: ekfac(case.apply, params, x, chunk_size=2).log_determinant(0.1)
     expected = volume(case.params, case.x)
     torch.testing.assert_close(fnn.jit(volume, backend="aot_eager")(case.params, case.x), expected)
