@@ -34,8 +34,9 @@ def sequence():
 
 
 def attention():
+    """Logits (batch, classes, positions) that depend on all positions."""
     layers = fnn.sequential(fnn.layers.multi_head_attention(4, 2), fnn.tanh, fnn.linear(4, 2))
-    return fnn.Layer(layers.init, lambda p, x: layers.apply(p, x).sum(1)), (3, 4)
+    return fnn.Layer(layers.init, lambda p, x: layers.apply(p, x).movedim(-1, 1)), (3, 4)
 
 
 def tied():
@@ -288,6 +289,10 @@ ERRORS = {
     "scale": (
         lambda: kfac(lambda p, x: x @ p["w"].T * p["b"], {"w": W, "b": B}, X),
         r"\['b'\] is a vector used by mul",
+    ),
+    "bias with two axes": (
+        lambda: kfac(LINEAR, {"w": W, "b": B[None]}, X),
+        r"\['b'\] is used by linear, not only as the matrix",
     ),
     "unused": (lambda: kfac(LINEAR, {"w": W, "b": B, "z": W}, X), r"params\['z'\] is not seen"),
     "also otherwise": (
