@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from fnn import _torch
 from fnn import tree as _tree
 from fnn.grads.per_sample import as_batch_of_one
 from fnn.layers.base import samples_apart
@@ -100,17 +101,19 @@ class Recorder(TorchFunctionMode):
         self.uses: list[Use] = []
         self.inputs: list[Tensor] = []
         self.others: dict[int, str] = {}
+        self.depth = _transforms()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        found = self._matrix(func, args, kwargs)
+        within = _transforms() == self.depth
+        found = self._matrix(func, args, kwargs) if within else None
         known = () if found is None else found[:2]
         for value in (*args, *kwargs.values()):
             for part in value if isinstance(value, (list, tuple)) else (value,):
                 place = self._place(part)
                 if place is not None and place not in known:
-                    self._note_other(place, part, func)
+                    self._note_other(place, part, func, within)
         if found is None:
             return out
         leaf, bias, input, kind, options = found
@@ -139,16 +142,26 @@ class Recorder(TorchFunctionMode):
         plain = isinstance(bias, Tensor) and bias.dim() == 1  # anything else that is added is another use
         return place, self._place(bias) if plain else None, input, kind, options
 
-    def _note_other(self, place: int, leaf: Tensor, func: Any) -> None:
+    def _note_other(self, place: int, leaf: Tensor, func: Any, within: bool) -> None:
         name = getattr(func, "__name__", str(func))
         if name == "__get__":  # an attribute: x.shape asks a question, x.T is a use
             name = getattr(getattr(func, "__self__", None), "__name__", name)
         if name in _QUESTIONS:
             return
-        if leaf.dim() < 2:
+        if not within:
+            self.others[place] = "used inside a vmap or another transform within the function, out of the taps' reach"
+        elif leaf.dim() < 2:
             self.others[place] = f"a vector used by {name}"
         else:
             self.others[place] = f"used by {name}, not only as the matrix of a linear, conv, embedding or matmul"
+
+
+def _transforms() -> int:
+    """How many transforms of torch.func run around the call; 0 in compiled code, where they cannot be counted."""
+    if torch.compiler.is_compiling():
+        return 0
+    innermost = _torch.peek_interpreter_stack()
+    return 0 if innermost is None else innermost.level()
 
 
 def record(function: Callable, args: tuple, kwargs: dict, in_dims: tuple, batch_argnums: Any) -> Recorder:
@@ -175,19 +188,18 @@ def gradient_rows(use: Use, gradient: Tensor) -> Tensor:
     samples = gradient.shape[0]
     if use.kind != "conv":
         return gradient.reshape(samples, 1, -1, gradient.shape[-1])
-    images = gradient.flatten(0, 1)  # samples and the batch of one
-    return images.reshape(samples, use.options[3], -1, images[0, 0].numel()).transpose(2, 3)
+    images = gradient.reshape(samples, gradient.shape[1], use.options[3], -1, gradient[0, 0, 0].numel())
+    return _images_to_positions(images)
 
 
 def input_rows(use: Use, input: Tensor, leaf: Tensor) -> Tensor:
-    """Layer inputs (samples, ...) with one row per position; for a convolution, a linear layer on the windows of its
-    input, a row is a window."""
+    """Layer inputs (samples, ...) with one row per position; for a convolution a row is a window of the image."""
     samples = input.shape[0]
     if use.kind != "conv":
         return input.reshape(samples, 1, -1, input.shape[-1])
     stride, padding, dilation, groups = use.options
     space = leaf.dim() - 2
-    images = input.flatten(0, 1)
+    images = input.flatten(0, 1)  # samples and the images of each
     if space == 1:  # a signal is an image of one row
         images = images.unsqueeze(-2)
     kernel = (1,) * (2 - space) + tuple(leaf.shape[2:])
@@ -198,8 +210,13 @@ def input_rows(use: Use, input: Tensor, leaf: Tensor) -> Tensor:
     else:
         up, side = (0, 0) if padding == "valid" else _two(padding, space, 0)
         margins = [side, side, up, up]
-    windows = F.unfold(F.pad(images, margins), kernel, dilation, 0, stride)  # (samples, channels * window, positions)
-    return windows.reshape(samples, groups, -1, windows.shape[-1]).transpose(2, 3)
+    windows = F.unfold(F.pad(images, margins), kernel, dilation, 0, stride)  # (images, channels * window, positions)
+    return _images_to_positions(windows.reshape(samples, input.shape[1], groups, -1, windows.shape[-1]))
+
+
+def _images_to_positions(images: Tensor) -> Tensor:
+    """(samples, images, groups, width, positions) -> (samples, groups, images * positions, width)."""
+    return images.permute(0, 2, 1, 4, 3).flatten(2, 3)
 
 
 def _two(value: Any, space: int, missing: int) -> tuple[int, int]:

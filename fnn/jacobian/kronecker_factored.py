@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fnn.jacobian.kronecker import KroneckerEigen, KroneckerFactors, KroneckerOperator
+from fnn.jacobian.kronecker import Block, KroneckerEigen, KroneckerFactors, KroneckerOperator
 from fnn.jacobian.layer_rows import LayerSweep, RowsLikelihood
 from fnn.jacobian.operators import NO_BATCH
 from fnn.tree import Tree
@@ -65,8 +65,7 @@ def kfac(
     >>> list((K.inverse(1e-3) @ params)["conv1"])
     ['weight', 'bias']
     """
-    sweep = LayerSweep(function, params, batch, batches, likelihood, key, samples, chunk_size)
-    return _kfac(sweep)
+    return _kfac(LayerSweep(function, params, batch, batches, likelihood, key, samples, chunk_size))
 
 
 def ekfac(
@@ -94,29 +93,30 @@ def ekfac(
     >>> ekfac(model.apply, params, x).factors["0.weight"].eigenvalues.shape
     torch.Size([4, 3])
     """
-    sweep = LayerSweep(function, params, batch, batches, likelihood, key, samples, chunk_size)
-    return _ekfac(sweep)
+    return _ekfac(LayerSweep(function, params, batch, batches, likelihood, key, samples, chunk_size))
 
 
 def _kfac(sweep: LayerSweep) -> KroneckerOperator:
+    blocks: dict[str, Block] = {}
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
     positions: dict[str, int] = {}
     count = 0
     for seen in sweep:
-        count += seen.samples
+        blocks, count = seen.blocks, count + seen.samples
         for path, rows in seen.inputs.items():
             positions[path] = positions.get(path, 0) + rows.shape[0] * rows.shape[2]
             _add(inputs, path, _gram(rows))
         for gradients in seen.gradients:
             for path, rows in gradients.items():
                 _add(outputs, path, _gram(rows.flatten(0, 1)))
-    factors = {path: KroneckerFactors(inputs[path] / positions[path], outputs[path] / count) for path in sweep.blocks}
-    return KroneckerOperator(sweep.params, sweep.blocks, factors)
+    factors = {path: KroneckerFactors(inputs[path] / positions[path], outputs[path] / count) for path in blocks}
+    return KroneckerOperator(sweep.params, blocks, factors)
 
 
 def _ekfac(sweep: LayerSweep) -> KroneckerOperator:
-    bases = _kfac(sweep).decomposed().factors
+    kronecker = _kfac(sweep).decomposed()
+    bases = kronecker.factors
     squares: dict[str, Tensor] = {}
     count = 0
     for seen in sweep:
@@ -125,8 +125,9 @@ def _ekfac(sweep: LayerSweep) -> KroneckerOperator:
         for gradients in seen.gradients:
             for path, rows in gradients.items():
                 _add(squares, path, _second_moments(rows @ bases[path].output, inputs[path]))
-    factors = {path: KroneckerEigen(basis.input, basis.output, squares[path] / count) for path, basis in bases.items()}
-    return KroneckerOperator(sweep.params, sweep.blocks, factors)
+    return kronecker.with_factors(
+        {path: KroneckerEigen(basis.input, basis.output, squares[path] / count) for path, basis in bases.items()}
+    )
 
 
 def _gram(rows: Tensor) -> Tensor:

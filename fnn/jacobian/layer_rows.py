@@ -29,6 +29,7 @@ class LayerRows(NamedTuple):
     """
 
     samples: int
+    blocks: dict[str, Block]
     inputs: dict[str, Tensor]
     gradients: Iterator[dict[str, Tensor]]
 
@@ -61,7 +62,6 @@ class LayerSweep:
         self.key = key
         self.samples = samples
         self.chunk_size = chunk_size
-        self.blocks: dict[str, Block] = {}
 
     def __iter__(self) -> Iterator[LayerRows]:
         for number, (_, (batch,)) in enumerate(self.calls):
@@ -72,7 +72,7 @@ class LayerSweep:
         count = count_samples(batch)
         leaves, paths = _tree.leaves(self.params), _tree.paths(self.params)
         recorder = record(self.function, (self.params, batch), {}, (None, 0), 1)
-        self.blocks = find_blocks(recorder, self.params)
+        blocks = find_blocks(recorder, self.params)
         uses = recorder.uses
 
         def of_sample(taps: list[Tensor], row: Any) -> tuple[Tensor, list[Tensor]]:
@@ -85,7 +85,7 @@ class LayerSweep:
         output, pullback, *aux = torch.func.vjp(
             lambda taps: mapped(taps, batch), zero_taps(uses, (count,)), has_aux=True
         )
-        inputs: dict[str, list[Tensor]] = {path: [] for path in self.blocks}
+        inputs: dict[str, list[Tensor]] = {path: [] for path in blocks}
         for use, input in zip(uses, aux[0], strict=True):
             rows = input_rows(use, input, leaves[use.leaf])
             inputs[paths[use.leaf]].append(rows if use.bias is None else F.pad(rows, (0, 1), value=1.0))
@@ -93,13 +93,14 @@ class LayerSweep:
         def gradients() -> Iterator[dict[str, Tensor]]:
             for cotangents in self._cotangents(output.flatten(0, 1), key):
                 (pulled,) = torch.func.vmap(pullback)(cotangents.unsqueeze(2))
-                rows: dict[str, list[Tensor]] = {path: [] for path in self.blocks}
+                rows: dict[str, list[Tensor]] = {path: [] for path in blocks}
                 for use, gradient in zip(uses, pulled, strict=True):
                     part = gradient_rows(use, gradient.flatten(0, 1))  # columns are like further samples
                     rows[paths[use.leaf]].append(part.unflatten(0, (len(cotangents), count)))
                 yield {path: torch.cat(parts, -2) for path, parts in rows.items()}
 
-        return LayerRows(count, {path: torch.cat(parts, -2) for path, parts in inputs.items()}, gradients())
+        joined = {path: torch.cat(parts, -2) for path, parts in inputs.items()}
+        return LayerRows(count, blocks, joined, gradients())
 
     def _cotangents(self, output: Tensor, key: Tensor | None) -> Iterator[Tensor]:
         """Parts of the columns of R, where R R^T is the Fisher information of each output: (columns, *output.shape)."""

@@ -57,7 +57,18 @@ def tied():
     return fnn.Layer(init, apply), (4,)
 
 
-NETWORKS = {f.__name__: f for f in (mlp, linear_network, convolutions, sequence, attention, tied)}
+def frames():
+    """Several images a sample."""
+    conv, head = fnn.conv2d(1, 2, 2), fnn.linear(4, 3)
+
+    def apply(p, x):
+        features = conv.apply(p["conv"], x.flatten(0, 1)).tanh().amax((2, 3))
+        return head.apply(p["head"], features.reshape(len(x), -1))
+
+    return fnn.Layer(lambda key: {"conv": conv.init(key), "head": head.init(key)}, apply), (2, 1, 3, 4)
+
+
+NETWORKS = {f.__name__: f for f in (mlp, linear_network, convolutions, sequence, attention, frames, tied)}
 
 
 class Case:
@@ -125,6 +136,11 @@ def test_kfac_is_exact_for_one_sample(likelihood):
     expected = case.block_diagonal(case.fisher(likelihood), K)
     torch.testing.assert_close(K.dense(), expected, rtol=1e-11, atol=1e-13)
     assert K.symmetric
+    if likelihood != "categorical":  # one number for each sample
+        number = lambda p, x: case.apply(p, x)[:, 0]
+        K = kfac(number, case.params, case.x, likelihood=likelihood)
+        expected = fisher_operator(number, case.params, case.x, likelihood=likelihood).dense()
+        torch.testing.assert_close(K.dense(), case.block_diagonal(expected, K), rtol=1e-11, atol=1e-13)
 
 
 def test_kfac_is_exact_for_a_linear_network_with_squared_error():
@@ -293,6 +309,10 @@ ERRORS = {
     "bias with two axes": (
         lambda: kfac(LINEAR, {"w": W, "b": B[None]}, X),
         r"\['b'\] is used by linear, not only as the matrix",
+    ),
+    "inside vmap": (
+        lambda: kfac(lambda p, x: torch.func.vmap(lambda row: LINEAR(p, row))(x), {"w": W, "b": B}, X),
+        r"\['b'\] is used inside a vmap",
     ),
     "unused": (lambda: kfac(LINEAR, {"w": W, "b": B, "z": W}, X), r"params\['z'\] is not seen"),
     "also otherwise": (
