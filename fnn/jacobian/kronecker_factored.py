@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from fnn.jacobian.kronecker import Block, KroneckerEigen, KroneckerFactors, KroneckerOperator
-from fnn.jacobian.layer_rows import LayerSweep, RowsLikelihood
+from fnn.jacobian.layer_rows import LayerSweep, KroneckerLikelihood
 from fnn.jacobian.operators import NO_BATCH
 from fnn.tree import Tree
 
@@ -28,7 +28,7 @@ def kfac(
     batch: Any = NO_BATCH,
     *,
     batches: Iterable | None = None,
-    likelihood: RowsLikelihood = "categorical",
+    likelihood: KroneckerLikelihood = "categorical",
     key: Tensor | None = None,
     samples: int = 1,
     chunk_size: int | None = None,
@@ -74,7 +74,7 @@ def ekfac(
     batch: Any = NO_BATCH,
     *,
     batches: Iterable | None = None,
-    likelihood: RowsLikelihood = "categorical",
+    likelihood: KroneckerLikelihood = "categorical",
     key: Tensor | None = None,
     samples: int = 1,
     chunk_size: int | None = None,

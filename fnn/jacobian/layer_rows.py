@@ -17,7 +17,7 @@ from fnn.jacobian.operators import NO_BATCH, Calls
 from fnn.jacobian.second_order import check_likelihood, check_logits, drawn_gradients, output_root
 from fnn.tree import Tree
 
-RowsLikelihood = Literal["categorical", "normal", "bernoulli", "empirical"]
+KroneckerLikelihood = Literal["categorical", "normal", "bernoulli", "empirical"]
 
 
 class LayerRows(NamedTuple):
@@ -43,7 +43,7 @@ class LayerSweep:
         params: Tree,
         batch: Any,
         batches: Iterable | None,
-        likelihood: RowsLikelihood,
+        likelihood: KroneckerLikelihood,
         key: Tensor | None,
         samples: int,
         chunk_size: int | None,
@@ -58,7 +58,7 @@ class LayerSweep:
         self.function = function
         self.params = params
         self.calls = Calls(batch, batches)
-        self.likelihood: RowsLikelihood = likelihood
+        self.likelihood: KroneckerLikelihood = likelihood
         self.key = key
         self.samples = samples
         self.chunk_size = chunk_size
