@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from fnn.jacobian.kronecker import Block, KroneckerEigen, KroneckerFactors, KroneckerOperator
-from fnn.jacobian.layer_rows import LayerSweep, KroneckerLikelihood
+from fnn.jacobian.layer_rows import KroneckerLikelihood, LayerSweep
 from fnn.jacobian.operators import NO_BATCH
 from fnn.tree import Tree
 
