@@ -4,6 +4,9 @@ While a function runs, a ``torch.overrides.TorchFunctionMode`` recognises the le
 linear, convolution, embedding and matrix products, keeps the input, and adds a zero, the tap, to the output; the
 derivative with respect to the tap is the output gradient G. With the inputs A, both with one row per position
 (token, pixel), the gradient with respect to the matrix is G^T A.
+
+One limit: torch before 2.15 does not show ``leaf.T``, ``leaf.mT`` and iteration over a leaf to the mode in compiled
+code, so that a leaf which is also a layer's matrix is then wrongly taken for nothing else; write ``leaf.t()``.
 """
 
 from collections.abc import Callable
