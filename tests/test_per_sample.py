@@ -59,11 +59,23 @@ def strided():
     return params, loss, fnn.random.normal(key(8), (9, 2, 11, 9), torch.float64)
 
 
+def frames():
+    """Several images a sample, and a matrix behind a vmap of the loss's own."""
+    params = {"conv": fnn.random.normal(key(9), (4, 2, 3, 3)), "matrix": fnn.random.normal(key(10), (3, 4))}
+
+    def loss(params, x):
+        features = F.conv2d(x.flatten(0, 1), params["conv"], None, 2, 1, 1, 1).tanh().mean((2, 3))
+        logits = torch.func.vmap(lambda row: F.linear(row, params["matrix"]))(features)
+        return logits.unflatten(0, x.shape[:2]).tanh().sum(1).square().mean()
+
+    return params, loss, fnn.random.normal(key(11), (9, 3, 2, 5, 4), torch.float64)
+
+
 def classify(model, classes):
     return lambda params, batch: fnn.losses.cross_entropy(model.apply(params, batch[0]), batch[1])
 
 
-NETWORKS = {"mlp": mlp, "lenet": lenet, "tied": tied, "strided": strided}
+NETWORKS = {"mlp": mlp, "lenet": lenet, "tied": tied, "strided": strided, "frames": frames}
 
 
 @pytest.fixture(params=NETWORKS, scope="module")

@@ -7,12 +7,15 @@ from fnn.jacobian.estimators import (
     frobenius_norm,
     trace,
 )
+from fnn.jacobian.kronecker import KroneckerEigen, KroneckerFactors, KroneckerOperator
+from fnn.jacobian.kronecker_factored import ekfac, kfac
 from fnn.jacobian.linear_operator import (
     LinearOperator,
     identity_operator,
     matrix_operator,
 )
 from fnn.jacobian.operators import (
+    empirical_fisher_operator,
     fisher_operator,
     ggn_operator,
     hessian_operator,
@@ -50,6 +53,9 @@ __all__ = [
     "Density",
     "Eigenpairs",
     "Estimate",
+    "KroneckerEigen",
+    "KroneckerFactors",
+    "KroneckerOperator",
     "LinearOperator",
     "Solution",
     "SparseJacobian",
@@ -59,6 +65,8 @@ __all__ = [
     "diagonal",
     "directional_derivatives",
     "eigenpairs",
+    "ekfac",
+    "empirical_fisher_operator",
     "empirical_fisher_product",
     "fisher_operator",
     "fisher_product",
@@ -75,6 +83,7 @@ __all__ = [
     "jacobian",
     "jacobian_operator",
     "jmp",
+    "kfac",
     "laplacian",
     "linearize",
     "log_determinant",

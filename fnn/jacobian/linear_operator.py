@@ -248,7 +248,7 @@ class LinearOperator:
 
     def __repr__(self) -> str:
         kind = "symmetric " if self.symmetric else ""
-        return f"<{kind}LinearOperator {self.shape[0]} x {self.shape[1]}, {self.dtype}>"
+        return f"<{kind}{type(self).__name__} {self.shape[0]} x {self.shape[1]}, {self.dtype}>"
 
 
 def identity_operator(like: Tree) -> LinearOperator:

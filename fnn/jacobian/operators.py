@@ -10,18 +10,27 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from fnn import random
 from fnn import tree as _tree
 from fnn.grads import check_differentiable
 from fnn.jacobian.linear_operator import LinearOperator
-from fnn.jacobian.second_order import Likelihood, fisher_product, ggn_product, hvp
+from fnn.jacobian.second_order import (
+    Likelihood,
+    check_likelihood,
+    empirical_fisher_product,
+    fisher_product,
+    ggn_product,
+    hvp,
+)
 from fnn.tree import Tree
 
-_NONE: Any = object()
+NO_BATCH: Any = object()
 
 
 def jacobian_operator(
-    function: Callable, params: Tree, batch: Any = _NONE, *, batches: Iterable | None = None
+    function: Callable, params: Tree, batch: Any = NO_BATCH, *, batches: Iterable | None = None
 ) -> LinearOperator:
     """J of ``function``, rows numbered by its output: ``J @ v`` by forward mode, ``J.T @ u`` by reverse mode.
 
@@ -36,7 +45,7 @@ def jacobian_operator(
             [0., 4.]])
     """
     check_differentiable(params)
-    calls = _Calls(batch, batches)
+    calls = Calls(batch, batches)
     with torch.no_grad():
         outputs = [function(params, *args) for _, args in calls]
     output = outputs[0] if len(outputs) == 1 else _tree.concat(outputs)
@@ -63,7 +72,7 @@ def jacobian_operator(
 
 
 def hessian_operator(
-    loss: Callable, params: Tree, batch: Any = _NONE, *, batches: Iterable | None = None
+    loss: Callable, params: Tree, batch: Any = NO_BATCH, *, batches: Iterable | None = None
 ) -> LinearOperator:
     """The Hessian of a scalar loss, forward over reverse (Pearlmutter, 1994), symmetric.
 
@@ -76,14 +85,14 @@ def hessian_operator(
     """
     check_differentiable(params)
 
-    def product(v: Tree, *args: Any) -> Tree:
+    def product(v: Tree, number: int, *args: Any) -> Tree:
         return hvp(lambda p: loss(p, *args), (params,), (v,))[1]
 
-    return _mean_operator(product, params, _Calls(batch, batches))
+    return _mean_operator(product, params, Calls(batch, batches))
 
 
 def ggn_operator(
-    model_fn: Callable, loss_fn: Callable, params: Tree, batch: Any = _NONE, *, batches: Iterable | None = None
+    model_fn: Callable, loss_fn: Callable, params: Tree, batch: Any = NO_BATCH, *, batches: Iterable | None = None
 ) -> LinearOperator:
     """The generalized Gauss-Newton matrix J^T H J (Schraudolph, 2002), symmetric.
 
@@ -99,48 +108,74 @@ def ggn_operator(
     """
     check_differentiable(params)
 
-    def product(v: Tree, *args: Any) -> Tree:
+    def product(v: Tree, number: int, *args: Any) -> Tree:
         return ggn_product(lambda p: model_fn(p, *args), lambda out: loss_fn(out, *args), (params,), (v,))[1]
 
-    return _mean_operator(product, params, _Calls(batch, batches))
+    return _mean_operator(product, params, Calls(batch, batches))
 
 
 def fisher_operator(
     model_fn: Callable,
     params: Tree,
-    batch: Any = _NONE,
+    batch: Any = NO_BATCH,
     *,
     batches: Iterable | None = None,
     likelihood: Likelihood = "categorical",
+    key: Tensor | None = None,
+    samples: int = 1,
 ) -> LinearOperator:
     """The Fisher information, mean over the samples of the output's first axis, symmetric and semidefinite.
 
     J^T F J with the exact F of one sample's output: diag(p) - p p^T, p = softmax(logits) over axis 1, for
     ``"categorical"``; the identity for ``"normal"`` with unit variance; diag(p (1 - p)), p = sigmoid(logits),
-    for ``"bernoulli"``. Cost and memory are those of :func:`ggn_operator`. Raises ``ValueError`` for another
-    likelihood.
+    for ``"bernoulli"``. With a key F is the mean of g g^T over ``samples`` draws of the label from the model's own
+    prediction, g the gradient of its log-likelihood: batch number i takes the draws of ``fold_in(key, i)``, the same
+    in every product, so that the operator is one matrix. Cost and memory are those of :func:`ggn_operator`. Raises
+    ``ValueError`` for another likelihood or samples below 1.
 
     >>> fisher_operator(lambda w, x: x @ w, torch.zeros(2), torch.eye(2), likelihood="normal").dense()
     tensor([[0.5000, 0.0000],
             [0.0000, 0.5000]])
     """
     check_differentiable(params)
-    if likelihood not in ("categorical", "normal", "bernoulli"):
-        raise ValueError(f"likelihood is 'categorical', 'normal' or 'bernoulli', got {likelihood!r}")
+    check_likelihood(likelihood, samples)
 
-    def product(v: Tree, *args: Any) -> Tree:
-        return fisher_product(lambda p: model_fn(p, *args), (params,), (v,), likelihood)[1]
+    def product(v: Tree, number: int, *args: Any) -> Tree:
+        draws = None if key is None else random.fold_in(key, number)
+        return fisher_product(lambda p: model_fn(p, *args), (params,), (v,), likelihood, draws, samples)[1]
 
-    return _mean_operator(product, params, _Calls(batch, batches))
+    return _mean_operator(product, params, Calls(batch, batches))
 
 
-def _mean_operator(product: Callable, params: Tree, calls: "_Calls") -> LinearOperator:
+def empirical_fisher_operator(
+    losses_fn: Callable, params: Tree, batch: Any = NO_BATCH, *, batches: Iterable | None = None
+) -> LinearOperator:
+    """The mean of g g^T over the gradients g of the samples' losses, symmetric and semidefinite.
+
+    ``losses_fn(params, batch)`` gives one loss for each sample, (batch,). The labels are the data's: no Fisher
+    information (Kunstner, Balles and Hennig, 2019). Cost and memory are those of :func:`ggn_operator`. Raises
+    ``ValueError`` for losses of another rank.
+
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    >>> empirical_fisher_operator(lambda w, x: x @ w, torch.zeros(2), x).dense()
+    tensor([[0.5000, 0.0000],
+            [0.0000, 2.0000]])
+    """
+    check_differentiable(params)
+
+    def product(v: Tree, number: int, *args: Any) -> Tree:
+        return empirical_fisher_product(lambda p: losses_fn(p, *args), (params,), (v,))[1]
+
+    return _mean_operator(product, params, Calls(batch, batches))
+
+
+def _mean_operator(product: Callable, params: Tree, calls: "Calls") -> LinearOperator:
     total = sum(size for size, _ in calls)
 
     def mean(v: Tree) -> Tree:
         result = None
-        for size, args in calls:
-            part = product(v, *args)
+        for number, (size, args) in enumerate(calls):
+            part = product(v, number, *args)
             part = part if size == total else _tree.scale(size / total, part)
             result = part if result is None else _tree.add(result, part)
         return result
@@ -148,15 +183,15 @@ def _mean_operator(product: Callable, params: Tree, calls: "_Calls") -> LinearOp
     return LinearOperator(mean, params, symmetric=True)
 
 
-class _Calls:
+class Calls:
     """The extra arguments of each call of the function, with the number of samples in them."""
 
     def __init__(self, batch: Any, batches: Iterable | None) -> None:
         if batches is None:
             self.batches = None
-            self.single = [(1, () if batch is _NONE else (batch,))]
+            self.single = [(1, () if batch is NO_BATCH else (batch,))]
             return
-        if batch is not _NONE:
+        if batch is not NO_BATCH:
             raise ValueError("give either one batch or batches=[...], not both")
         if iter(batches) is batches:
             raise ValueError(

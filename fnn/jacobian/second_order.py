@@ -117,19 +117,16 @@ def fisher_product(
     >>> fisher_product(lambda w: torch.eye(2) @ w, (torch.zeros(2),), (torch.ones(2),), "normal")[1]
     tensor([0.5000, 0.5000])
     """
-    if likelihood not in ("categorical", "normal", "bernoulli"):
-        raise ValueError(f"likelihood is 'categorical', 'normal' or 'bernoulli', got {likelihood!r}")
-    if samples < 1:
-        raise ValueError(f"fisher_product needs at least one sample, got samples={samples}")
+    check_likelihood(likelihood, samples)
 
     def curvature(output: Tensor, u: Tensor) -> Tensor:
-        if likelihood == "categorical" and output.dim() < 2:
-            raise ValueError(f"likelihood='categorical' needs logits (batch, classes, ...), got {tuple(output.shape)}")
+        check_logits(likelihood, output)
         if key is None:
             return _output_fisher(likelihood, output, u) / output.shape[0]
-        draws = random.split(key, samples)
-        drawn = torch.stack([_drawn_fisher(likelihood, output, u, draw) for draw in draws])
-        return drawn.mean(0) / output.shape[0]
+        g = drawn_gradients(likelihood, output, key, samples)
+        axes = tuple(range(2, g.dim()))
+        along = (g * u).sum(axes, keepdim=True) if axes else g * u
+        return (g * along).mean(0) / output.shape[0]
 
     return _sandwich(model, primals, tangents, curvature, "fisher_product", has_aux)
 
@@ -183,21 +180,49 @@ def _output_fisher(likelihood: str, output: Tensor, u: Tensor) -> Tensor:
     return p * (u - (p * u).sum(1, keepdim=True))
 
 
-def _drawn_fisher(likelihood: str, output: Tensor, u: Tensor, key: Tensor) -> Tensor:
-    """g (g^T u) for each sample, g the gradient of the log-likelihood of a label drawn from the prediction."""
+def output_root(likelihood: Likelihood, output: Tensor, u: Tensor) -> Tensor:
+    """``R u`` for each sample, where R R^T is the exact Fisher information of its output; u like output or stacked."""
     if likelihood == "normal":
-        g = random.normal(key, tuple(output.shape), output.dtype).to(output.device)
-    elif likelihood == "bernoulli":
+        return u.expand(*u.shape[: -output.dim()], *output.shape)
+    if likelihood == "bernoulli":
         p = torch.sigmoid(output)
-        g = (random.uniform(key, tuple(output.shape), dtype=output.dtype).to(output.device) < p).to(output.dtype) - p
-    else:
-        logits = output.movedim(1, -1)
-        drawn = random.categorical(key, logits)
-        classes = torch.arange(logits.shape[-1], device=output.device)
-        g = ((drawn[..., None] == classes).to(output.dtype) - torch.softmax(logits, -1)).movedim(-1, 1)
-    axes = tuple(range(1, output.dim()))
-    along = (g * u).sum(axes, keepdim=True) if axes else g * u
-    return g * along
+        return (p * (1.0 - p)).sqrt() * u
+    p = torch.softmax(output, 1)
+    scaled = p.sqrt() * u
+    return scaled - p * scaled.sum(1 - output.dim(), keepdim=True)
+
+
+def drawn_gradients(likelihood: Likelihood, output: Tensor, key: Tensor, samples: int) -> Tensor:
+    """The output's gradient of the log-likelihood of labels drawn from the prediction: (samples, *output.shape)."""
+    return torch.stack([_drawn_gradient(likelihood, output, draw) for draw in random.split(key, samples)])
+
+
+def _drawn_gradient(likelihood: Likelihood, output: Tensor, key: Tensor) -> Tensor:
+    if likelihood == "normal":
+        return random.normal(key, tuple(output.shape), output.dtype).to(output.device)
+    if likelihood == "bernoulli":
+        p = torch.sigmoid(output)
+        return (random.uniform(key, tuple(output.shape), dtype=output.dtype).to(output.device) < p).to(output.dtype) - p
+    logits = output.movedim(1, -1)
+    drawn = random.categorical(key, logits)
+    classes = torch.arange(logits.shape[-1], device=output.device)
+    return ((drawn[..., None] == classes).to(output.dtype) - torch.softmax(logits, -1)).movedim(-1, 1)
+
+
+def check_likelihood(likelihood: str, samples: int, *others: str) -> None:
+    """Raise ``ValueError`` unless the likelihood is one of three (or of others) and samples is positive."""
+    known = ("categorical", "normal", "bernoulli", *others)
+    if likelihood not in known:
+        names = ", ".join(repr(name) for name in known[:-1])
+        raise ValueError(f"likelihood is {names} or {known[-1]!r}, got {likelihood!r}")
+    if samples < 1:
+        raise ValueError(f"a Monte-Carlo Fisher needs at least one sample, got samples={samples}")
+
+
+def check_logits(likelihood: str, output: Tensor) -> None:
+    """Raise ``ValueError`` for a categorical output without an axis of classes."""
+    if likelihood == "categorical" and output.dim() < 2:
+        raise ValueError(f"likelihood='categorical' needs logits (batch, classes, ...), got {tuple(output.shape)}")
 
 
 def _forward_over_reverse(f: Callable, primals: tuple, tangents: tuple, has_aux: bool) -> tuple[Any, ...]:

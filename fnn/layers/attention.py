@@ -56,7 +56,9 @@ def multi_head_attention(
         check_params("multi_head_attention's out_proj", params.get("out_proj", {}), **out_shapes)
         check_dtype("multi_head_attention", x, params["in_proj_weight"])
         projected = F.linear(x, params["in_proj_weight"], params.get("in_proj_bias"))
-        q, k, v = (part.unflatten(-1, (num_heads, -1)).transpose(-3, -2) for part in projected.chunk(3, -1))
+        # torch before 2.15 traces no unflatten where taps look on
+        heads = (*x.shape[:-1], num_heads, embed_dim // num_heads)
+        q, k, v = (part.reshape(heads).transpose(-3, -2) for part in projected.chunk(3, -1))
         scores = q @ k.transpose(-2, -1) / math.sqrt(embed_dim // num_heads)  # (batch, heads, sequence, sequence)
         if causal:
             place = torch.arange(x.shape[-2], device=x.device)

@@ -1,6 +1,6 @@
 """Jacobian products and matrices: fnn against hand-written torch.func, torch.autograd.functional, curvlinops and JAX.
 
-``--rows hvp ggn fisher jacobian hessian ntk`` (default all), ``--rounds 10``. Linux for the peak memory.
+``--rows hvp ggn fisher kfac jacobian hessian ntk`` (default all), ``--rounds 10``. Linux for the peak memory.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import fnn
-from fnn.jacobian import empirical_fisher_product, fisher_product, ggn_product, hessian, hvp, jacobian, ntk
+from fnn.jacobian import ekfac, empirical_fisher_product, fisher_product, ggn_product, hessian, hvp, jacobian, kfac, ntk
 from recipes.bench import harness
 
 SIZES = (784, 512, 512, 10)
@@ -103,6 +103,38 @@ def curvature_rows(name: str) -> dict[str, Rivals]:
     }
 
 
+def kronecker_rows() -> dict[str, Rivals]:
+    model, params, x, y = network("mlp")
+    layers = [params["0"], params["2"], params["4"]]
+
+    def by_hand() -> list[tuple[Tensor, Tensor]]:
+        def tapped(taps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+            h, inputs = x, []
+            for layer, tap in zip(layers, taps, strict=True):
+                inputs.append(h.tanh() if inputs else h)
+                h = torch.nn.functional.linear(inputs[-1], layer["weight"], layer["bias"]) + tap
+            return h, inputs
+
+        taps = [x.new_zeros(len(x), size) for size in SIZES[1:]]
+        output, pullback, *aux = torch.func.vjp(tapped, taps, has_aux=True)
+        p = output.softmax(1)
+        root = torch.diag_embed(p.sqrt()) - p[:, :, None] * p.sqrt()[:, None]  # (samples, classes, columns)
+        (gradients,) = torch.func.vmap(pullback)(root.movedim(2, 0))
+        joint = [torch.nn.functional.pad(a, (0, 1), value=1.0) for a in aux[0]]
+        rows = [g.flatten(0, 1) for g in gradients]
+        return [(a.T @ a / len(x), g.T @ g / len(x)) for a, g in zip(joint, rows, strict=True)]
+
+    rows, key = {}, fnn.random.key(4)
+    for title, make, options, peer in (
+        ("KFAC factors", kfac, {}, ("KFACLinearOperator", "type-2")),
+        ("KFAC factors, drawn (by hand: exact)", kfac, {"key": key}, ("KFACLinearOperator", "mc")),
+        ("EKFAC (by hand: KFAC factors)", ekfac, {}, ("EKFACLinearOperator", "type-2")),
+    ):
+        function = lambda p, x, make=make, options=options: make(model.apply, p, x, **options).factors
+        rows[title] = {HAND: by_hand} | kronecker_peer(*peer, params, x, y) | ours(function, params, x)
+    return rows
+
+
 def jacobian_rows() -> dict[str, Rivals]:
     rows = {}
     for name, title in (("mlp", "input Jacobian 10x784, MLP"), ("lenet", "input Jacobian 10x1024, LeNet")):
@@ -168,6 +200,7 @@ ROWS: dict[str, Callable[[], dict[str, Rivals]]] = {
     "hvp": hvp_rows,
     "ggn": lambda: curvature_rows("ggn"),
     "fisher": lambda: curvature_rows("fisher"),
+    "kfac": kronecker_rows,
     "jacobian": jacobian_rows,
     "hessian": hessian_rows,
     "ntk": ntk_rows,
@@ -175,10 +208,31 @@ ROWS: dict[str, Callable[[], dict[str, Rivals]]] = {
 
 
 def curvlinops(operator: str, params: dict, x: Tensor, y: Tensor, v: dict, **options: Any) -> Rivals:
+    linear_operator, names = curvlinops_operator(operator, params, x, y, **options)
+    if linear_operator is None:
+        return {}
+    vectors = [fnn.tree.flatten(v)[name] for name in names]
+    return {"curvlinops": lambda: linear_operator @ vectors}
+
+
+def kronecker_peer(operator: str, fisher_type: str, params: dict, x: Tensor, y: Tensor) -> Rivals:
+    """The factors, which curvlinops computes at the first product and keeps."""
+    options = {"fisher_type": fisher_type, "separate_weight_and_bias": False, "num_data": len(x)}
+
+    def factors() -> None:
+        linear_operator, _ = curvlinops_operator(operator, params, x, y, num_per_example_loss_terms=1, **options)
+        linear_operator.compute_kronecker_factors()
+        if operator.startswith("E"):
+            linear_operator.compute_eigenvalue_correction()
+
+    return {} if curvlinops_operator(operator, params, x, y, **options)[0] is None else {"curvlinops": factors}
+
+
+def curvlinops_operator(operator: str, params: dict, x: Tensor, y: Tensor, **options: Any) -> tuple[Any, list[str]]:
     try:
         import curvlinops as library  # pyright: ignore[reportMissingImports]
     except ImportError:
-        return {}
+        return None, []
     layers: list[torch.nn.Module] = []
     for fan_in, fan_out in itertools.pairwise(SIZES):
         layers += [torch.nn.Linear(fan_in, fan_out), torch.nn.Tanh()]
@@ -188,8 +242,7 @@ def curvlinops(operator: str, params: dict, x: Tensor, y: Tensor, v: dict, **opt
     linear_operator = getattr(library, operator)(
         net, torch.nn.CrossEntropyLoss(), list(named.values()), [(x, y)], check_deterministic=False, **options
     )
-    vectors = [fnn.tree.flatten(v)[name] for name in named]
-    return {"curvlinops": lambda: linear_operator @ vectors}
+    return linear_operator, list(named)
 
 
 def jax_rival(task: str, params: dict, x: Tensor, y: Tensor | None, v: dict | None) -> Rivals:

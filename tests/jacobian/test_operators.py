@@ -6,7 +6,9 @@ import torch
 import fnn
 from fnn.jacobian import (
     LinearOperator,
+    empirical_fisher_operator,
     fisher_operator,
+    fisher_product,
     ggn_operator,
     hessian_operator,
     identity_operator,
@@ -49,11 +51,24 @@ def dense_ggn():
     return dense_jacobian().T @ blocks @ dense_jacobian()
 
 
+def losses_fn(params, batch):
+    return fnn.losses.cross_entropy(model_fn(params, batch), batch[1], reduction="none")
+
+
+def dense_empirical_fisher():
+    grads = torch.func.jacrev(lambda v: losses_fn(UNRAVEL(v), (X, Y)))(VECTOR)
+    return grads.T @ grads / len(X)
+
+
 MAKERS = {
     "jacobian": (lambda **data: jacobian_operator(model_fn, PARAMS, **data), dense_jacobian),
     "hessian": (lambda **data: hessian_operator(loss, PARAMS, **data), dense_hessian),
     "ggn": (lambda **data: ggn_operator(model_fn, loss_fn, PARAMS, **data), dense_ggn),
     "fisher": (lambda **data: fisher_operator(model_fn, PARAMS, **data), dense_ggn),
+    "empirical fisher": (
+        lambda **data: empirical_fisher_operator(losses_fn, PARAMS, **data),
+        dense_empirical_fisher,
+    ),
 }
 
 
@@ -74,6 +89,30 @@ def test_fisher_likelihoods(likelihood):
     expected = dense_jacobian().T @ (middle[:, None] * dense_jacobian()) / len(X)
     operator = fisher_operator(model_fn, PARAMS, batches=BATCHES, likelihood=likelihood)
     torch.testing.assert_close(operator.dense(), expected, rtol=1e-11, atol=1e-13)
+
+
+def test_monte_carlo_fisher_is_one_matrix_with_draws_of_its_own_for_each_batch():
+    key = fnn.random.key(5)
+    operator = fisher_operator(model_fn, PARAMS, batches=BATCHES, key=key, samples=3)
+    expected = torch.zeros(N, N, dtype=torch.float64)
+    for number, batch in enumerate(BATCHES):  # one batch's draws by the product, at the basis
+        draws = fnn.random.fold_in(key, number)
+        product = lambda v, batch=batch, draws=draws: fisher_product(
+            lambda p: model_fn(p, batch), (PARAMS,), (UNRAVEL(v),), "categorical", draws, 3
+        )[1]
+        rows = torch.stack([fnn.tree.ravel(product(v))[0] for v in torch.eye(N, dtype=torch.float64)])
+        expected = expected + len(batch[0]) / len(X) * rows
+    torch.testing.assert_close(operator.dense(), expected, rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(operator.dense(chunk_size=4), operator.T.dense(), rtol=1e-11, atol=1e-13)
+    assert torch.linalg.matrix_rank(operator.dense()) <= 3 * len(X)
+    twice = fisher_operator(model_fn, PARAMS, batches=[(X, Y), (X, Y)], key=key)
+    assert not torch.allclose(twice.dense(), fisher_operator(model_fn, PARAMS, (X, Y), key=key).dense())
+
+
+@pytest.mark.slow
+def test_monte_carlo_fisher_tends_to_the_exact_one():
+    drawn = fisher_operator(model_fn, PARAMS, (X, Y), key=fnn.random.key(6), samples=4000).dense()
+    assert (drawn - dense_ggn()).norm() < 0.1 * dense_ggn().norm()
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -192,6 +231,16 @@ ERRORS = {
     ),
     "integer leaf": (lambda H: hessian_operator(loss, {"n": torch.tensor(1)}), TypeError, r"\['n'\]"),
     "likelihood": (lambda H: fisher_operator(model_fn, PARAMS, (X, Y), likelihood="poisson"), ValueError, "poisson"),
+    "samples": (
+        lambda H: fisher_operator(model_fn, PARAMS, (X, Y), key=fnn.random.key(0), samples=0),
+        ValueError,
+        "samples=0",
+    ),
+    "mean loss": (
+        lambda H: empirical_fisher_operator(loss, PARAMS, (X, Y)) @ PARAMS,
+        ValueError,
+        "reduction='none'",
+    ),
     "no transpose": (lambda H: LinearOperator(lambda v: v, torch.zeros(2)).T, ValueError, "rmatvec"),
     "chunk size": (lambda H: H.dense(chunk_size=0), ValueError, "positive"),
 }
