@@ -365,13 +365,13 @@ def page() -> str:
     worst = max(difference(name, thing, maker) for name in NETWORKS for thing in OBJECTS for maker in MAKERS)
     return (
         "# Curvature beside dense matrices\n\n"
-        "Made by `python tests/jacobian/test_networks.py` in float64: the largest difference between what fnn makes and\n"
-        "the dense matrix of plain torch.func / curvlinops / `jax.jacobian` and `jax.hessian`, over the matrix's largest\n"
-        f"entry; the largest of all is {worst:.0e}. Parameters: {sizes}\n"
+        "Made by `python tests/jacobian/test_networks.py` in float64: the largest difference between what fnn makes\n"
+        "and the dense matrix of plain torch.func / curvlinops / `jax.jacobian` and `jax.hessian`, over the matrix's\n"
+        f"largest entry; the largest of all is {worst:.0e}. Parameters: {sizes}\n"
         "(of LeNet the first convolution's weight and the biases of the last two layers).\n\n"
         "torch's own `layer_norm` would put 0.3 to 0.6 into the column of the attention network, with torch.func and\n"
-        "curvlinops alike: where reverse mode differentiates its forward mode, or the other way round under `vmap`, its\n"
-        "second derivative is wrong. fnn's is written out.\n\n" + "\n".join(lines) + "\n"
+        "curvlinops alike: where reverse mode differentiates its forward mode, or the other way round under `vmap`,\n"
+        "its second derivative is wrong. fnn's is written out.\n\n" + "\n".join(lines) + "\n"
     )
 
 
