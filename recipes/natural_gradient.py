@@ -47,6 +47,8 @@ class Flags:
     """At first."""
     learning_rate: float = 3e-3
     """Adam's."""
+    repeats: int = 3
+    """Runs, all with the same steps; the time of a step is its median over them."""
     compile: bool = True
     """Compile the products and Adam's steps."""
     seed: int = 0
@@ -59,7 +61,7 @@ class Method(NamedTuple):
 
     state: tuple
     step: Callable[[tuple, Batch], tuple]
-    batches: Iterator[Batch]
+    batches: Callable[[], Iterator[Batch]]
     per_turn: int
 
 
@@ -98,10 +100,30 @@ def adam(loss: Callable, params: fnn.tree.Tree, flags: Flags) -> tuple[tuple, Ca
     return (params, optimizer.init(params)), fnn.jit(step) if flags.compile else step
 
 
+def run(methods: dict[str, Method], turns: int) -> tuple[dict[str, list[float]], dict[str, dict[int, fnn.tree.Tree]]]:
+    """Seconds of each step, and the params after some of them; in turns, so that other work is felt by all methods."""
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    trained: dict[str, dict[int, fnn.tree.Tree]] = {name: {} for name in methods}
+    states = {name: method.state for name, method in methods.items()}
+    batches = {name: method.batches() for name, method in methods.items()}
+    for _ in range(turns):
+        for name, method in methods.items():
+            for number in range(method.per_turn):
+                batch = next(batches[name])
+                synchronize()
+                begin = time.perf_counter()
+                states[name] = method.step(states[name], batch)
+                synchronize()
+                seconds[name].append(time.perf_counter() - begin)
+                if (number + 1) % max(1, method.per_turn // 8) == 0:
+                    trained[name][len(seconds[name])] = states[name][0]
+    return seconds, trained
+
+
 def compete(flags: Flags) -> dict[str, Any]:
     """Train, draw, and return what metrics.json holds."""
-    if min(flags.steps, flags.adam_steps, flags.width, flags.iterations) < 1:
-        raise SystemExit("give steps, adam-steps, width and iterations >= 1")
+    if min(flags.steps, flags.adam_steps, flags.width, flags.iterations, flags.repeats) < 1:
+        raise SystemExit("give steps, adam-steps, width, iterations and repeats >= 1")
     device = choose_device(flags.device)
     loaded = fnn.data.load("digits")
     train, test = fnn.tree.to(loaded.train, device), fnn.tree.to(loaded.test, device)
@@ -129,36 +151,29 @@ def compete(flags: Flags) -> dict[str, Any]:
             epoch += 1
 
     methods = {
-        "Gauss-Newton CG": Method(*gauss_newton(predict, compare, params, flags), everything(), 1),
-        "Adam, all samples": Method(*adam(loss, params, flags), everything(), flags.adam_steps),
-        "Adam, batches of 64": Method(*adam(loss, params, flags), batches(), flags.adam_steps),
+        "Gauss-Newton CG": Method(*gauss_newton(predict, compare, params, flags), everything, 1),
+        "Adam, all samples": Method(*adam(loss, params, flags), everything, flags.adam_steps),
+        "Adam, batches of 64": Method(*adam(loss, params, flags), batches, flags.adam_steps),
     }
     for method in methods.values():  # compilation is not measured
-        method.step(method.state, next(method.batches))
-    rows: dict[str, list] = {name: [{"step": 0, "time": 0.0, "loss": float(loss(params, train))}] for name in methods}
-    durations: dict[str, list[float]] = {name: [] for name in methods}
-    for _ in range(flags.steps):  # in turns, so that other work on the machine is felt by all
-        for name, method in methods.items():
-            state = method.state
-            for number in range(method.per_turn):
-                batch = next(method.batches)
-                synchronize()
-                begin = time.perf_counter()
-                state = method.step(state, batch)
-                synchronize()
-                durations[name].append(time.perf_counter() - begin)
-                if (number + 1) % max(1, method.per_turn // 8) == 0:
-                    so_far = {"step": len(durations[name]), "time": sum(durations[name])}
-                    rows[name].append(so_far | {"loss": float(loss(state[0], train))})
-            methods[name] = method._replace(state=state)
-
-    unit = statistics.median(durations["Adam, batches of 64"])
-    for history in rows.values():
-        for row in history:
-            row["time"] /= unit
+        method.step(method.state, next(method.batches()))
+    runs = [run(methods, flags.steps) for _ in range(flags.repeats)]
+    medians = {
+        name: [statistics.median(of_step) for of_step in zip(*(times[name] for times, _ in runs), strict=True)]
+        for name in methods
+    }
+    unit = statistics.median(medians["Adam, batches of 64"])
+    _, trained = runs[0]
+    rows = {
+        name: [
+            {"step": step, "time": sum(medians[name][:step]) / unit, "loss": float(loss(params, train))}
+            for step, params in {0: params, **trained[name]}.items()
+        ]
+        for name in methods
+    }
     result: dict[str, Any] = {"rows": rows, "reached": {}, "test_accuracy": {}}
-    for name, method in methods.items():
-        logits = model.apply(method.state[0], test[0])
+    for name in methods:
+        logits = model.apply(trained[name][max(trained[name])], test[0])
         result["test_accuracy"][name] = float(fnn.metrics.accuracy(logits, test[1]))
         result["reached"][name] = {
             str(level): next(({"step": r["step"], "time": r["time"]} for r in rows[name] if r["loss"] <= level), None)

@@ -119,7 +119,7 @@ def test_the_spectrum_equals_dense_on_a_small_network(tmp_path: Path) -> None:
 
 
 def test_gauss_newton_needs_fewer_steps_than_adam(tmp_path: Path) -> None:
-    flags = natural_gradient.Flags(steps=6, adam_steps=8, width=16, compile=False, output=tmp_path)
+    flags = natural_gradient.Flags(steps=6, adam_steps=8, width=16, repeats=1, compile=False, output=tmp_path)
     result = natural_gradient.compete(flags)
     last = {name: history[-1] for name, history in result["rows"].items()}
     assert [row["step"] for row in last.values()] == [6, 48, 48]
@@ -162,7 +162,7 @@ def test_the_compiled_heat_equation_is_solved_to_one_percent(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_compiled_gauss_newton_steps_equal_eager_ones(tmp_path: Path) -> None:
-    flags = {"steps": 3, "adam_steps": 4, "width": 8}
+    flags = {"steps": 3, "adam_steps": 4, "width": 8, "repeats": 1}
     runs = [
         natural_gradient.compete(natural_gradient.Flags(**flags, compile=compile, output=tmp_path))
         for compile in (False, True)
