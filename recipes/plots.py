@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import matplotlib
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from fnn.jacobian import Density
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -91,4 +94,54 @@ def gallery(path: Path, images: Tensor, titles: list[str], marked: list[bool]) -
     for axes, image, title, red in zip(grid.flat, images, titles, marked, strict=False):
         axes.imshow(image[0], cmap="gray_r", vmin=0, vmax=1)
         axes.set_title(title, fontsize=8, color="tab:red" if red else "black")
+    save(figure, path)
+
+
+def heat(path: Path, found: Tensor, truth: Tensor, duration: float, rows: list[dict[str, float]]) -> None:
+    """A solution (places, times) beside the exact one at five times, its error, and the error by step."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
+    places = [i / (len(found) - 1) for i in range(len(found))]
+    for column in range(0, found.shape[1], (found.shape[1] - 1) // 4):
+        left.plot(places, found[:, column], label=f"t = {duration * column / (found.shape[1] - 1):.3g}")
+        left.plot(places, truth[:, column], color="black", linestyle=":", linewidth=1)
+    left.set(xlabel="x", ylabel="temperature (dotted: exact)")
+    left.legend(frameon=False, fontsize=8)
+    error, most = (found - truth).T.numpy(), float((found - truth).abs().max())
+    extent = (0.0, 1.0, 0.0, duration)
+    image = middle.imshow(error, "RdBu_r", origin="lower", extent=extent, aspect="auto", vmin=-most, vmax=most)
+    figure.colorbar(image, label="network minus exact")
+    middle.set(xlabel="x", ylabel="t")
+    right.semilogy([row["step"] for row in rows], [row["relative_error"] for row in rows])
+    right.set(xlabel="step", ylabel="relative error in the 2-norm")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def spectra(path: Path, densities: dict[tuple[str, str], Density]) -> None:
+    """Spectral densities, a panel for each matrix and a curve for each moment of training."""
+    names = list(dict.fromkeys(name for name, _ in densities))
+    figure, panels = plt.subplots(1, len(names), figsize=(5.5 * len(names), 3.5), layout="constrained", squeeze=False)
+    for axes, name in zip(panels.flat, names, strict=True):
+        for (matrix, moment), density in densities.items():
+            if matrix == name:
+                low, high = float(density.nodes.min()), float(density.nodes.max())
+                grid = torch.linspace(low - 0.05 * (high - low), high + 0.05 * (high - low), 1000)
+                axes.semilogy(grid, density.smooth(grid, 0.005 * (high - low)), label=f"{moment} training")
+        axes.set(xlabel="eigenvalue", ylabel="density", title=name, ylim=(1e-5, None))
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def race(path: Path, rows: dict[str, list[dict[str, float]]]) -> None:
+    """Training loss of several methods, against steps and against time."""
+    figure, panels = plt.subplots(1, 2, figsize=(10, 3.5), layout="constrained", sharey=True)
+    for axes, by, label in zip(panels, ("step", "time"), ("steps", "time (Adam steps of 64 samples)"), strict=True):
+        for name, history in rows.items():
+            axes.loglog([row[by] for row in history[1:]], [row["loss"] for row in history[1:]], label=name)
+        axes.set(xlabel=label)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set(ylabel="training loss (nats)")
+    panels[0].legend(frameon=False, loc="lower left")
     save(figure, path)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fnn
-from recipes import lr_sweep
+from recipes import heat_equation, hessian_spectrum, lr_sweep, natural_gradient
 
 ROOT = Path(__file__).parents[1]
 
@@ -99,6 +99,76 @@ def test_a_sweep_of_rates_equals_a_loop(tmp_path: Path) -> None:
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit, match="0 < lowest <= highest"):
         lr_sweep.sweep(lr_sweep.Flags(lowest=1.0, highest=0.1, output=tmp_path))
+
+
+def is_picture(path: Path) -> bool:
+    return path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_spectrum_equals_dense_on_a_small_network(tmp_path: Path) -> None:
+    sizes = {"samples": 128, "width": 4, "small": 3, "epochs": 8, "probes": 1, "steps": 10, "top": 1}
+    result = hessian_spectrum.spectra(hessian_spectrum.Flags(**sizes, learning_rate=2e-2, output=tmp_path))
+    for row in result["small"].values():
+        assert row["lanczos"] == pytest.approx(row["dense"], rel=1e-4)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == result
+    assert result["after"]["loss"] < 0.9 * result["before"]["loss"]
+    assert result["after"]["Hessian"]["smallest"] < 0.0 <= result["after"]["Gauss-Newton"]["smallest"] + 1e-3
+    assert is_picture(tmp_path / "spectrum.png")
+    with pytest.raises(SystemExit, match="top >= 1"):
+        hessian_spectrum.spectra(hessian_spectrum.Flags(top=0, output=tmp_path))
+
+
+def test_gauss_newton_needs_fewer_steps_than_adam(tmp_path: Path) -> None:
+    flags = natural_gradient.Flags(steps=6, adam_steps=8, width=16, repeats=1, compile=False, output=tmp_path)
+    result = natural_gradient.compete(flags)
+    last = {name: history[-1] for name, history in result["rows"].items()}
+    assert [row["step"] for row in last.values()] == [6, 48, 48]
+    losses = [row["loss"] for row in result["rows"]["Gauss-Newton CG"]]
+    assert losses == sorted(losses, reverse=True)  # a step that does not go down is not taken
+    assert last["Gauss-Newton CG"]["loss"] < 0.5 * last["Adam, all samples"]["loss"]
+    assert result["reached"]["Gauss-Newton CG"]["0.3"]["step"] <= 6
+    assert "first by time" in natural_gradient.summary(result)
+    assert is_picture(tmp_path / "race.png")
+    with pytest.raises(SystemExit, match="adam-steps"):
+        natural_gradient.compete(natural_gradient.Flags(adam_steps=0, output=tmp_path))
+
+
+def test_the_exact_solution_fulfils_the_heat_equation() -> None:
+    x, t = fnn.random.uniform(fnn.random.key(0), (2, 50), dtype=torch.float64)
+    zero = heat_equation.residual(heat_equation.exact, x, t)
+    assert zero.abs().max() < 1e-12
+    slower = heat_equation.residual(lambda x, t: heat_equation.exact(x, 0.5 * t), x, t)
+    assert torch.allclose(slower, 0.5 * torch.pi**2 * heat_equation.exact(x, 0.5 * t))
+
+
+def test_the_heat_equation_is_learned(tmp_path: Path) -> None:
+    flags = heat_equation.Flags(steps=30, points=64, width=8, learning_rate=1e-2, compile=False, output=tmp_path)
+    figures = heat_equation.solve(flags)
+    rows = json.loads((tmp_path / "metrics.json").read_text())["rows"]
+    assert figures["loss"] < 0.5 * rows[0]["loss"]
+    assert figures["relative_error"] < rows[0]["relative_error"]
+    assert "eager_over_compiled" not in figures
+    assert is_picture(tmp_path / "heat.png")
+    with pytest.raises(SystemExit, match="points >= 4"):
+        heat_equation.solve(heat_equation.Flags(points=1, output=tmp_path))
+
+
+@pytest.mark.slow
+def test_the_compiled_heat_equation_is_solved_to_one_percent(tmp_path: Path) -> None:
+    figures = heat_equation.solve(heat_equation.Flags(steps=1500, rounds=5, output=tmp_path))
+    assert figures["relative_error"] < 0.01
+    assert figures["eager_over_compiled"] > 0
+
+
+@pytest.mark.slow
+def test_compiled_gauss_newton_steps_equal_eager_ones(tmp_path: Path) -> None:
+    flags = {"steps": 3, "adam_steps": 4, "width": 8, "repeats": 1}
+    runs = [
+        natural_gradient.compete(natural_gradient.Flags(**flags, compile=compile, output=tmp_path))
+        for compile in (False, True)
+    ]
+    losses = [[row["loss"] for history in run["rows"].values() for row in history] for run in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_import_needs_no_extra() -> None:

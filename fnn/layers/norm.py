@@ -3,7 +3,6 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fnn.layers.base import Layer, ShapeError, StatefulLayer, check_channels_first, check_params, refuse_samples_apart
@@ -27,7 +26,11 @@ def layer_norm(
     def apply(params: dict[str, Tensor], x: Tensor, *, key: Tensor | None = None) -> Tensor:
         _check_last_axes("layer_norm", x, axes)
         check_params("layer_norm", params, **({"weight": axes, "bias": axes} if affine else {}))
-        return F.layer_norm(x, axes, params.get("weight"), params.get("bias"), eps)
+        # written out: the derivative of torch's layer_norm in forward mode has a wrong derivative of its own
+        wide, dims = _wide(x), tuple(range(-len(axes), 0))
+        centred = wide - wide.mean(dims, keepdim=True)
+        y = (centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)).to(x.dtype)
+        return y * params["weight"] + params["bias"] if affine else y
 
     return Layer(lambda key: _scale_and_shift(key, axes, affine, dtype), apply)
 

@@ -17,10 +17,13 @@ import torch
 REPORT = Path(__file__).parents[2] / "docs" / "performance.md"
 
 
-def interleave(rivals: dict[str, Callable[[], object]], rounds: int = 30, inner: int = 1) -> dict[str, float]:
+def interleave(
+    rivals: dict[str, Callable[[], object]], rounds: int = 30, inner: int = 1, lead: int = 0
+) -> dict[str, float]:
     """Median seconds of one call of each rival; every round runs each of them once, ``inner`` calls a time.
 
-    The order changes from round to round, because a rival pays for the memory and caches that the one before it left.
+    The order changes from round to round, because a rival pays for the memory and caches that the one before it left;
+    ``lead`` untimed calls before each timing let it find its own.
 
     Each rival is called twice beforehand, so that compilation and caches are not measured.
     """
@@ -30,6 +33,8 @@ def interleave(rivals: dict[str, Callable[[], object]], rounds: int = 30, inner:
     times: dict[str, list[float]] = {name: [] for name in rivals}
     for number in range(rounds):
         for name, call in random.Random(number).sample(list(rivals.items()), len(rivals)):
+            for _ in range(lead):
+                call()
             synchronize()
             start = time.perf_counter()
             for _ in range(inner):

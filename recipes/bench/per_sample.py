@@ -243,7 +243,7 @@ def main() -> None:
                 if name == "wide" and count > 64:
                     continue  # 6 GB of gradients
                 torch.compiler.reset()
-                seconds = harness.interleave(make(name, count), rounds=options.rounds)
+                seconds = harness.interleave(make(name, count), rounds=options.rounds, lead=1)
                 columns[f"{name}, batch {count}"] = harness.ratios(seconds, base)
         names = list(dict.fromkeys(rival for column in columns.values() for rival in column))
         rows = [[rival, *(column.get(rival, "-") for column in columns.values())] for rival in names]

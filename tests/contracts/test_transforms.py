@@ -105,6 +105,13 @@ def test_equal_to_the_reference(name: str, transform: str) -> None:
 
 
 @pytest.mark.parametrize("name", cases.CASES)
+def test_the_forward_derivative_has_the_right_gradient(name: str) -> None:
+    s = Setting(name)
+    slope = lambda params: jvp(lambda p: s.scalar(p, s.x).sum(), (params,), (s.tangent,))[1]
+    assert_close(grad(slope)(s.params), differences(s.autograd, s), 1e-5)
+
+
+@pytest.mark.parametrize("name", cases.CASES)
 def test_one_graph_of_every_transform_equals_eager(name: str) -> None:
     s = Setting(name)
 

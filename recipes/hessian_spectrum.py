@@ -1,0 +1,177 @@
+"""What training does to curvature: ``python -m recipes.hessian_spectrum``.
+
+The spectral densities of the Hessian and of the Gauss-Newton matrix of a perceptron's loss over a whole training set,
+before and after training, by stochastic Lanczos quadrature (Ghorbani, Krishnan and Xiao, 2019), with the outermost
+eigenvalues by Lanczos with restarts. No matrix is formed. First the same functions run on a perceptron that is small
+enough for ``torch.linalg.eigvalsh`` of its dense matrices in float64.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+import fnn
+from fnn.jacobian import (
+    LinearOperator,
+    eigenpairs,
+    ggn_operator,
+    hessian,
+    hessian_operator,
+    jacobian,
+    matrix,
+    spectral_density,
+)
+from recipes import plots
+from recipes.training import choose_device
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Flags:
+    """Draw the spectra of a perceptron's Hessian and Gauss-Newton matrix before and after training."""
+
+    dataset: Literal["digits", "mnist", "fashion_mnist"] = "digits"
+    data_root: Path | None = None
+    """Folder of the data sets (default: the environment variable FNN_DATA, else ~/.cache/fnn)."""
+    samples: int = 1438
+    """Training images that the loss is a mean over, and that are trained on; at most all."""
+    width: int = 64
+    """Of the two hidden layers."""
+    small: int = 8
+    """Width of the one hidden layer of the small network that is compared with dense matrices; 0 leaves it out."""
+    epochs: int = 30
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    """Adam's."""
+    probes: int = 4
+    """Random vectors of the quadrature."""
+    steps: int = 60
+    """Products for each of them."""
+    top: int = 5
+    """Eigenvalues at the upper end."""
+    compile: bool = False
+    """Compile the products; worth it for large networks."""
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    output: Path = Path("runs/hessian_spectrum")
+
+
+class Problem:
+    """A perceptron, its loss, and the two matrices of a data set."""
+
+    def __init__(self, *sizes: int) -> None:
+        self.model = fnn.models.mlp(*sizes, activation=fnn.tanh)
+
+    def predict(self, params: fnn.tree.Tree, batch: Batch) -> Tensor:
+        return self.model.apply(params, batch[0])
+
+    def compare(self, logits: Tensor, batch: Batch) -> Tensor:
+        return fnn.losses.cross_entropy(logits, batch[1])
+
+    def loss(self, params: fnn.tree.Tree, batch: Batch) -> Tensor:
+        return self.compare(self.predict(params, batch), batch)
+
+    def operators(self, params: fnn.tree.Tree, data: Batch) -> dict[str, LinearOperator]:
+        return {
+            "Hessian": hessian_operator(self.loss, params, data),
+            "Gauss-Newton": ggn_operator(self.predict, self.compare, params, data),
+        }
+
+    def dense(self, params: fnn.tree.Tree, data: Batch) -> dict[str, Tensor]:
+        J = matrix(jacobian(self.predict, chunk_size=256)(params, data), params)
+        logits = self.predict(params, data)
+        probabilities = torch.softmax(logits, 1)
+        middle = torch.diag_embed(probabilities) - probabilities[:, :, None] * probabilities[:, None, :]
+        rows = J.unflatten(0, tuple(logits.shape))
+        return {
+            "Hessian": matrix(hessian(self.loss, chunk_size=64)(params, data), params),
+            "Gauss-Newton": torch.einsum("nap,nab,nbq->pq", rows, middle, rows) / len(logits),
+        }
+
+    def train(self, params: fnn.tree.Tree, data: Batch, flags: Flags, key: Tensor) -> fnn.tree.Tree:
+        optimizer = fnn.optim.adam(flags.learning_rate)
+        opt_state = optimizer.init(params)
+        for epoch in range(flags.epochs):
+            for batch in fnn.data.batches(data, flags.batch_size, fnn.random.fold_in(key, epoch)):
+                updates, opt_state = optimizer.update(fnn.grad(self.loss)(params, batch), opt_state, params)
+                params = fnn.optim.apply_updates(params, updates)
+        return params
+
+
+def compared(problem: Problem, params: fnn.tree.Tree, data: Batch, top: int, key: Tensor) -> dict[str, dict]:
+    """The largest eigenvalues by Lanczos beside those of the dense matrices in float64, for each matrix."""
+    exact = problem.dense(*fnn.tree.cast((params, data), torch.float64))
+    result = {}
+    for name, operator in problem.operators(params, data).items():
+        values = torch.linalg.eigvalsh(exact[name]).flip(0)[:top]
+        found = eigenpairs(operator, top, key).values.double()
+        error = float(((found - values).abs() / values.abs()).max())
+        result[name] = {"lanczos": found.tolist(), "dense": values.tolist(), "relative_difference": error}
+    return result
+
+
+def spectra(flags: Flags) -> dict:
+    """Train, draw, and return what metrics.json holds."""
+    if min(flags.samples, flags.width, flags.probes, flags.steps, flags.top) < 1 or flags.small < 0:
+        raise SystemExit("give samples, width, probes, steps and top >= 1, and small >= 0")
+    device = choose_device(flags.device)
+    loaded = fnn.data.load(flags.dataset, flags.data_root)
+    images, labels = fnn.tree.to(loaded.train, device)
+    data, test = (images[: flags.samples], labels[: flags.samples]), fnn.tree.to(loaded.test, device)
+    pixels, classes = images[0].numel(), len(loaded.classes)
+    init_key, order_key, probe_key = fnn.random.split(fnn.random.key(flags.seed), 3).to(device)
+    start = lambda problem: fnn.tree.to(problem.model.init(init_key), device)
+
+    result: dict = {}
+    if flags.small:
+        little = Problem(pixels, flags.small, classes)
+        params = little.train(start(little), data, flags, order_key)
+        result["small"] = compared(little, params, data, flags.top, probe_key)
+        print(f"{fnn.tree.size(params)} parameters, trained: float32 products against eigvalsh of the float64 matrix")
+        for name, row in result["small"].items():
+            for by in ("lanczos", "dense"):
+                print(f"  {name:13s} {by:8s}", " ".join(f"{value:10.6g}" for value in row[by]))
+
+    problem = Problem(pixels, flags.width, flags.width, classes)
+    before = start(problem)
+    after = problem.train(before, data, flags, order_key)
+    print(f"{fnn.tree.size(before)} parameters")
+    densities = {}
+    for moment, params in {"before": before, "after": after}.items():
+        row: dict = {"loss": float(problem.loss(params, data))}
+        row["test_accuracy"] = float(fnn.metrics.accuracy(problem.predict(params, test), test[1]))
+        for name, operator in problem.operators(params, data).items():
+            A = LinearOperator(fnn.jit(operator.matvec), params, symmetric=True) if flags.compile else operator
+            density = spectral_density(A, probe_key, flags.probes, flags.steps)
+            densities[name, moment] = fnn.tree.to(density, "cpu")
+            largest = eigenpairs(A, flags.top, probe_key, tolerance=1e-4).values
+            smallest = eigenpairs(A, 1, probe_key, "smallest", tolerance=1e-4).values
+            row[name] = {
+                "top": largest.tolist(),
+                "smallest": float(smallest[0]),
+                "trace": float((density.nodes * density.weights).sum()) * A.shape[0],
+                "negative": float(density.weights[density.nodes < -1e-3 * largest[0]].sum()),
+            }
+        result[moment] = row
+        print("{}: loss {loss:.4f}, test accuracy {test_accuracy:.2%}".format(moment, **row))
+        for name in ("Hessian", "Gauss-Newton"):
+            top = " ".join(f"{value:.4g}" for value in row[name]["top"])
+            print("  {:13s} largest {}   smallest {smallest:.2g}   trace {trace:.4g}".format(name, top, **row[name]))
+    flags.output.mkdir(parents=True, exist_ok=True)
+    part = flags.output / "metrics.part"
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(part, flags.output / "metrics.json")
+    plots.spectra(flags.output / "spectrum.png", densities)
+    print(f"wrote {flags.output}")
+    return result
+
+
+if __name__ == "__main__":
+    spectra(tyro.cli(Flags))

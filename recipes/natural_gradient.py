@@ -1,0 +1,212 @@
+"""Second-order training beside Adam: ``python -m recipes.natural_gradient``.
+
+Each step solves (G + damping I) d = -gradient by conjugate gradients, with products of the Gauss-Newton matrix G alone,
+which for cross-entropy is the Fisher matrix: a natural gradient step (Amari, 1998; Martens, 2010). The damping follows
+how well the quadratic model foretold the loss, as Levenberg and Marquardt do. Adam trains the same network on the
+digits, with all samples a step as Gauss-Newton does, and with batches of 64. The picture has the loss against steps and
+against time.
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import tyro
+from torch import Tensor
+
+import fnn
+from fnn.jacobian import LinearOperator, cg, ggn_operator
+from recipes import plots
+from recipes.bench.harness import synchronize
+from recipes.training import choose_device
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Flags:
+    """Train a perceptron on the digits by Gauss-Newton steps and by Adam."""
+
+    steps: int = 40
+    """Of Gauss-Newton."""
+    adam_steps: int = 40
+    """Of Adam for each of them, so that about the same time is spent."""
+    width: int = 64
+    """Of the two hidden layers."""
+    iterations: int = 30
+    """Of conjugate gradients in a step, at most."""
+    tolerance: float = 0.05
+    """Residual, over the gradient's norm, at which they stop."""
+    damping: float = 0.1
+    """At first."""
+    learning_rate: float = 3e-3
+    """Adam's."""
+    repeats: int = 3
+    """Runs, all with the same steps; the time of a step is its median over them."""
+    compile: bool = True
+    """Compile the products and Adam's steps."""
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    output: Path = Path("runs/natural_gradient")
+
+
+class Method(NamedTuple):
+    """A way to train: what it starts from, params first, one step, its batches, and how many steps make a turn."""
+
+    state: tuple
+    step: Callable[[tuple, Batch], tuple]
+    batches: Callable[[], Iterator[Batch]]
+    per_turn: int
+
+
+def gauss_newton(predict: Callable, compare: Callable, params: fnn.tree.Tree, flags: Flags) -> tuple[tuple, Callable]:
+    """State ``(params, damping)``, and the step."""
+    compiled = fnn.jit if flags.compile else lambda function: function
+    loss = compiled(lambda params, batch: compare(predict(params, batch), batch))
+    slope = compiled(fnn.value_and_grad(lambda params, batch: compare(predict(params, batch), batch)))
+    product = compiled(lambda params, batch, v: ggn_operator(predict, compare, params, batch).matvec(v))
+
+    def step(state: tuple, batch: Batch) -> tuple:
+        params, damping = state
+        value, gradient = slope(params, batch)
+        G = LinearOperator(lambda v: product(params, batch, v), params, symmetric=True)
+        downhill = fnn.tree.scale(-1.0, gradient)
+        move = cg(G.damped(damping), downhill, tolerance=flags.tolerance, max_iterations=flags.iterations).solution
+        foretold = fnn.tree.dot(gradient, move) + 0.5 * fnn.tree.dot(move, G @ move)
+        moved = fnn.tree.add(params, move)
+        change = loss(moved, batch) - value
+        good, poor = change < 0.75 * foretold, ~(change < 0.25 * foretold)
+        damping = torch.where(good, damping / 2.0, torch.where(poor, damping * 4.0, damping))
+        return (moved if bool(change < 0) else params), damping
+
+    return (params, torch.tensor(flags.damping, device=next(iter(fnn.tree.leaves(params))).device)), step
+
+
+def adam(loss: Callable, params: fnn.tree.Tree, flags: Flags) -> tuple[tuple, Callable]:
+    """State ``(params, opt_state)``, and the step."""
+    optimizer = fnn.optim.adam(flags.learning_rate)
+
+    def step(state: tuple, batch: Batch) -> tuple:
+        params, opt_state = state
+        updates, opt_state = optimizer.update(fnn.grad(loss)(params, batch), opt_state, params)
+        return fnn.optim.apply_updates(params, updates), opt_state
+
+    return (params, optimizer.init(params)), fnn.jit(step) if flags.compile else step
+
+
+def run(methods: dict[str, Method], turns: int) -> tuple[dict[str, list[float]], dict[str, dict[int, fnn.tree.Tree]]]:
+    """Seconds of each step, and the params after some of them; in turns, so that other work is felt by all methods."""
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    trained: dict[str, dict[int, fnn.tree.Tree]] = {name: {} for name in methods}
+    states = {name: method.state for name, method in methods.items()}
+    batches = {name: method.batches() for name, method in methods.items()}
+    for _ in range(turns):
+        for name, method in methods.items():
+            for number in range(method.per_turn):
+                batch = next(batches[name])
+                synchronize()
+                begin = time.perf_counter()
+                states[name] = method.step(states[name], batch)
+                synchronize()
+                seconds[name].append(time.perf_counter() - begin)
+                if (number + 1) % max(1, method.per_turn // 8) == 0:
+                    trained[name][len(seconds[name])] = states[name][0]
+    return seconds, trained
+
+
+def compete(flags: Flags) -> dict[str, Any]:
+    """Train, draw, and return what metrics.json holds."""
+    if min(flags.steps, flags.adam_steps, flags.width, flags.iterations, flags.repeats) < 1:
+        raise SystemExit("give steps, adam-steps, width, iterations and repeats >= 1")
+    device = choose_device(flags.device)
+    loaded = fnn.data.load("digits")
+    train, test = fnn.tree.to(loaded.train, device), fnn.tree.to(loaded.test, device)
+    model = fnn.models.mlp(64, flags.width, flags.width, 10, activation=fnn.tanh)
+    init_key, order_key = fnn.random.split(fnn.random.key(flags.seed)).to(device)
+    params = fnn.tree.to(model.init(init_key), device)
+
+    def predict(params: fnn.tree.Tree, batch: Batch) -> Tensor:
+        return model.apply(params, batch[0])
+
+    def compare(logits: Tensor, batch: Batch) -> Tensor:
+        return fnn.losses.cross_entropy(logits, batch[1])
+
+    def loss(params: fnn.tree.Tree, batch: Batch) -> Tensor:
+        return compare(predict(params, batch), batch)
+
+    def everything() -> Iterator[Batch]:
+        while True:
+            yield train
+
+    def batches() -> Iterator[Batch]:
+        epoch = 0
+        while True:
+            yield from fnn.data.batches(train, 64, fnn.random.fold_in(order_key, epoch), drop_last=True)
+            epoch += 1
+
+    methods = {
+        "Gauss-Newton CG": Method(*gauss_newton(predict, compare, params, flags), everything, 1),
+        "Adam, all samples": Method(*adam(loss, params, flags), everything, flags.adam_steps),
+        "Adam, batches of 64": Method(*adam(loss, params, flags), batches, flags.adam_steps),
+    }
+    for method in methods.values():  # compilation is not measured
+        method.step(method.state, next(method.batches()))
+    runs = [run(methods, flags.steps) for _ in range(flags.repeats)]
+    medians = {
+        name: [statistics.median(of_step) for of_step in zip(*(times[name] for times, _ in runs), strict=True)]
+        for name in methods
+    }
+    unit = statistics.median(medians["Adam, batches of 64"])
+    _, trained = runs[0]
+    rows = {
+        name: [
+            {"step": step, "time": sum(medians[name][:step]) / unit, "loss": float(loss(params, train))}
+            for step, params in {0: params, **trained[name]}.items()
+        ]
+        for name in methods
+    }
+    result: dict[str, Any] = {"rows": rows, "reached": {}, "test_accuracy": {}}
+    for name in methods:
+        logits = model.apply(trained[name][max(trained[name])], test[0])
+        result["test_accuracy"][name] = float(fnn.metrics.accuracy(logits, test[1]))
+        result["reached"][name] = {
+            str(level): next(({"step": r["step"], "time": r["time"]} for r in rows[name] if r["loss"] <= level), None)
+            for level in (0.3, 0.1, 0.03, 0.01, 0.001)
+        }
+    flags.output.mkdir(parents=True, exist_ok=True)
+    part = flags.output / "metrics.part"
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(part, flags.output / "metrics.json")
+    plots.race(flags.output / "race.png", rows)
+    print(summary(result))
+    print(f"wrote {flags.output}")
+    return result
+
+
+def summary(result: dict[str, Any]) -> str:
+    """When each method reached which training loss, and which was first by steps and by time."""
+    lines = ["training loss reached after steps / time, in median Adam steps of 64 samples"]
+    levels = list(next(iter(result["reached"].values())))
+    lines.append(f"{'':30s}" + "".join(f"{level:>16s}" for level in levels) + "  test accuracy")
+    for name, reached in result["reached"].items():
+        cells = ["-" if at is None else f"{at['step']} / {at['time']:.0f}" for at in reached.values()]
+        lines.append(
+            f"{name:30s}" + "".join(f"{cell:>16s}" for cell in cells) + f"{result['test_accuracy'][name]:15.2%}"
+        )
+    for by in ("step", "time"):
+        first = []
+        for level in levels:
+            found = {name: reached[level][by] for name, reached in result["reached"].items() if reached[level]}
+            first.append(f"{level}: {min(found, key=lambda name: found[name])}" if found else f"{level}: none")
+        lines.append(f"first by {by}: " + "; ".join(first))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    compete(tyro.cli(Flags))
