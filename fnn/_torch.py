@@ -32,6 +32,10 @@ foreach = {
 fused_adam = torch._fused_adam_  # pyright: ignore[reportPrivateImportUsage]
 
 
+# before 2.15 compiled code does not show leaf.T, leaf.mT and iteration over a leaf to a TorchFunctionMode
+compiled_modes_see_all = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 15)
+
+
 def dispatch_modes() -> bool:
     """Whether a mode that sees every operation is active: fake tensors, make_fx, a profiler's flop counter."""
     return torch._C._len_torch_dispatch_stack() > 0
@@ -56,6 +60,7 @@ def mark_static(tensors: Iterable[Tensor]) -> None:
 
 __all__ = [
     "TorchDynamoException",
+    "compiled_modes_see_all",
     "dispatch_modes",
     "foreach",
     "fused_adam",

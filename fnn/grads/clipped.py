@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from fnn import _torch
 from fnn import tree as _tree
 from fnn.grads import ghost as _ghost
 from fnn.grads.per_sample import Argnums, as_numbers, check_chunk_size, count_samples, prepare
@@ -32,8 +33,9 @@ def per_sample_norms(
     and for each matrix the smaller of positions^2 (rows + columns) and positions x rows x columns per sample.
     Leaves which that cannot do are differentiated per sample; :func:`ghost_plan` says which and why. One
     limit: a loss that itself differentiates with respect to params hides uses from it; take "exact" there.
-    ``"auto"`` is "ghost" where :func:`ghost_plan` finds a matrix, else "exact". Raises ``ValueError`` for
-    another method, and what :func:`fnn.grads.per_sample_grad` raises.
+    ``"auto"`` is "ghost" where :func:`ghost_plan` finds a matrix, else "exact"; compiled before torch 2.15, where
+    "ghost" is refused, it is "exact". Raises ``ValueError`` for another method, and what
+    :func:`fnn.grads.per_sample_grad` raises.
 
     >>> import fnn
     >>> model = fnn.models.mlp(4, 8, 3)
@@ -186,6 +188,8 @@ def _chunks(
     if 0 in numbers:
         raise ValueError("batch_argnums contains 0, the argument that is differentiated; put params first")
     count = count_samples(*(args[number] for number in numbers))
+    if method == "auto" and torch.compiler.is_compiling() and not _torch.compiled_modes_see_all:
+        method = "exact"
     if method == "exact":
         leaves = _tree.leaves(args[0])
         plan = _ghost.Plan([], [_ghost.LeafPlan("exact", "asked for")] * len(leaves))

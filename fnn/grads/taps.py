@@ -5,8 +5,8 @@ linear, convolution, embedding and matrix products, keeps the input, and adds a 
 derivative with respect to the tap is the output gradient G. With the inputs A, both with one row per position
 (token, pixel), the gradient with respect to the matrix is G^T A.
 
-One limit: torch before 2.15 does not show ``leaf.T``, ``leaf.mT`` and iteration over a leaf to the mode in compiled
-code, so that a leaf which is also a layer's matrix is then wrongly taken for nothing else; write ``leaf.t()``.
+Compiled code before torch 2.15 is refused: it does not show ``leaf.T``, ``leaf.mT`` and iteration over a leaf to the
+mode, so that a leaf which is also a layer's matrix would wrongly be taken for nothing else.
 """
 
 from collections.abc import Callable
@@ -169,6 +169,11 @@ def _transforms() -> int:
 
 def record(function: Callable, args: tuple, kwargs: dict, in_dims: tuple, batch_argnums: Any) -> Recorder:
     """The uses of the leaves of the first argument, from one run of the function on the first sample."""
+    if torch.compiler.is_compiling() and not _torch.compiled_modes_see_all:
+        raise NotImplementedError(
+            f"torch {torch.__version__} hides uses such as weight.T from taps in compiled code; take torch 2.15 or newer, "
+            "run it without fnn.jit, or write method='exact'"
+        )
     row = [arg if dim is None else _tree.map(lambda x: x[0], arg) for arg, dim in zip(args, in_dims, strict=True)]
     one = {name: value[0] for name, value in kwargs.items()}
     recorder = Recorder(dict(enumerate(_tree.leaves(args[0]))))
