@@ -157,7 +157,7 @@ def test_compiled_in_one_graph(network, method):
     clip = fnn.clipped_grad(loss, 0.1, 5, method=method)
     expected = fnn.clipped_grad(loss, 0.1, method="exact")(params, batch)
     if method == "ghost" and not fnn._torch.compiled_modes_see_all:
-        with pytest.raises(TypeError, match="hides uses such as weight.T"):
+        with pytest.raises(TypeError, match="hides uses such as"):
             fnn.jit(clip, backend="aot_eager")(params, batch)
         clip = fnn.clipped_grad(loss, 0.1, 5, method="auto")
     assert fnn.tree.allclose(fnn.jit(clip, backend="aot_eager")(params, batch), expected, atol=1e-12)

@@ -171,7 +171,7 @@ def record(function: Callable, args: tuple, kwargs: dict, in_dims: tuple, batch_
     """The uses of the leaves of the first argument, from one run of the function on the first sample."""
     if torch.compiler.is_compiling() and not _torch.compiled_modes_see_all:
         raise NotImplementedError(
-            f"torch {torch.__version__} hides uses such as weight.T from taps in compiled code; take torch 2.15 or newer, "
+            f"torch {torch.__version__} hides uses such as weight.T from taps in compiled code; take torch 2.15, "
             "run it without fnn.jit, or write method='exact'"
         )
     row = [arg if dim is None else _tree.map(lambda x: x[0], arg) for arg, dim in zip(args, in_dims, strict=True)]
