@@ -1,9 +1,9 @@
 """Interleaved timing, peak memory, and the report that each benchmark writes into docs/performance.md."""
 
+import ctypes
 import os
 import platform
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -67,9 +67,21 @@ def peak_bytes(arguments: Sequence[str]) -> int:
     return kilobytes * (1 if sys.platform == "darwin" else 1024)
 
 
-def current_peak_bytes() -> int:
-    """The largest resident size of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def resident(field: str) -> int:
+    """Resident memory of this process in bytes: "VmRSS" now, "VmHWM" at most since :func:`reset_peak`. Linux only."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(field + ":")[1].split()[0]) * 1024
+
+
+def reset_peak() -> None:
+    """Give free memory back, and let the peak count from now on. Linux only."""
+    trim()
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def trim() -> None:
+    """Give memory that is allocated to nothing back to the system."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def machine(packages: Sequence[str] = ()) -> str:

@@ -4,11 +4,9 @@
 """
 
 import argparse
-import ctypes
 import gc
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -308,14 +306,12 @@ def peak_increase(call: Callable[[], object]) -> float:
     """How many bytes the process grows at most during a call; nan where the system does not tell."""
     gc.collect()
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from now on
+        harness.reset_peak()
     except OSError:
         return float("nan")
-    status = lambda field: int(Path("/proc/self/status").read_text().split(field + ":")[1].split()[0]) * 1024
-    before = status("VmRSS")
+    before = harness.resident("VmRSS")
     call()
-    return max(float(status("VmHWM") - before), 4096.0)
+    return max(float(harness.resident("VmHWM") - before), 4096.0)
 
 
 def main() -> None:
