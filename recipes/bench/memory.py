@@ -97,9 +97,9 @@ def main() -> None:
     parameters = 4 * count
     rows = [[name, peak / peaks["torch.optim.Adam, fused"], peak / parameters] for name, peak in peaks.items()]
     body = (
-        f"Perceptron {'-'.join(sizes)}, {count / 1e6:.0f} million parameters, batch {BATCH}, float32, CPU. Peak "
-        "memory of a step, less what the process holds without tensors, over that of torch.optim's fused Adam, and in copies of "
-        "the parameters.\n\n"
+        f"Perceptron {'-'.join(sizes)}, {count / 1e6:.0f} million parameters, batch {BATCH}, float32, CPU. Peak memory "
+        "of a step, less what the process holds without tensors, over that of torch.optim's fused Adam, and in copies "
+        "of the parameters.\n\n"
     )
     harness.report("memory", "Memory of an Adam step", body + harness.table(["", "ratio", "copies"], rows))
 
