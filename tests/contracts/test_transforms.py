@@ -111,7 +111,12 @@ def test_the_forward_derivative_has_the_right_gradient(name: str) -> None:
     assert_close(grad(slope)(s.params), differences(s.autograd, s), 1e-5)
 
 
-@pytest.mark.parametrize("name", cases.CASES)
+GRAPHS = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in ("models.lenet", "models.lenet5"))) for name in cases.CASES
+]
+
+
+@pytest.mark.parametrize("name", GRAPHS)
 def test_one_graph_of_every_transform_equals_eager(name: str) -> None:
     s = Setting(name)
 

@@ -110,7 +110,9 @@ def check(name, result):
 
 
 @pytest.mark.parametrize(
-    ("backend", "names"), [("aot_eager", list(PRODUCTS)), ("inductor", ["ggn"])], ids=["traced", "code"]
+    ("backend", "names"),
+    [pytest.param("aot_eager", list(PRODUCTS), marks=pytest.mark.slow), ("inductor", ["ggn"])],
+    ids=["traced", "code"],
 )
 def test_one_graph_of_all_equals_dense(backend, names):
     together = fnn.jit(lambda p, t: {name: PRODUCTS[name][0](p, t) for name in names}, backend=backend)

@@ -97,7 +97,8 @@ def everything(params, x):
     }
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_one_graph_equals_eager(backend):
     close(fnn.jit(everything, backend=backend)(PARAMS, X), everything(PARAMS, X))
 

@@ -11,6 +11,9 @@ from torch.testing._internal.common_optimizers import optim_db
 import fnn
 from fnn import optim
 
+# that module of torch's tests freezes its global flags for the whole process, and Opacus sets one
+torch.backends.__allow_nonbracketed_mutation_flag = True  # type: ignore[attr-defined]
+
 NAMES = {"lr": "learning_rate"}
 SHAPES = [(4, 3), (3, 4), (5,), (2, 3, 2, 2)]
 
