@@ -10,6 +10,7 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from recipes.bench import harness
 BATCH = 64
 
 
-def torch_step(widths: list[int], x: Tensor, y: Tensor, **settings: bool) -> Callable[[], None]:
+def torch_step(widths: list[int], x: Tensor, y: Tensor, **settings: Any) -> Callable[[], None]:
     layers: list[nn.Module] = []
     for a, b in itertools.pairwise(widths):
         layers += [nn.Linear(a, b), nn.ReLU()]

@@ -12,7 +12,7 @@ import fnn
 from fnn import optim
 
 # that module of torch's tests freezes its global flags for the whole process, and Opacus sets one
-torch.backends.__allow_nonbracketed_mutation_flag = True  # type: ignore[attr-defined]
+torch.backends.flags_frozen.__globals__["__allow_nonbracketed_mutation_flag"] = True
 
 NAMES = {"lr": "learning_rate"}
 SHAPES = [(4, 3), (3, 4), (5,), (2, 3, 2, 2)]
