@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import fnn
 from fnn.jacobian import (
+    empirical_fisher_operator,
     empirical_fisher_product,
     fisher_operator,
     fisher_product,
@@ -249,6 +250,7 @@ OBJECTS: dict[str, tuple[str, Callable[[Problem], Tensor]]] = {
     "hessian_operator": ("H", lambda p: hessian_operator(p.loss, p.params).dense()),
     "ggn_operator": ("G", lambda p: ggn_operator(p.predict, p.compare, p.params, (p.x, p.y)).dense()),
     "fisher_operator": ("G", lambda p: fisher_operator(p.predict, p.params).dense()),
+    "empirical_fisher_operator": ("E", lambda p: empirical_fisher_operator(p.losses, p.params).dense()),
     "ntk, contraction": ("K", lambda p: kernel(p, "contraction")),
     "ntk, product": ("K", lambda p: kernel(p, "product")),
 }
