@@ -161,6 +161,12 @@ def _sandwich(
 ) -> tuple[Any, ...]:
     """``(output, J^T middle(output, J v)[, aux])``."""
     tangents = check_tangents(primals, tangents, name)
+    if torch.compiler.is_compiling():
+        # compiled forward mode multiplies with the zero tangents of data; the pullback's pullback has none, and what
+        # of it nobody uses is not computed
+        output, pullback, *aux = torch.func.vjp(model, *primals, has_aux=has_aux)
+        tangent = torch.func.vjp(pullback, _tree.zeros_like(output))[1](tangents)[0]
+        return (output, single(pullback(middle(output, tangent))), *aux)
 
     def both(*primals: Tree) -> tuple:  # J v beside the output, so that the pullback needs no second forward pass
         output, *rest = torch.func.jvp(model, primals, tangents, has_aux=has_aux)
