@@ -329,3 +329,23 @@ def test_values_of_the_users_own_functions_are_seen_inside_those_of_fnn():
     torch.testing.assert_close(each(params, x), 3.0 * before)
     holder["model"] = fnn.models.mlp(3, 4, 2, activation=fnn.tanh)
     torch.testing.assert_close(each(params, x), fnn.per_sample_norms(loss, method="exact")(params, x))
+
+
+class Scaled:
+    factor = 1.0
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, params, x):
+        return self.factor * self.scale * (x @ params).square().mean()
+
+
+def test_attributes_of_the_users_own_objects_are_seen_inside_functions_of_fnn(monkeypatch):
+    loss, params, x = Scaled(1.0), torch.ones(3), torch.ones(2, 3)
+    each = fnn.jit(fnn.per_sample_norms(loss, method="exact"), backend="eager")
+    before = each(params, x)
+    loss.scale = 3.0
+    torch.testing.assert_close(each(params, x), 3.0 * before)
+    monkeypatch.setattr(Scaled, "factor", 2.0)
+    torch.testing.assert_close(each(params, x), 6.0 * before)

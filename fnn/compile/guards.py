@@ -4,8 +4,8 @@ A graph is only right while what the function refers to is what was traced. torc
 closure and module attribute that it passed through, which for a deep network takes longer than its matrix products.
 Most of that lies inside functions of fnn and torch, whose closures and modules nobody changes. Those guards are left
 out; in their place the identity of each such function is compared where the user's code refers to it, so that another
-model of the same layers is another graph. Guards of arguments, of the user's own functions and values, and of torch's
-global state stay.
+model of the same layers is another graph. Guards of arguments, of the user's own functions, objects and values, also
+where they lie inside functions of fnn, and of torch's global state stay.
 """
 
 import re
@@ -27,7 +27,7 @@ class Guards:
 
     def choose(self, entries: Sequence[Any]) -> list[bool]:
         """For each guard whether it is checked. The functions that stand in for the others are noted."""
-        owners = {entry.name: entry.value for entry in entries if isinstance(entry.value, (FunctionType, ModuleType))}
+        owners = {entry.name: entry.value for entry in entries if _owns(entry.value)}
         kept = []
         for entry in entries:
             owner = _owner(entry.name, owners)
@@ -55,8 +55,16 @@ class Guards:
         return hold
 
 
+def _owns(value: Any) -> bool:
+    """Whether it decides for what lies in it: a function, a module, or a class of the user's own and its objects."""
+    if isinstance(value, (FunctionType, ModuleType)):
+        return True
+    kind = value if isinstance(value, type) else type(value)
+    return kind.__module__.partition(".")[0] not in (*LIBRARIES, "builtins")
+
+
 def _owner(name: str, owners: dict[str, Any]) -> Any:
-    """The innermost function or module that the named thing lies in; None where it lies in none."""
+    """The innermost function, module or object of the user's that the named thing lies in; None where in none."""
     for match in reversed(list(re.finditer(r"[.\[]", name))):
         if name[: match.start()] in owners:
             return owners[name[: match.start()]]

@@ -149,8 +149,7 @@ def ggn_diagonal(model: Callable, loss: Callable, argnums: Argnums = 0, chunk_si
 
     def diagonal_of(*args: Any, **kwargs: Any) -> Tree:
         g, primals, choose = _differentiated(differentiable_output(model), args, kwargs, argnums, "ggn_diagonal")
-        forward: tuple = torch.func.vjp(g, *primals)
-        output, pullback = forward
+        output, pullback, *_ = torch.func.vjp(g, *primals)
         gradient = torch.func.grad(scalar_valued(loss, "ggn_diagonal"))
 
         def entry(u: Tree) -> tuple:
