@@ -13,6 +13,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch._dynamo.exc import TorchDynamoException
 from torch._higher_order_ops.scan import scan
 from torch._inductor import list_mode_options as mode_options
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.utils._pytree import (  # no public pytree module in any supported version
     tree_flatten,
     tree_flatten_with_path,
@@ -52,6 +53,11 @@ def is_view(tensor: Tensor) -> bool:
     return tensor._is_view()
 
 
+def size_hint(size: int | torch.SymInt) -> int | None:
+    """A size in a traced graph: the number itself, or the one that a symbolic size was traced with; None if unknown."""
+    return size if isinstance(size, int) else size.node.hint
+
+
 def mark_static(tensors: Iterable[Tensor]) -> None:
     """Promise CUDA graphs that these inputs stay where they are (``torch._dynamo.mark_static_address``)."""
     for tensor in tensors:
@@ -59,16 +65,19 @@ def mark_static(tensors: Iterable[Tensor]) -> None:
 
 
 __all__ = [
+    "CustomGraphPass",
     "TorchDynamoException",
     "compiled_modes_see_all",
     "dispatch_modes",
     "foreach",
     "fused_adam",
+    "get_hash_for_files",
     "is_view",
     "mark_static",
     "mode_options",
     "peek_interpreter_stack",
     "scan",
+    "size_hint",
     "storage_users",
     "swap_tensors",
     "tree_flatten",

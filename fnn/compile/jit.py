@@ -14,6 +14,7 @@ import torch
 from fnn import _torch
 from fnn.compile import donate
 from fnn.compile.guards import Guards
+from fnn.compile.products import Products, onednn_is_faster
 from fnn.tree import Tree
 
 _serial = itertools.count()
@@ -46,7 +47,8 @@ def jit(
         static_argnums: positional arguments that are hashable Python values; one graph for each value.
         mode: torch.compile's: "reduce-overhead" (CUDA graphs), "max-autotune", ...
         backend: "inductor"; "eager" and "aot_eager" trace without generating code.
-        options: Inductor's, over fnn's own default: ``layout_optimization=False`` where everything is on the CPU.
+        options: Inductor's, over fnn's own defaults where everything is on the CPU: ``layout_optimization=False``
+            and the matrix products of :mod:`fnn.compile.products`.
         unsafe_skip_guards: after the first call nothing checks that shapes, dtypes, structure and closed-over
             Python values are still the traced ones; another call then gives garbage or a crash.
         unsafe_keep_donated: return the donated tensor objects themselves, which saves about a microsecond per
@@ -223,7 +225,10 @@ class _Compiled:
         options = dict(self.settings["options"] or {})
         on_cpu = all(isinstance(x, torch.Tensor) and x.device.type == "cpu" for x in _torch.tree_leaves((args, kwargs)))
         if backend == "inductor":
-            defaults = {"layout_optimization": False} if on_cpu else {}
+            defaults: dict[str, Any] = {}
+            if on_cpu:
+                products = Products(onednn_is_faster())
+                defaults = {"layout_optimization": False, "post_grad_custom_pre_pass": products}
             options = defaults | _torch.mode_options(mode or "default") | options
         guards = Guards({"traced": traced, "next_number": next_number, "G": globals()})
         skip_all = self.settings["unsafe_skip_guards"]

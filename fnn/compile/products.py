@@ -1,0 +1,94 @@
+"""Matrix products on the CPU, each by the fastest of three routes.
+
+torch sends every float32 product to one library, and each call costs microseconds before the first multiplication. A
+product of less than 32,768 multiplications takes longer to call than to compute: it is written out as loops, which the
+compiler then merges with the bias, the activation and the update around it, so that a whole step of a narrow network
+is one kernel. A larger one goes to oneDNN where that is faster on this machine than torch's own choice (by half on
+AMD processors; slower on Intel's), which :func:`onednn_is_faster` measures once in a process. All routes agree to
+float32 rounding.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fnn import _torch
+
+LOOPS_BELOW = 32_768
+aten = torch.ops.aten
+
+
+class Products(_torch.CustomGraphPass):
+    """A pass over the compiler's graph: Inductor's ``post_grad_custom_pre_pass``."""
+
+    def __init__(self, onednn: bool) -> None:
+        self.onednn = onednn
+
+    def uuid(self) -> bytes:
+        """What torch's compile cache tells this pass from others by."""
+        return _torch.get_hash_for_files((__file__,), str(self.onednn))
+
+    def __call__(self, graph: torch.fx.Graph) -> None:
+        for node in [*graph.nodes]:
+            if node.target in (aten.mm.default, aten.addmm.default) and not node.kwargs:
+                *bias, a, b = node.args
+                rewrite = self._route(_value(a), _value(b))
+                if rewrite is not None:
+                    with graph.inserting_before(node):
+                        product = rewrite(graph, a, b)
+                        new = _call(graph, aten.add.Tensor, product, bias[0]) if bias else product
+                    node.replace_all_uses_with(new)
+                    graph.erase_node(node)
+
+    def _route(self, a: torch.Tensor, b: torch.Tensor) -> Callable | None:
+        sizes = [_torch.size_hint(size) for size in (*a.shape, b.shape[1])]
+        if a.dtype != torch.float32 or a.device.type != "cpu" or None in sizes:
+            return None
+        rows, inner, columns = sizes
+        if rows * inner * columns < LOOPS_BELOW:
+            return _loops
+        return _onednn if self.onednn else None
+
+
+def _loops(graph: torch.fx.Graph, a: torch.fx.Node, b: torch.fx.Node) -> torch.fx.Node:
+    pairs = _call(graph, aten.unsqueeze.default, a, 2), _call(graph, aten.unsqueeze.default, b, 0)
+    return _call(graph, aten.sum.dim_IntList, _call(graph, aten.mul.Tensor, *pairs), [1])
+
+
+def _onednn(graph: torch.fx.Graph, a: torch.fx.Node, b: torch.fx.Node) -> torch.fx.Node:
+    transposed = _call(graph, aten.permute.default, b, [1, 0])
+    node = _call(graph, torch.ops.mkldnn._linear_pointwise.default, a, transposed, None, "none", [], "")
+    node.meta["should_fallback"] = True  # called as it is; Inductor's own form of it is for frozen weights only
+    return node
+
+
+def _call(graph: torch.fx.Graph, op: Callable, *args: Any) -> torch.fx.Node:
+    node = graph.call_function(op, args)
+    node.meta["val"] = op(*[_value(arg) if isinstance(arg, torch.fx.Node) else arg for arg in args])
+    return node
+
+
+def _value(node: Any) -> torch.Tensor:
+    return node.meta["val"]
+
+
+@functools.cache
+def onednn_is_faster() -> bool:
+    """Whether oneDNN takes less than 0.8 of the time of torch's own float32 product here (64 x 784 x 512)."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    x, weight = torch.ones(64, 784), torch.ones(512, 784)
+    routes = {
+        "torch": lambda: torch.mm(x, weight.T),
+        "onednn": lambda: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""),
+    }
+    seconds = dict.fromkeys(routes, float("inf"))
+    for _ in range(10):
+        for name, route in routes.items():
+            start = time.perf_counter()
+            route()
+            seconds[name] = min(seconds[name], time.perf_counter() - start)
+    return seconds["onednn"] < 0.8 * seconds["torch"]
