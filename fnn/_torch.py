@@ -55,7 +55,8 @@ def is_view(tensor: Tensor) -> bool:
 
 def size_hint(size: int | torch.SymInt) -> int | None:
     """A size in a traced graph: the number itself, or the one that a symbolic size was traced with; None if unknown."""
-    return size if isinstance(size, int) else size.node.hint
+    known = size if isinstance(size, int) else size.node.hint
+    return known if isinstance(known, int) else None
 
 
 def mark_static(tensors: Iterable[Tensor]) -> None:

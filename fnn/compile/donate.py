@@ -5,7 +5,10 @@ same shape and dtype; the compiler fuses that write into the update. Outside, th
 of their own and the donated objects lose their memory, so that an old tree cannot show new values.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import operator
+import sys
+import weakref
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +19,8 @@ from fnn.tree import Tree
 from fnn.tree.order import bracket
 
 
-def write(donated: Sequence[Tree], out: Tree) -> tuple[Tree, tuple[Tensor, ...]]:
-    """Write results over donated leaves: ``out`` with those leaves in the results' places, and the leaves.
+def write(donated: Sequence[Tree], out: Tree) -> Tree:
+    """Write results over donated leaves: ``out`` with those leaves in the results' places.
 
     Copies of all results are made before the first write, so swapped leaves, an old leaf among the results
     and one result in two places come out right; compiled, they cost nothing.
@@ -33,7 +36,7 @@ def write(donated: Sequence[Tree], out: Tree) -> tuple[Tree, tuple[Tensor, ...]]
         if flat[place] is not old:
             old.copy_(copies[place])
         copies[place] = old
-    return _like(out, iter(copies)), tuple(taken)
+    return _like(out, iter(copies))
 
 
 def _assign(olds: list[list[Tensor]], out: Tree, flat: list) -> list[int] | None:
@@ -170,59 +173,63 @@ def identities(tree: Tree, into: list[int]) -> None:
             into.append(id(child))
 
 
-def rebuilder(out: Tree, olds: Sequence[Tensor]) -> Callable[[Tree, Sequence[Tensor]], Tree]:
-    """``rebuild(out, new)``: a result like ``out`` with ``new[i]`` in the place of ``olds[i]``.
+def signature(leaf: Tensor) -> tuple:
+    """What a graph takes for granted of a donated leaf."""
+    kind = (type(leaf), leaf.dtype, leaf.device, leaf.requires_grad, leaf.is_conj(), leaf.is_neg())
+    return leaf.shape, leaf.stride(), *kind
 
-    One Python expression is written for the structure, as ``collections.namedtuple`` does, because a
-    general flatten and unflatten costs more than the compiled step of a small network.
+
+class Hands:
+    """Hands the memory of donated tensors to tensor objects of its own.
+
+    The old objects become empty, so that an old tree cannot show new values. They are kept, as they hold no data, and
+    serve as the next call's new objects unless the caller still holds them: making tensors anew costs more.
     """
-    number = {id(old): i for i, old in enumerate(olds)}
-    constants: list[Any] = []
 
-    def constant(value: Any) -> str:
-        constants.append(value)
-        return f"c[{len(constants) - 1}]"
+    def __init__(self) -> None:
+        self.references: list[weakref.ref] = []  # to the objects that the last call handed out, in order
+        self.spare: list[Tensor] = []
+        self.spare_references: list[weakref.ref] = []
 
-    def expression(node: Tree, access: str) -> str:
-        if isinstance(node, Tensor) and id(node) in number:
-            return f"new[{number[id(node)]}]"
-        if not any(isinstance(leaf, Tensor) and id(leaf) in number for leaf in _torch.tree_leaves(node)):
-            return access
-        if type(node) is dict:
-            keys = {key: constant(key) for key in node}
-            return "{" + ", ".join(f"{keys[k]}: {expression(v, f'{access}[{keys[k]}]')}" for k, v in node.items()) + "}"
-        if isinstance(node, tuple) and hasattr(node, "_fields"):
-            fields = [expression(child, f"{access}[{i}]") for i, child in enumerate(node)]
-            return f"{constant(type(node))}({', '.join(fields)})"
-        if type(node) in (list, tuple):
-            items = "".join(f"{expression(child, f'{access}[{i}]')}, " for i, child in enumerate(node))
-            return f"[{items}]" if type(node) is list else f"({items})"
-        flat, spec = _torch.tree_flatten(node)
-        positions = [number.get(id(leaf)) for leaf in flat]
+    def gave(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether they are the objects that the last call handed out, in order."""
+        objects = [reference() for reference in self.references]
+        return len(tensors) == len(objects) and all(map(operator.is_, tensors, objects))
 
-        def general(node: Tree, new: Sequence[Tensor]) -> Tree:
-            mixed = [
-                leaf if position is None else new[position]
-                for leaf, position in zip(_torch.tree_leaves(node), positions, strict=True)
-            ]
-            return _torch.tree_unflatten(mixed, spec)
+    def gave_all(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether they are the objects that the last call handed out, in any order."""
+        ids = {id(reference()) for reference in self.references}
+        return len(tensors) == len(self.references) and ids == {id(tensor) for tensor in tensors}
 
-        return f"{constant(general)}({access}, new)"
+    def keep(self, tensors: Sequence[Tensor]) -> None:
+        """Note that these are handed out as they are."""
+        self.references = [weakref.ref(tensor) for tensor in tensors]
 
-    body = expression(out, "out")
-    return eval(f"lambda out, new: {body}", {"c": constants})
+    def over(self, olds: list[Tensor], mine: bool) -> tuple[list[Tensor], bool]:
+        """Tensor objects with the memory of the old ones, and whether they were made for this call.
 
-
-def hand_over(olds: Sequence[Tensor], empty: Tensor) -> tuple[Tensor, ...]:
-    """New tensor objects with the memory of the old ones; the old ones become empty tensors without data.
-
-    ``empty``: a meta tensor of shape (len(olds), 0), whose rows the old objects become.
-    """
-    news = empty.unbind()
-    for old, new in zip(olds, news, strict=True):
-        _torch.swap_tensors(old, new)
-    return news
+        mine: the old ones are those that the last call handed out, in order.
+        """
+        news, references = self.spare, self.spare_references
+        fresh = len(news) != len(olds) or max(_users(news)) > ALONE
+        if fresh:
+            news = [*torch.empty((len(olds), 0), device="meta").unbind()]
+            references = [weakref.ref(tensor) for tensor in news]
+        for old, new in zip(olds, news, strict=True):
+            _torch.swap_tensors(old, new)
+        self.spare, self.spare_references = (olds, self.references) if mine else ([], [])
+        self.references = references
+        return news, fresh
 
 
-def no_data(count: int) -> Tensor:
-    return torch.empty((count, 0), device="meta")
+def _users(objects: list) -> list[int]:
+    return list(map(sys.getrefcount, objects))
+
+
+ALONE = _users([object()])[0]  # the count of an object that nothing but one list holds
+
+
+def empty(tensors: Sequence[Tensor]) -> None:
+    """Take the memory from tensor objects."""
+    for tensor in tensors:
+        _torch.swap_tensors(tensor, torch.empty(0, device="meta"))

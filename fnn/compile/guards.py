@@ -14,14 +14,20 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 LIBRARIES = ("fnn", "torch")
+# a name that begins with a module of a library, perhaps within calls: dict(type(G['__import_torch_dot_utils'].x))
+_IMPORTED = re.compile(r"""(\w[\w.]*\()*(G\['__import_(fnn|torch)(_dot_\w+)?'\]|__import__\('(fnn|torch)['.])""")
 
 
 class Guards:
     """The guards of one compiled function: ``choose`` is torch.compile's ``guard_filter_fn``."""
 
-    def __init__(self, names: dict[str, Any]) -> None:
-        """names: what the guards' expressions begin with, the compiled body's variables and its globals, ``G``."""
+    def __init__(self, names: dict[str, Any], known: Sequence[str] = ()) -> None:
+        """names: what the guards' expressions begin with, the compiled body's variables and its globals, ``G``.
+
+        known: arguments that are not looked at, because who calls knows that they are those of the trace.
+        """
         self.names = names
+        self.known = tuple(known)
         self.held: dict[str, Any] = {}
         self.hold: Callable[[], bool] = lambda: True
 
@@ -31,7 +37,8 @@ class Guards:
         kept = []
         for entry in entries:
             owner = _owner(entry.name, owners)
-            inside = _of_library(owner) or _own_global(entry.name)
+            inside = _of_library(owner) if owner else bool(_IMPORTED.match(entry.name))
+            inside = inside or _own_global(entry.name) or entry.name.startswith(self.known)
             if not inside and isinstance(entry.value, FunctionType) and _of_library(entry.value):
                 self.held[entry.name] = entry.value
                 inside = True

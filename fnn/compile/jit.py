@@ -7,22 +7,17 @@ import linecache
 import os
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from fnn import _torch
-from fnn.compile import donate
+from fnn.compile import donate, written
 from fnn.compile.guards import Guards
 from fnn.compile.products import Products, onednn_is_faster
 from fnn.tree import Tree
 
 _serial = itertools.count()
-
-
-class _Graph(NamedTuple):
-    rebuild: Callable
-    empty: torch.Tensor
 
 
 def jit(
@@ -144,6 +139,16 @@ def load_compiled(path: str | os.PathLike) -> None:
     torch.compiler.load_cache_artifacts(Path(path).read_bytes())
 
 
+class _Variant:
+    """The graphs for donated arguments of one structure, shapes and dtypes."""
+
+    def __init__(self, donated: dict[int, Tree], leaves: list[torch.Tensor]) -> None:
+        self.take = written.taker(donated)
+        # results are plain tensors: only then may the next call's be taken to be as these are
+        self.repeats = all(type(leaf) is torch.Tensor and not leaf.requires_grad for leaf in leaves)
+        self.compiled: list[tuple[Guards, Callable]] = []  # one for each choice of the functions that Guards holds
+
+
 class _Compiled:
     """The function with its static arguments bound, and what is known about its graphs."""
 
@@ -153,51 +158,81 @@ class _Compiled:
         self.settings = settings
         # numbers among the arguments that are left once static ones are taken out
         self.donated = [i - sum(s < i for s in static) for i in settings["donate_argnums"]]
-        self.graphs: dict[int, _Graph] = {}
-        self.alive: set[int] = set()  # ids of the tensors that the last call handed out
         self.numbers = itertools.count()
-        self.variants: list[tuple[Guards, Callable]] = []  # one for each choice of the functions that Guards holds
+        self.graphs: dict[int, Callable] = {}  # by number: how to rebuild the results
+        self.variants: dict[Hashable, _Variant] = {}
+        self.plain = _Variant({}, [])  # where nothing is donated
+        self.hands = donate.Hands()
+        self.last: _Variant | None = None  # of the last call, if its results fit it
 
     def __call__(self, args: tuple, kwargs: dict) -> Any:
-        given: list[int] = []
-        originals: tuple = ()
-        if self.donated:
-            for i in self.donated:
-                if i >= len(args):
-                    raise TypeError(f"{_name(self.function)}: a donated argument must be given by position")
-                donate.identities(args[i], given)
-            if len(given) != len(self.alive) or not self.alive.issuperset(given):
-                originals, args = args, self._take(args, kwargs)
-        compiled = next((compiled for guards, compiled in self.variants if guards.hold()), None)
+        if not self.donated:
+            return self._run(self.plain, args, kwargs, [], True)
+        leaves = self.last.take(args) if self.last else None
+        if not self.last or leaves is None or not self.hands.gave(leaves) or self._shared(leaves, args, kwargs):
+            return self._start(args, kwargs)
+        return self._run(self.last, args, kwargs, leaves, True)
+
+    def _start(self, args: tuple, kwargs: dict) -> Any:
+        """A call whose donated leaves are not those that the last one gave, one by one."""
+        for i in self.donated:
+            if i >= len(args):
+                raise TypeError(f"{_name(self.function)}: a donated argument must be given by position")
+        given = _torch.tree_leaves([args[i] for i in self.donated])
+        if not self.hands.gave_all(given):
+            args = self._take(args, kwargs)
+        leaves = donate.leaves([args[i] for i in self.donated])
+        shared = self._shared(leaves, args, kwargs)
+        structures = tuple(_torch.tree_flatten(args[i])[1] for i in self.donated)
+        key = structures, tuple(map(donate.signature, leaves)), shared
+        variant = self.variants.get(key)
+        if variant is None:
+            variant = self.variants[key] = _Variant({i: args[i] for i in self.donated}, leaves)
+        out = self._run(variant, args, kwargs, leaves, False)
+        taken = set(map(id, leaves))
+        donate.empty([leaf for leaf in given if id(leaf) not in taken])  # copied first, and taken like the others
+        self.last = None if shared or not variant.repeats else variant
+        return out
+
+    def _shared(self, leaves: list, args: tuple, kwargs: dict) -> tuple:
+        """Which leaves of other arguments are donated leaves."""
+        others: list[int] = []
+        for i, arg in enumerate(args):
+            if i not in self.donated:
+                donate.identities((arg,), others)
+        if kwargs:
+            donate.identities(kwargs, others)
+        if set(map(id, leaves)).isdisjoint(others):
+            return ()
+        places = {id(leaf): i for i, leaf in enumerate(leaves)}
+        return tuple((i, places[leaf]) for i, leaf in enumerate(others) if leaf in places)
+
+    def _run(self, variant: _Variant, args: tuple, kwargs: dict, leaves: list, mine: bool) -> Any:
+        """Call the graph and give its results the memory of the donated leaves. mine: the last call gave these."""
+        compiled = next((compiled for guards, compiled in variant.compiled if guards.hold()), None)
         if compiled is None:
-            compiled = self._compile(args, kwargs)
+            compiled = self._compile(variant, args, kwargs)
         try:
-            number, out, olds = compiled(*args, **kwargs)
+            number, out = compiled(*args, **kwargs)
         except _torch.TorchDynamoException as error:
             self._explain(error, args, kwargs)
             raise
-        graph = self.graphs.get(number)
-        if graph is None:
-            graph = self.graphs[number] = _Graph(donate.rebuilder(out, olds), donate.no_data(len(olds)))
+        if number not in self.graphs:
+            self.graphs[number] = written.rebuilder(out, leaves)
         if self.settings["mode"] == "reduce-overhead":
             # results that are not donated lie in the graph's own memory, which the next replay overwrites
-            kept = {id(old) for old in olds}
+            kept = set(map(id, leaves))
             out = _torch.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) and id(x) not in kept else x, out)
-        if not olds:
+        if not leaves:
             return out
         if self.settings["unsafe_keep_donated"]:
-            self.alive = set(map(id, olds))
+            if not mine:
+                self.hands.keep(leaves)
             return out
-        news = donate.hand_over(olds, graph.empty)
-        self.alive = set(map(id, news))
-        if self.settings["mode"] == "reduce-overhead":
+        news, fresh = self.hands.over(leaves, mine)
+        if fresh and self.settings["mode"] == "reduce-overhead":
             _torch.mark_static(news)
-        if originals:  # leaves that were copied first are taken from the caller like the others
-            taken = {id(old) for old in olds}
-            leaves = _torch.tree_leaves([originals[i] for i in self.donated])
-            copied = [leaf for leaf in leaves if id(leaf) not in taken]
-            donate.hand_over(copied, donate.no_data(len(copied)))
-        return graph.rebuild(out, news)
+        return self.graphs[number](out, news)
 
     def _take(self, args: tuple, kwargs: dict) -> tuple:
         """The arguments with donated leaves that nobody else sees, checked."""
@@ -210,13 +245,13 @@ class _Compiled:
             _torch.mark_static(_torch.tree_leaves([args[i] for i in self.donated]))
         return args
 
-    def _compile(self, args: tuple, kwargs: dict) -> Callable:
+    def _compile(self, variant: _Variant, args: tuple, kwargs: dict) -> Callable:
         next_number = torch.compiler.assume_constant_result(lambda: next(self.numbers))
         traced = self._traced
 
         def body(*args: Any, **kwargs: Any) -> tuple:
-            out, olds = traced(args, kwargs)
-            return next_number(), out, olds
+            out = traced(args, kwargs)
+            return next_number(), out
 
         # a code object and name of its own: torch keeps graphs, the count of recompilations and what it learned
         # about changing sizes by code object or name, and would mix up every function compiled here
@@ -230,19 +265,20 @@ class _Compiled:
                 products = Products(onednn_is_faster())
                 defaults = {"layout_optimization": False, "post_grad_custom_pre_pass": products}
             options = defaults | _torch.mode_options(mode or "default") | options
-        guards = Guards({"traced": traced, "next_number": next_number, "G": globals()})
+        known = [*(f"args[{i}]" for i in self.donated), "traced.__self__.static", "traced.__self__.donated"]
+        guards = Guards({"traced": traced, "next_number": next_number, "G": globals()}, known)
         skip_all = self.settings["unsafe_skip_guards"]
         options["guard_filter_fn"] = torch.compiler.skip_all_guards_unsafe if skip_all else guards.choose
         compiled = torch.compile(body, fullgraph=True, backend=backend, options=options)
-        self.variants.append((guards, compiled))
+        variant.compiled.append((guards, compiled))
         return compiled
 
-    def _traced(self, args: tuple, kwargs: dict) -> tuple[Tree, tuple]:
+    def _traced(self, args: tuple, kwargs: dict) -> Tree:
         for leaf in donate.leaves((args, kwargs)):
             if not isinstance(leaf, torch.Tensor) or leaf.is_meta:
                 raise ValueError("an argument is no living tensor")  # _explain says which
         out = self.function(*self._merge(args), **kwargs)
-        return donate.write([args[i] for i in self.donated], out) if self.donated else (out, ())
+        return donate.write([args[i] for i in self.donated], out) if self.donated else out
 
     def _merge(self, args: tuple) -> tuple:
         rest = iter(args)

@@ -44,10 +44,11 @@ class Products(_torch.CustomGraphPass):
                     graph.erase_node(node)
 
     def _route(self, a: torch.Tensor, b: torch.Tensor) -> Callable | None:
-        sizes = [_torch.size_hint(size) for size in (*a.shape, b.shape[1])]
-        if a.dtype != torch.float32 or a.device.type != "cpu" or None in sizes:
+        if a.dtype != torch.float32 or a.device.type != "cpu":
             return None
-        rows, inner, columns = sizes
+        rows, inner, columns = [_torch.size_hint(size) for size in (*a.shape, b.shape[1])]
+        if rows is None or inner is None or columns is None:
+            return None
         if rows * inner * columns < LOOPS_BELOW:
             return _loops
         return _onednn if self.onednn else None
