@@ -32,6 +32,8 @@ foreach = {
 }  # fmt: skip
 fused_adam = torch._fused_adam_  # pyright: ignore[reportPrivateImportUsage]
 
+# oneDNN's product of rows and a transposed weight; None in a torch that was built without it
+onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 # before 2.15 compiled code does not show leaf.T, leaf.mT and iteration over a leaf to a TorchFunctionMode
 compiled_modes_see_all = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 15)
@@ -76,6 +78,7 @@ __all__ = [
     "is_view",
     "mark_static",
     "mode_options",
+    "onednn_linear",
     "peek_interpreter_stack",
     "scan",
     "size_hint",

@@ -61,7 +61,8 @@ def _loops(graph: torch.fx.Graph, a: torch.fx.Node, b: torch.fx.Node) -> torch.f
 
 def _onednn(graph: torch.fx.Graph, a: torch.fx.Node, b: torch.fx.Node) -> torch.fx.Node:
     transposed = _call(graph, aten.permute.default, b, [1, 0])
-    node = _call(graph, torch.ops.mkldnn._linear_pointwise.default, a, transposed, None, "none", [], "")
+    assert _torch.onednn_linear is not None  # or the measurement would not have chosen it
+    node = _call(graph, _torch.onednn_linear.default, a, transposed, None, "none", [], "")
     node.meta["should_fallback"] = True  # called as it is; Inductor's own form of it is for frozen weights only
     return node
 
@@ -79,12 +80,13 @@ def _value(node: Any) -> torch.Tensor:
 @functools.cache
 def onednn_is_faster() -> bool:
     """Whether oneDNN takes less than 0.8 of the time of torch's own float32 product here (64 x 784 x 512)."""
-    if not torch.backends.mkldnn.is_available():
+    onednn = _torch.onednn_linear
+    if onednn is None or not torch.backends.mkldnn.is_available():
         return False
     x, weight = torch.ones(64, 784), torch.ones(512, 784)
     routes = {
         "torch": lambda: torch.mm(x, weight.T),
-        "onednn": lambda: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""),
+        "onednn": lambda: onednn(x, weight, None, "none", [], ""),
     }
     seconds = dict.fromkeys(routes, float("inf"))
     for _ in range(10):
