@@ -4,15 +4,16 @@ Checked on torch 2.11, 2.13 and the newest release at the time of writing (see d
 tests/test_torch.py fails by name when one of them moves.
 """
 
+import importlib
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import _swap_tensor_impl as swap_tensors
 from torch._C._functorch import peek_interpreter_stack
-from torch._dynamo.exc import TorchDynamoException
 from torch._higher_order_ops.scan import scan
-from torch._inductor import list_mode_options as mode_options
 from torch.utils._pytree import (  # no public pytree module in any supported version
     tree_flatten,
     tree_flatten_with_path,
@@ -20,6 +21,21 @@ from torch.utils._pytree import (  # no public pytree module in any supported ve
     tree_map,
     tree_unflatten,
 )
+
+# names that bring the compiler with them, which takes as long to import as the rest of torch: when first asked for
+_LATER = {
+    "TorchDynamoException": ("torch._dynamo.exc", "TorchDynamoException"),
+    "mode_options": ("torch._inductor", "list_mode_options"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, original = _LATER[name]
+    value = globals()[name] = getattr(importlib.import_module(module), original)
+    return value
+
 
 # multi-tensor and fused kernels, by the name of the tensor's method or of the optimizer
 foreach = {
@@ -52,6 +68,26 @@ def is_view(tensor: Tensor) -> bool:
     return tensor._is_view()
 
 
+def cached_libraries() -> dict[str, Path]:
+    """Libraries of this process's CPU graphs, and of the compiler's look at the processor, by place in its cache.
+
+    ``torch.compiler.save_cache_artifacts`` leaves them out, though making them takes longer than the rest.
+    """
+    from torch._inductor.codecache import CppPythonBindingsCodeCache
+
+    folder = cache_folder()
+    files = [file for key in CppPythonBindingsCodeCache.cache for file in folder.glob(f"{key[1:3]}/{key}*.so")]
+    files += [file for file in folder.glob("??/*.so*") if ".main." not in file.name]
+    return {file.relative_to(folder).as_posix(): file for file in files}
+
+
+def cache_folder() -> Path:
+    """Where torch keeps what it has compiled: TORCHINDUCTOR_CACHE_DIR, or a folder of the user in the temporary one."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return Path(cache_dir())
+
+
 def mark_static(tensors: Iterable[Tensor]) -> None:
     """Promise CUDA graphs that these inputs stay where they are (``torch._dynamo.mark_static_address``)."""
     for tensor in tensors:
@@ -59,14 +95,16 @@ def mark_static(tensors: Iterable[Tensor]) -> None:
 
 
 __all__ = [
-    "TorchDynamoException",
+    "TorchDynamoException",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
+    "cache_folder",
+    "cached_libraries",
     "compiled_modes_see_all",
     "dispatch_modes",
     "foreach",
     "fused_adam",
     "is_view",
     "mark_static",
-    "mode_options",
+    "mode_options",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
     "peek_interpreter_stack",
     "scan",
     "storage_users",

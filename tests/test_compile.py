@@ -266,6 +266,10 @@ import sys, torch, fnn
 f = fnn.jit(lambda p: {"w": torch.sin(p["w"]) * 2}, donate_argnums=0)
 if sys.argv[1] == "load":
     fnn.load_compiled(sys.argv[2])
+if sys.argv[1] != "save":
+    import torch._inductor.cpp_builder as builder
+    def refuse(*_, **__): raise AssertionError("the C++ compiler was called")
+    builder.run_compile_cmd = builder._run_compile_cmd = refuse
 f({"w": torch.ones(7)})
 if sys.argv[1] == "save":
     fnn.save_compiled(sys.argv[2])
@@ -290,6 +294,14 @@ def test_a_second_process_is_warm_and_artifacts_can_be_shipped(tmp_path):
     assert run("save", "one") == 0
     assert run("again", "one") > 0
     assert run("load", "two") > 0
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "step.bin").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"step\.bin is no file of save_compiled"):
+        fnn.load_compiled(tmp_path / "step.bin")
+    with pytest.raises(FileNotFoundError):
+        fnn.load_compiled(tmp_path / "none.bin")
 
 
 def test_save_compiled_without_anything_compiled_is_refused(tmp_path, monkeypatch):

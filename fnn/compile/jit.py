@@ -4,9 +4,7 @@ import functools
 import inspect
 import itertools
 import linecache
-import os
 from collections.abc import Callable, Hashable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +15,9 @@ from fnn.compile.guards import Guards
 from fnn.tree import Tree
 
 _serial = itertools.count()
+
+# without the headers a warm start calls no C++ compiler, and a cold one takes as long
+_CPU_OPTIONS = {"layout_optimization": False, "cpp_cache_precompile_headers": False}
 
 
 class _Graph(NamedTuple):
@@ -46,7 +47,8 @@ def jit(
         static_argnums: positional arguments that are hashable Python values; one graph for each value.
         mode: torch.compile's: "reduce-overhead" (CUDA graphs), "max-autotune", ...
         backend: "inductor"; "eager" and "aot_eager" trace without generating code.
-        options: Inductor's, over fnn's own default: ``layout_optimization=False`` where everything is on the CPU.
+        options: Inductor's, over fnn's own defaults where everything is on the CPU: ``layout_optimization=False`` and
+            ``cpp_cache_precompile_headers=False``.
         unsafe_skip_guards: after the first call nothing checks that shapes, dtypes, structure and closed-over
             Python values are still the traced ones; another call then gives garbage or a crash.
         unsafe_keep_donated: return the donated tensor objects themselves, which saves about a microsecond per
@@ -118,28 +120,6 @@ def compile_count(jitted: Callable) -> int:
     0
     """
     return jitted.compile_count()  # type: ignore[attr-defined]
-
-
-def save_compiled(path: str | os.PathLike) -> None:
-    """Write what this process has compiled to a file, to be shipped with a recipe.
-
-    Raises ``ValueError`` when nothing was compiled.
-    """
-    saved = torch.compiler.save_cache_artifacts()
-    if saved is None:
-        raise ValueError("save_compiled: nothing has been compiled in this process yet; call the function first")
-    part = Path(f"{os.fspath(path)}.part")
-    part.write_bytes(saved[0])
-    os.replace(part, path)
-
-
-def load_compiled(path: str | os.PathLike) -> None:
-    """Read a file of :func:`save_compiled` into torch's cache, before the first call of the functions.
-
-    The file holds machine code, so load only files that you trust. It fits the same torch version, kind of
-    processor and source code; other functions compile as usual.
-    """
-    torch.compiler.load_cache_artifacts(Path(path).read_bytes())
 
 
 class _Compiled:
@@ -223,7 +203,7 @@ class _Compiled:
         options = dict(self.settings["options"] or {})
         on_cpu = all(isinstance(x, torch.Tensor) and x.device.type == "cpu" for x in _torch.tree_leaves((args, kwargs)))
         if backend == "inductor":
-            defaults = {"layout_optimization": False} if on_cpu else {}
+            defaults = _CPU_OPTIONS if on_cpu else {}
             options = defaults | _torch.mode_options(mode or "default") | options
         guards = Guards({"traced": traced, "next_number": next_number, "G": globals()})
         skip_all = self.settings["unsafe_skip_guards"]
