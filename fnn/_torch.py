@@ -5,7 +5,7 @@ tests/test_torch.py fails by name when one of them moves.
 """
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,15 @@ fused_adam = torch._fused_adam_  # pyright: ignore[reportPrivateImportUsage]
 compiled_modes_see_all = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 15)
 
 
+def constant_when_traced(function: Callable) -> Callable:
+    """Let the compiler call a function of Python values and not look inside it.
+
+    ``torch.compiler.assume_constant_result`` does this too, and imports the compiler.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def dispatch_modes() -> bool:
     """Whether a mode that sees every operation is active: fake tensors, make_fx, a profiler's flop counter."""
     return torch._C._len_torch_dispatch_stack() > 0
@@ -88,6 +97,15 @@ def cache_folder() -> Path:
     return Path(cache_dir())
 
 
+def varying(leaf: Any) -> Any:
+    """The tensor again, whose leading length the compiler takes to change (``torch._dynamo.maybe_mark_dynamic``)."""
+    if not isinstance(leaf, Tensor) or leaf.dim() == 0:
+        return leaf
+    leaf = leaf.detach()  # another object, so that the caller's is not marked
+    torch._dynamo.maybe_mark_dynamic(leaf, 0)  # pyright: ignore[reportAttributeAccessIssue]
+    return leaf
+
+
 def mark_static(tensors: Iterable[Tensor]) -> None:
     """Promise CUDA graphs that these inputs stay where they are (``torch._dynamo.mark_static_address``)."""
     for tensor in tensors:
@@ -99,6 +117,7 @@ __all__ = [
     "cache_folder",
     "cached_libraries",
     "compiled_modes_see_all",
+    "constant_when_traced",
     "dispatch_modes",
     "foreach",
     "fused_adam",
@@ -114,4 +133,5 @@ __all__ = [
     "tree_leaves",
     "tree_map",
     "tree_unflatten",
+    "varying",
 ]

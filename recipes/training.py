@@ -76,7 +76,10 @@ def run(name: str, model: fnn.Layer, size: int, flags: Flags) -> dict[str, float
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return fnn.optim.apply_updates(params, updates), opt_state, value
 
-    step = fnn.jit(train_step, donate_argnums=(0, 1)) if flags.compile or flags.compiled else train_step
+    # without precompiled headers, which no file holds, a start from a file calls no C++ compiler
+    options = {"cpp_cache_precompile_headers": False} if flags.compiled else None
+    compiled = fnn.jit(train_step, donate_argnums=(0, 1), batch_argnums=2, options=options)
+    step = compiled if flags.compile or flags.compiled else train_step
     if flags.compiled and flags.compiled.exists():
         fnn.load_compiled(flags.compiled)
 

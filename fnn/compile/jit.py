@@ -16,9 +16,6 @@ from fnn.tree import Tree
 
 _serial = itertools.count()
 
-# without the headers a warm start calls no C++ compiler, and a cold one takes as long
-_CPU_OPTIONS = {"layout_optimization": False, "cpp_cache_precompile_headers": False}
-
 
 class _Graph(NamedTuple):
     rebuild: Callable
@@ -30,6 +27,7 @@ def jit(
     *,
     donate_argnums: int | Sequence[int] = (),
     static_argnums: int | Sequence[int] = (),
+    batch_argnums: int | Sequence[int] = (),
     mode: str | None = None,
     backend: str = "inductor",
     options: dict[str, Any] | None = None,
@@ -45,18 +43,20 @@ def jit(
             the results: ``params, opt_state, value = step(params, opt_state, batch)``. Each donated leaf needs
             a result of its shape, dtype and device.
         static_argnums: positional arguments that are hashable Python values; one graph for each value.
+        batch_argnums: positional arguments whose leaves' leading axis changes its length, such as a batch: the length
+            is symbolic from the first call on, so that a short last batch compiles nothing.
         mode: torch.compile's: "reduce-overhead" (CUDA graphs), "max-autotune", ...
         backend: "inductor"; "eager" and "aot_eager" trace without generating code.
-        options: Inductor's, over fnn's own defaults where everything is on the CPU: ``layout_optimization=False`` and
-            ``cpp_cache_precompile_headers=False``.
+        options: Inductor's, over fnn's own default: ``layout_optimization=False`` where everything is on the CPU.
         unsafe_skip_guards: after the first call nothing checks that shapes, dtypes, structure and closed-over
             Python values are still the traced ones; another call then gives garbage or a crash.
         unsafe_keep_donated: return the donated tensor objects themselves, which saves about a microsecond per
             leaf; an old tree then shows the new values without an error.
 
     The graph is made on the first call and again for other structures, shapes (a second batch size makes the
-    size symbolic, so a third one is free), dtypes, devices and Python values that the function closes over;
-    never for other numbers in a tensor, such as a learning rate or a step count. :func:`compile_count` tells. What
+    size symbolic, so a third one is free; with ``batch_argnums`` the second is free, too), dtypes, devices and Python
+    values that the function closes over; never for other numbers in a tensor, such as a learning rate or a step count.
+    :func:`compile_count` tells. What
     lies inside functions of fnn and torch is taken not to change (:class:`fnn.compile.guards.Guards`).
 
     Raises ``TypeError`` for a leaf that is no tensor, for code that cannot be one graph (naming the line) and
@@ -78,6 +78,7 @@ def jit(
     settings = {
         "donate_argnums": _numbers(donate_argnums),
         "static_argnums": _numbers(static_argnums),
+        "batch_argnums": _numbers(batch_argnums),
         "mode": mode,
         "backend": backend,
         "options": options,
@@ -86,9 +87,10 @@ def jit(
     }
     if function is None:
         return functools.partial(jit, **settings)
-    donated, static = settings["donate_argnums"], settings["static_argnums"]
-    if set(donated) & set(static):
-        raise ValueError(f"an argument is either donated or static, got {donated} and {static}")
+    kinds = [settings[name] for name in ("donate_argnums", "static_argnums", "batch_argnums")]
+    if len(set().union(*kinds)) < sum(map(len, kinds)):
+        raise ValueError(f"an argument is either donated or static or a batch, got {kinds[0]}, {kinds[1]}, {kinds[2]}")
+    static = kinds[1]
     variants: dict[Hashable, _Compiled] = {}
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -130,7 +132,9 @@ class _Compiled:
         self.static = static
         self.settings = settings
         # numbers among the arguments that are left once static ones are taken out
-        self.donated = [i - sum(s < i for s in static) for i in settings["donate_argnums"]]
+        self.donated, self.batches = (
+            [i - sum(s < i for s in static) for i in settings[name]] for name in ("donate_argnums", "batch_argnums")
+        )
         self.graphs: dict[int, _Graph] = {}
         self.alive: set[int] = set()  # ids of the tensors that the last call handed out
         self.numbers = itertools.count()
@@ -149,6 +153,7 @@ class _Compiled:
         compiled = next((compiled for guards, compiled in self.variants if guards.hold()), None)
         if compiled is None:
             compiled = self._compile(args, kwargs)
+            args = tuple(_torch.tree_map(_torch.varying, x) if i in self.batches else x for i, x in enumerate(args))
         try:
             number, out, olds = compiled(*args, **kwargs)
         except _torch.TorchDynamoException as error:
@@ -203,7 +208,7 @@ class _Compiled:
         options = dict(self.settings["options"] or {})
         on_cpu = all(isinstance(x, torch.Tensor) and x.device.type == "cpu" for x in _torch.tree_leaves((args, kwargs)))
         if backend == "inductor":
-            defaults = _CPU_OPTIONS if on_cpu else {}
+            defaults = {"layout_optimization": False} if on_cpu else {}
             options = defaults | _torch.mode_options(mode or "default") | options
         guards = Guards({"traced": traced, "next_number": next_number, "G": globals()})
         skip_all = self.settings["unsafe_skip_guards"]
