@@ -162,6 +162,9 @@ def test_a_run_with_compiled_code_of_another_equals_it(tmp_path: Path) -> None:
     run(*flags, "--output", str(tmp_path / "second"))
     assert metrics(tmp_path / "first") == metrics(tmp_path / "second")
     assert file.stat().st_size == size
+    run("recipes.mlp", "--epochs", "2", "--output", str(tmp_path / "eager"))
+    for row, other in zip(metrics(tmp_path / "second"), metrics(tmp_path / "eager"), strict=True):
+        assert row == pytest.approx(other, rel=1e-3)
 
 
 @pytest.mark.slow
