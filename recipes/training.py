@@ -82,6 +82,8 @@ def run(name: str, model: fnn.Layer, size: int, flags: Flags) -> dict[str, float
     step = compiled if flags.compile or flags.compiled else train_step
     if flags.compiled and flags.compiled.exists():
         fnn.load_compiled(flags.compiled)
+    elif flags.compiled:
+        flags.compiled.parent.mkdir(parents=True, exist_ok=True)
 
     print(f"device {device}\n{fnn.summary(params)}")
     try:

@@ -56,8 +56,8 @@ def jit(
     The graph is made on the first call and again for other structures, shapes (a second batch size makes the
     size symbolic, so a third one is free; with ``batch_argnums`` the second is free, too), dtypes, devices and Python
     values that the function closes over; never for other numbers in a tensor, such as a learning rate or a step count.
-    :func:`compile_count` tells. What
-    lies inside functions of fnn and torch is taken not to change (:class:`fnn.compile.guards.Guards`).
+    :func:`compile_count` tells. What lies inside functions of fnn and torch is taken not to change
+    (:class:`fnn.compile.guards.Guards`).
 
     Raises ``TypeError`` for a leaf that is no tensor, for code that cannot be one graph (naming the line) and
     for a call inside ``vmap`` or ``grad``; ``ValueError`` for a tree that was donated before, one tensor
