@@ -4,16 +4,16 @@ Checked on torch 2.11, 2.13 and the newest release at the time of writing (see d
 tests/test_torch.py fails by name when one of them moves.
 """
 
-from collections.abc import Iterable
+import importlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import _swap_tensor_impl as swap_tensors
 from torch._C._functorch import peek_interpreter_stack
-from torch._dynamo.exc import TorchDynamoException
 from torch._higher_order_ops.scan import scan
-from torch._inductor import list_mode_options as mode_options
-from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.utils._pytree import (  # no public pytree module in any supported version
     tree_flatten,
     tree_flatten_with_path,
@@ -21,6 +21,23 @@ from torch.utils._pytree import (  # no public pytree module in any supported ve
     tree_map,
     tree_unflatten,
 )
+
+# names that bring the compiler with them, which takes as long to import as the rest of torch: when first asked for
+_LATER = {
+    "CustomGraphPass": ("torch._inductor.custom_graph_pass", "CustomGraphPass"),
+    "TorchDynamoException": ("torch._dynamo.exc", "TorchDynamoException"),
+    "get_hash_for_files": ("torch._inductor.custom_graph_pass", "get_hash_for_files"),
+    "mode_options": ("torch._inductor", "list_mode_options"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, original = _LATER[name]
+    value = globals()[name] = getattr(importlib.import_module(module), original)
+    return value
+
 
 # multi-tensor and fused kernels, by the name of the tensor's method or of the optimizer
 foreach = {
@@ -37,6 +54,15 @@ onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 # before 2.15 compiled code does not show leaf.T, leaf.mT and iteration over a leaf to a TorchFunctionMode
 compiled_modes_see_all = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 15)
+
+
+def constant_when_traced(function: Callable) -> Callable:
+    """Let the compiler call a function of Python values and not look inside it.
+
+    ``torch.compiler.assume_constant_result`` does this too, and imports the compiler.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def dispatch_modes() -> bool:
@@ -61,6 +87,35 @@ def size_hint(size: int | torch.SymInt) -> int | None:
     return known if isinstance(known, int) else None
 
 
+def cached_libraries() -> dict[str, Path]:
+    """Libraries of this process's CPU graphs, and of the compiler's look at the processor, by place in its cache.
+
+    ``torch.compiler.save_cache_artifacts`` leaves them out, though making them takes longer than the rest.
+    """
+    from torch._inductor.codecache import CppPythonBindingsCodeCache
+
+    folder = cache_folder()
+    files = [file for key in CppPythonBindingsCodeCache.cache for file in folder.glob(f"{key[1:3]}/{key}*.so")]
+    files += [file for file in folder.glob("??/*.so*") if ".main." not in file.name]
+    return {file.relative_to(folder).as_posix(): file for file in files}
+
+
+def cache_folder() -> Path:
+    """Where torch keeps what it has compiled: TORCHINDUCTOR_CACHE_DIR, or a folder of the user in the temporary one."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return Path(cache_dir())
+
+
+def varying(leaf: Any) -> Any:
+    """The tensor again, whose leading length the compiler takes to change (``torch._dynamo.maybe_mark_dynamic``)."""
+    if not isinstance(leaf, Tensor) or leaf.dim() == 0:
+        return leaf
+    leaf = leaf.detach()  # another object, so that the caller's is not marked
+    torch._dynamo.maybe_mark_dynamic(leaf, 0)  # pyright: ignore[reportAttributeAccessIssue]
+    return leaf
+
+
 def mark_static(tensors: Iterable[Tensor]) -> None:
     """Promise CUDA graphs that these inputs stay where they are (``torch._dynamo.mark_static_address``)."""
     for tensor in tensors:
@@ -68,16 +123,19 @@ def mark_static(tensors: Iterable[Tensor]) -> None:
 
 
 __all__ = [
-    "CustomGraphPass",
-    "TorchDynamoException",
+    "CustomGraphPass",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
+    "TorchDynamoException",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
+    "cache_folder",
+    "cached_libraries",
     "compiled_modes_see_all",
+    "constant_when_traced",
     "dispatch_modes",
     "foreach",
     "fused_adam",
-    "get_hash_for_files",
+    "get_hash_for_files",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
     "is_view",
     "mark_static",
-    "mode_options",
+    "mode_options",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
     "onednn_linear",
     "peek_interpreter_stack",
     "scan",
@@ -89,4 +147,5 @@ __all__ = [
     "tree_leaves",
     "tree_map",
     "tree_unflatten",
+    "varying",
 ]

@@ -35,6 +35,8 @@ class Flags:
     """A new order every epoch; --no-shuffle takes the stored order."""
     compile: bool = False
     """Compile the train step: seconds at the start, faster steps after. Worth it for long runs and GPUs."""
+    compiled: Path | None = None
+    """Compile, with the code of this file; if it is not there, it is written after the first epoch. Trust its maker."""
     output: Path | None = None
     """Folder for metrics, checkpoint and pictures (default: runs/RECIPE-DATASET)."""
     resume: bool = False
@@ -74,7 +76,14 @@ def run(name: str, model: fnn.Layer, size: int, flags: Flags) -> dict[str, float
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return fnn.optim.apply_updates(params, updates), opt_state, value
 
-    step = fnn.jit(train_step, donate_argnums=(0, 1)) if flags.compile else train_step
+    # without precompiled headers, which no file holds, a start from a file calls no C++ compiler
+    options = {"cpp_cache_precompile_headers": False} if flags.compiled else None
+    compiled = fnn.jit(train_step, donate_argnums=(0, 1), batch_argnums=2, options=options)
+    step = compiled if flags.compile or flags.compiled else train_step
+    if flags.compiled and flags.compiled.exists():
+        fnn.load_compiled(flags.compiled)
+    elif flags.compiled:
+        flags.compiled.parent.mkdir(parents=True, exist_ok=True)
 
     print(f"device {device}\n{fnn.summary(params)}")
     try:
@@ -95,6 +104,8 @@ def run(name: str, model: fnn.Layer, size: int, flags: Flags) -> dict[str, float
             print("epoch {epoch:3d}  train loss {train_loss:.4f}".format(**row), end="  ")
             print("test loss {test_loss:.4f}  accuracy {test_accuracy:6.2%}".format(**row), f" {seconds:.1f} s")
             keep()
+            if flags.compiled and not flags.compiled.exists():
+                fnn.save_compiled(flags.compiled)
     except KeyboardInterrupt:
         print(f"\nstopped after epoch {len(history)}; go on with --resume")
         raise SystemExit(130) from None
@@ -134,7 +145,7 @@ def choose_device(name: str) -> torch.device:
 
 def _fixed(flags: Flags) -> dict:
     """The flags that an unbroken and a resumed run must share."""
-    free = ("epochs", "output", "resume", "data_root", "device", "compile")
+    free = ("epochs", "output", "resume", "data_root", "device", "compile", "compiled")
     return {name: value for name, value in asdict(flags).items() if name not in free}
 
 

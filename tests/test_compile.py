@@ -91,6 +91,20 @@ def test_loop_with_short_batch_and_changed_rate():
     assert fnn.compile_count(donated) == 2
 
 
+def test_a_batch_of_another_length_compiles_nothing_where_the_batch_is_named():
+    step, params, state, batch = adam_problem()
+    donated = jit(step, donate_argnums=(0, 1), batch_argnums=2)
+    p, s = copied(params, state)
+    for length in (6, 4, 5, 6):
+        part = fnn.tree.map(lambda x, length=length: x[:length], batch)
+        p, s, value = donated(p, s, part)
+        params, state, expected = step(params, state, part)
+        torch.testing.assert_close(value, expected)
+    assert fnn.compile_count(donated) == 1
+    with pytest.raises(ValueError, match="either donated or static or a batch"):
+        jit(step, donate_argnums=(0, 1), batch_argnums=1)
+
+
 def test_inductor_donated_run_of_2000_steps_is_the_undonated_one_bit_for_bit():
     step, params, state, batch = adam_problem()
     pure, donated = fnn.jit(step), fnn.jit(step, donate_argnums=(0, 1))
@@ -270,7 +284,7 @@ def test_static_arguments():
         f(x, [1], y)
     g = jit(lambda n, p: {"a": p["a"] * n}, static_argnums=0, donate_argnums=1)
     assert g(3, {"a": torch.ones(1)})["a"].item() == 3.0
-    with pytest.raises(ValueError, match="either donated or static"):
+    with pytest.raises(ValueError, match="either donated or static or a batch"):
         jit(lambda p: p, donate_argnums=0, static_argnums=0)
 
 
@@ -342,9 +356,14 @@ def test_generated_code_writes_the_update_into_the_donated_buffers():
 
 SHIP = """
 import sys, torch, fnn
-f = fnn.jit(lambda p: {"w": torch.sin(p["w"]) * 2}, donate_argnums=0)
+options = {"cpp_cache_precompile_headers": False}
+f = fnn.jit(lambda p: {"w": torch.sin(p["w"]) * 2}, donate_argnums=0, options=options)
 if sys.argv[1] == "load":
     fnn.load_compiled(sys.argv[2])
+if sys.argv[1] != "save":
+    import torch._inductor.cpp_builder as builder
+    def refuse(*_, **__): raise AssertionError("the C++ compiler was called")
+    builder.run_compile_cmd = builder._run_compile_cmd = refuse
 f({"w": torch.ones(7)})
 if sys.argv[1] == "save":
     fnn.save_compiled(sys.argv[2])
@@ -369,6 +388,14 @@ def test_a_second_process_is_warm_and_artifacts_can_be_shipped(tmp_path):
     assert run("save", "one") == 0
     assert run("again", "one") > 0
     assert run("load", "two") > 0
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "step.bin").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"step\.bin is no file of save_compiled"):
+        fnn.load_compiled(tmp_path / "step.bin")
+    with pytest.raises(FileNotFoundError):
+        fnn.load_compiled(tmp_path / "none.bin")
 
 
 def test_save_compiled_without_anything_compiled_is_refused(tmp_path, monkeypatch):

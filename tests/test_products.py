@@ -1,7 +1,5 @@
 """Routes of matrix products: each equals the float64 product, and is the one that the sizes ask for."""
 
-import sys
-
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -68,9 +66,7 @@ def test_the_measurement_is_taken_once(monkeypatch):
 def test_generated_code_takes_the_routes(monkeypatch):
     from torch._inductor.utils import fresh_cache, run_and_get_code
 
-    monkeypatch.setattr(
-        sys.modules["fnn.compile.jit"], "onednn_is_faster", lambda: torch.backends.mkldnn.is_available()
-    )
+    monkeypatch.setattr(products, "onednn_is_faster", torch.backends.mkldnn.is_available)
     model = fnn.models.mlp(64, 64, 8, 3)
     params = model.init(fnn.random.key(0))
     x = fnn.random.normal(fnn.random.key(1), (16, 64))

@@ -154,6 +154,20 @@ def test_the_heat_equation_is_learned(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_with_compiled_code_of_another_equals_it(tmp_path: Path) -> None:
+    file = tmp_path / "step.bin"
+    flags = ("recipes.mlp", "--epochs", "2", "--compiled", str(file))
+    run(*flags, "--output", str(tmp_path / "first"))
+    size = file.stat().st_size
+    run(*flags, "--output", str(tmp_path / "second"))
+    assert metrics(tmp_path / "first") == metrics(tmp_path / "second")
+    assert file.stat().st_size == size
+    run("recipes.mlp", "--epochs", "2", "--output", str(tmp_path / "eager"))
+    for row, other in zip(metrics(tmp_path / "second"), metrics(tmp_path / "eager"), strict=True):
+        assert row == pytest.approx(other, rel=1e-3)
+
+
+@pytest.mark.slow
 def test_the_compiled_heat_equation_is_solved_to_one_percent(tmp_path: Path) -> None:
     figures = heat_equation.solve(heat_equation.Flags(steps=1500, rounds=5, output=tmp_path))
     assert figures["relative_error"] < 0.01

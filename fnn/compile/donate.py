@@ -104,11 +104,22 @@ def _fits(new: Any, old: Tensor) -> bool:
 
 def leaves(tree: Tree) -> list:
     """All leaves, in the containers' own order."""
-    if isinstance(tree, dict):
-        return [leaf for child in tree.values() for leaf in leaves(child)]
-    if isinstance(tree, (list, tuple)):
-        return [leaf for child in tree for leaf in leaves(child)]
-    return [tree] if isinstance(tree, Tensor) else _torch.tree_leaves(tree)
+    found: list = []
+    _collect(tree, found)
+    return found
+
+
+def _collect(tree: Tree, found: list) -> None:
+    if isinstance(tree, Tensor):
+        found.append(tree)
+    elif isinstance(tree, dict):
+        for child in tree.values():
+            _collect(child, found)
+    elif isinstance(tree, (list, tuple)):
+        for child in tree:
+            _collect(child, found)
+    else:
+        found.extend(_torch.tree_leaves(tree))
 
 
 def _like(tree: Tree, values: Iterator) -> Tree:

@@ -4,9 +4,7 @@ import functools
 import inspect
 import itertools
 import linecache
-import os
 from collections.abc import Callable, Hashable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +12,6 @@ import torch
 from fnn import _torch
 from fnn.compile import donate, written
 from fnn.compile.guards import Guards
-from fnn.compile.products import Products, onednn_is_faster
 from fnn.tree import Tree
 
 _serial = itertools.count()
@@ -25,6 +22,7 @@ def jit(
     *,
     donate_argnums: int | Sequence[int] = (),
     static_argnums: int | Sequence[int] = (),
+    batch_argnums: int | Sequence[int] = (),
     mode: str | None = None,
     backend: str = "inductor",
     options: dict[str, Any] | None = None,
@@ -40,6 +38,8 @@ def jit(
             the results: ``params, opt_state, value = step(params, opt_state, batch)``. Each donated leaf needs
             a result of its shape, dtype and device.
         static_argnums: positional arguments that are hashable Python values; one graph for each value.
+        batch_argnums: positional arguments whose leaves' leading axis changes its length, such as a batch: the length
+            is symbolic from the first call on, so that a short last batch compiles nothing.
         mode: torch.compile's: "reduce-overhead" (CUDA graphs), "max-autotune", ...
         backend: "inductor"; "eager" and "aot_eager" trace without generating code.
         options: Inductor's, over fnn's own defaults where everything is on the CPU: ``layout_optimization=False``
@@ -50,9 +50,10 @@ def jit(
             leaf; an old tree then shows the new values without an error.
 
     The graph is made on the first call and again for other structures, shapes (a second batch size makes the
-    size symbolic, so a third one is free), dtypes, devices and Python values that the function closes over;
-    never for other numbers in a tensor, such as a learning rate or a step count. :func:`compile_count` tells. What
-    lies inside functions of fnn and torch is taken not to change (:class:`fnn.compile.guards.Guards`).
+    size symbolic, so a third one is free; with ``batch_argnums`` the second is free, too), dtypes, devices and Python
+    values that the function closes over; never for other numbers in a tensor, such as a learning rate or a step count.
+    :func:`compile_count` tells. What lies inside functions of fnn and torch is taken not to change
+    (:class:`fnn.compile.guards.Guards`).
 
     Raises ``TypeError`` for a leaf that is no tensor, for code that cannot be one graph (naming the line) and
     for a call inside ``vmap`` or ``grad``; ``ValueError`` for a tree that was donated before, one tensor
@@ -73,6 +74,7 @@ def jit(
     settings = {
         "donate_argnums": _numbers(donate_argnums),
         "static_argnums": _numbers(static_argnums),
+        "batch_argnums": _numbers(batch_argnums),
         "mode": mode,
         "backend": backend,
         "options": options,
@@ -81,9 +83,10 @@ def jit(
     }
     if function is None:
         return functools.partial(jit, **settings)
-    donated, static = settings["donate_argnums"], settings["static_argnums"]
-    if set(donated) & set(static):
-        raise ValueError(f"an argument is either donated or static, got {donated} and {static}")
+    kinds = [settings[name] for name in ("donate_argnums", "static_argnums", "batch_argnums")]
+    if len(set().union(*kinds)) < sum(map(len, kinds)):
+        raise ValueError(f"an argument is either donated or static or a batch, got {kinds[0]}, {kinds[1]}, {kinds[2]}")
+    static = kinds[1]
     variants: dict[Hashable, _Compiled] = {}
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -117,28 +120,6 @@ def compile_count(jitted: Callable) -> int:
     return jitted.compile_count()  # type: ignore[attr-defined]
 
 
-def save_compiled(path: str | os.PathLike) -> None:
-    """Write what this process has compiled to a file, to be shipped with a recipe.
-
-    Raises ``ValueError`` when nothing was compiled.
-    """
-    saved = torch.compiler.save_cache_artifacts()
-    if saved is None:
-        raise ValueError("save_compiled: nothing has been compiled in this process yet; call the function first")
-    part = Path(f"{os.fspath(path)}.part")
-    part.write_bytes(saved[0])
-    os.replace(part, path)
-
-
-def load_compiled(path: str | os.PathLike) -> None:
-    """Read a file of :func:`save_compiled` into torch's cache, before the first call of the functions.
-
-    The file holds machine code, so load only files that you trust. It fits the same torch version, kind of
-    processor and source code; other functions compile as usual.
-    """
-    torch.compiler.load_cache_artifacts(Path(path).read_bytes())
-
-
 class _Variant:
     """The graphs for donated arguments of one structure, shapes and dtypes."""
 
@@ -157,7 +138,9 @@ class _Compiled:
         self.static = static
         self.settings = settings
         # numbers among the arguments that are left once static ones are taken out
-        self.donated = [i - sum(s < i for s in static) for i in settings["donate_argnums"]]
+        self.donated, self.batches = (
+            [i - sum(s < i for s in static) for i in settings[name]] for name in ("donate_argnums", "batch_argnums")
+        )
         self.numbers = itertools.count()
         self.graphs: dict[int, Callable] = {}  # by number: how to rebuild the results
         self.variants: dict[Hashable, _Variant] = {}
@@ -212,6 +195,7 @@ class _Compiled:
         compiled = next((compiled for guards, compiled in variant.compiled if guards.hold()), None)
         if compiled is None:
             compiled = self._compile(variant, args, kwargs)
+            args = tuple(_torch.tree_map(_torch.varying, x) if i in self.batches else x for i, x in enumerate(args))
         try:
             number, out = compiled(*args, **kwargs)
         except _torch.TorchDynamoException as error:
@@ -262,8 +246,10 @@ class _Compiled:
         if backend == "inductor":
             defaults: dict[str, Any] = {}
             if on_cpu:
-                products = Products(onednn_is_faster())
-                defaults = {"layout_optimization": False, "post_grad_custom_pre_pass": products}
+                from fnn.compile import products  # only here, as it imports the compiler
+
+                route = products.Products(products.onednn_is_faster())
+                defaults = {"layout_optimization": False, "post_grad_custom_pre_pass": route}
             options = defaults | _torch.mode_options(mode or "default") | options
         known = [*(f"args[{i}]" for i in self.donated), "traced.__self__.static", "traced.__self__.donated"]
         guards = Guards({"traced": traced, "next_number": next_number, "G": globals()}, known)

@@ -61,7 +61,10 @@ def check_differentiable(tree: _tree.Tree, name: str = "params") -> None:
     Traceback (most recent call last):
     TypeError: params['count'] is a torch.int64 tensor and has no gradient; split it off with fnn.tree.partition
     """
-    for path, leaf in zip(_tree.paths(tree, dotted=False), _tree.leaves(tree), strict=True):
+    leaves = _tree.leaves(tree)
+    if all(isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()) for leaf in leaves):
+        return
+    for path, leaf in zip(_tree.paths(tree, dotted=False), leaves, strict=True):
         if not isinstance(leaf, Tensor):
             raise TypeError(f"{name}{path} is {leaf!r}, not a tensor; keep configuration in a closure")
         if not leaf.is_floating_point() and not leaf.is_complex():

@@ -33,9 +33,12 @@ def _sorted_keys(keys: tuple) -> tuple:
     return tuple(sorted(keys, key=natural))
 
 
+_traced_keys = _torch.constant_when_traced(lambda *keys: _sorted_keys(keys))
+
+
 def keys_in_order(node: dict) -> Sequence:
-    """The keys sorted; eager code sorts each set of keys once."""
-    return sorted(node, key=natural) if torch.compiler.is_compiling() else _sorted_keys(tuple(node))
+    """The keys sorted, once for each set of keys."""
+    return _traced_keys(*node) if torch.compiler.is_compiling() else _sorted_keys(tuple(node))
 
 
 def in_order(tree: Tree) -> Tree:
@@ -161,13 +164,13 @@ def columns(*trees: Tree) -> list[list]:
 def _gather(nodes: Sequence[Tree], rows: list) -> None:
     first = nodes[0]
     if isinstance(first, Tensor):
-        for node in nodes:
+        for node in nodes[1:]:
             if not isinstance(node, Tensor):
                 _differ(nodes)
         rows.append(nodes)
     elif isinstance(first, dict):
         keys = first.keys()
-        for node in nodes:
+        for node in nodes[1:]:
             if not isinstance(node, dict) or node.keys() != keys:
                 _differ(nodes)
         for key in keys_in_order(first):

@@ -117,6 +117,28 @@ def test_one_graph_for_all_rates_and_counts(case: Case) -> None:
         torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(CASES[n], id=n, marks=[] if n in ("adam", "partition") else [pytest.mark.slow]) for n in CASES],
+)
+def test_two_donated_steps_equal_eager_ones(case: Case) -> None:
+    opt = case.make(0.05)
+    jitted = fnn.jit(lambda params, state: step(opt, params, state), donate_argnums=(0, 1), backend="aot_eager")
+    params = tree.cast(start(), torch.float32)
+    state = opt.init(params)
+    expected, expected_state = tree.map(torch.clone, (params, state))
+    for _ in range(2):
+        given = params, state
+        params, state = jitted(params, state)
+        expected, expected_state = step(opt, expected, expected_state)
+    assert all(leaf.is_meta for leaf in tree.leaves(given))
+    assert fnn.compile_count(jitted) == 1
+    assert tree.structure((params, state)) == tree.structure((expected, expected_state))
+    pairs = zip(tree.leaves((params, state)), tree.leaves((expected, expected_state)), strict=True)
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-6)
+
+
 @TABLE
 def test_empty_trees_and_saved_states(case: Case, tmp_path: Path) -> None:
     opt = case.make(0.05)

@@ -1,0 +1,98 @@
+"""The tutorial's whole run on Fashion-MNIST, from process start to exit: the recipe against the tutorial's own loop.
+
+``--epochs 10``, ``--rounds 1``, ``--rivals eager cold warm shipped``. Reads the data where FNN_DATA says.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from recipes.bench import harness
+
+LOOP = Path(__file__).with_name("tutorial_loop.py")
+RECIPE = ["--dataset", "fashion_mnist", "--no-shuffle", "--learning-rate", "1e-3", "--momentum", "0", "--device", "cpu"]
+RIVALS = {
+    "eager": "python -m recipes.mlp",
+    "cold": "--compile, first time on this machine",
+    "warm": "--compile, again",
+    "shipped": "--compiled FILE, first time on this machine",
+}
+# of the tenth epoch; seeds differ by as much
+CLOSE = {"test_accuracy": 0.015, "test_loss": 0.025}
+
+
+def timed(command: list[str], cache: Path | None = None) -> tuple[float, str]:
+    """Seconds from start to exit of a process on one thread, and what it printed. cache: where torch's files go."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(LOOP.parents[2])}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # a library is byte-compiled once, not in every process
+    if cache:
+        cache.mkdir(exist_ok=True)
+        environment |= {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TMPDIR": str(cache)}
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, *command], env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return time.perf_counter() - start, done.stdout
+
+
+def tutorial(root: str, epochs: int) -> tuple[float, dict[str, float]]:
+    seconds, out = timed(["-P", str(LOOP), root, str(epochs)])  # -P: the folder of this file holds a random.py
+    return seconds, json.loads(out.splitlines()[-1])
+
+
+def recipe(name: str, root: str, epochs: int, folder: Path) -> tuple[float, dict[str, float]]:
+    """``cold`` before ``warm`` and ``shipped``: it fills the cache of the one and writes the file of the other."""
+    flags = [*RECIPE, "--data-root", root, "--epochs", str(epochs), "--output", str(folder / "out")]
+    if name in ("cold", "shipped"):
+        flags += ["--compiled", str(folder / "step.bin")]
+    elif name == "warm":
+        flags += ["--compile"]
+    cache = folder / ("shipped" if name == "shipped" else "cache")
+    seconds, _ = timed(["-m", "recipes.mlp", *flags], cache)
+    return seconds, json.loads((folder / "out" / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rivals", nargs="+", default=list(RIVALS), choices=list(RIVALS))
+    options = parser.parse_args()
+    root = os.environ.get("FNN_DATA")
+    if root is None:
+        sys.exit("FNN_DATA names no folder with FashionMNIST/raw")
+    timed(["-c", "import torchvision, fnn, recipes.training"])  # byte-compiled and in the file cache for all
+    seconds: dict[str, list[float]] = {}
+    figures: dict[str, dict[str, float]] = {}
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ["tutorial", *options.rivals]:
+                if name == "tutorial":
+                    taken, figures[name] = tutorial(root, options.epochs)
+                else:
+                    taken, figures[name] = recipe(name, root, options.epochs, Path(folder))
+                seconds.setdefault(name, []).append(taken)
+                print(name, figures[name], flush=True)
+    if options.epochs >= 10:  # in earlier epochs seeds differ by more
+        for name, row in figures.items():
+            for figure, most in CLOSE.items():
+                gap = abs(row[figure] - figures["tutorial"][figure])
+                assert gap <= most, f"{name}: {figure} is {gap:.4f} from the tutorial's"
+    whole = harness.ratios({name: statistics.median(times) for name, times in seconds.items()}, "tutorial")
+    titles = {"tutorial": "the tutorial's own loop"} | RIVALS
+    rows = [
+        [titles[name], whole[name], f"{row['test_accuracy']:.1%}", f"{row['test_loss']:.3f}"]
+        for name, row in figures.items()
+    ]
+    body = (
+        f"From process start to exit, {options.epochs} epoch(s) of MLP 784-512-512-10 on Fashion-MNIST, batch 64, "
+        "SGD 1e-3, stored order, test set after every epoch; time over that of the tutorial's own loop (torchvision, "
+        "ToTensor, DataLoader, nn.Module, torch.optim.SGD), one core, one thread. The recipe also writes checkpoints, "
+        "metrics and pictures.\n\n"
+    )
+    header = ["", "time", "test accuracy", "test loss"]
+    harness.report("tutorial", "The whole tutorial run", body + harness.table(header, rows), ["torchvision"])
