@@ -150,8 +150,12 @@ def measure(flags: Flags) -> dict[str, Any]:
 
     alone = Trainer(flags, data, together=False)
     compiling = alone.compile_seconds(key)
-    times = [torch.stack(column) for column in zip(*[alone.reach(key) for key in keys], strict=True)]
-    rows = {"one after the other": _row(flags, compiling, times)}
+    print(f"compiled in {compiling:.1f} s; seconds to {', '.join(map('{:.1%}'.format, flags.targets))}:")
+    runs = []
+    for seed in range(flags.seeds):
+        runs.append(alone.reach(keys[seed]))
+        print(f"seed {seed:3d}  " + "  ".join(f"{float(seconds):7.2f}" for seconds in runs[-1]), flush=True)
+    rows = {"one after the other": _row(flags, compiling, [torch.stack(column) for column in zip(*runs, strict=True)])}
     if flags.together:
         every = Trainer(flags, data, together=True)
         compiling = every.compile_seconds(keys)
