@@ -135,6 +135,7 @@ def main() -> None:
             rivals.agree(calls, dtype, options.steps)
             seconds = harness.interleave(calls, **harness.plan(calls, options.seconds))
             columns[f"{name}, {optimizer}"] = harness.ratios(seconds, BASE)
+            print(f"{name}, {optimizer}: {columns[f'{name}, {optimizer}']}", flush=True)
             for row, cells in compiling(given, options.lengths).items() if options.lengths else ():
                 compiled.append([f"{name}, {optimizer}: {row}", *cells])
     body = (

@@ -76,6 +76,7 @@ def main() -> None:
             for count in options.batch:
                 given = rivals.problem(name, optimizer, count, options.device, dtype, options.backend)
                 columns[f"{optimizer}, {count:,}"] = column(given, options)
+                print(f"{name}, {optimizer}, {count:,}: {columns[f'{optimizer}, {count:,}']}", flush=True)
         body = (
             f"Time of one step over that of {BASE}, eager; smaller is faster. Columns: optimizer and batch. The losses "
             "of the first and the third step of all rivals agree.\n\n"
