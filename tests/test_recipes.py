@@ -1,5 +1,6 @@
 """The recipes as a user runs them."""
 
+import itertools
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import fnn
-from recipes import heat_equation, hessian_spectrum, lr_sweep, natural_gradient
+from recipes import heat_equation, hessian_spectrum, lr_sweep, natural_gradient, time_to_accuracy
 
 ROOT = Path(__file__).parents[1]
 
@@ -183,6 +184,25 @@ def test_compiled_gauss_newton_steps_equal_eager_ones(tmp_path: Path) -> None:
     ]
     losses = [[row["loss"] for history in run["rows"].values() for row in history] for run in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_seeds_reach_an_accuracy_alone_as_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = {"dataset": "digits", "model": "mlp", "every": 8, "batch_size": 32, "compile": False, "output": tmp_path}
+    ticks = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))  # a call of the step is a second
+    result = time_to_accuracy.measure(time_to_accuracy.Flags(**flags, targets=[0.8, 0.9], seeds=3, epochs=4))
+    alone, together = (row["targets"] for row in result["rows"].values())
+    assert alone == together
+    assert alone["0.8"]["reached"] == alone["0.9"]["reached"] == 3
+    assert 1 <= alone["0.8"]["mean"] < alone["0.9"]["mean"] <= alone["0.9"]["last"] < 20
+    assert json.loads((tmp_path / "metrics.json").read_text()) == result
+    flags["together"] = False
+    result = time_to_accuracy.measure(time_to_accuracy.Flags(**flags, targets=[0.5, 1.0], seeds=1, epochs=1))
+    (row,) = result["rows"].values()
+    assert [found["reached"] for found in row["targets"].values()] == [1, 0]  # and no figure for what was not reached
+    assert row["targets"]["1.0"] == {"reached": 0}
+    with pytest.raises(SystemExit, match="more than the 1438 samples"):
+        time_to_accuracy.measure(time_to_accuracy.Flags(**flags | {"every": 1000}))
 
 
 def test_import_needs_no_extra() -> None:

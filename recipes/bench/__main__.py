@@ -7,7 +7,8 @@ import recipes.bench
 
 def main() -> None:
     names = [module.name for module in pkgutil.iter_modules(recipes.bench.__path__)]
-    names = [name for name in names if name not in ("__main__", "harness", "tutorial_loop")]
+    tools = ("__main__", "floor", "harness", "networks", "rivals", "tutorial_loop")
+    names = [name for name in names if name not in tools]
     if len(sys.argv) < 2 or sys.argv[1] not in names:
         sys.exit(f"usage: python -m recipes.bench NAME, where NAME is one of: {', '.join(names)}")
     name = sys.argv.pop(1)

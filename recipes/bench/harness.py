@@ -1,5 +1,6 @@
 """Interleaved timing, peak memory, and the report that each benchmark writes into docs/performance.md."""
 
+import argparse
 import ctypes
 import os
 import platform
@@ -8,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,30 +19,61 @@ REPORT = Path(__file__).parents[2] / "docs" / "performance.md"
 
 
 def interleave(
-    rivals: dict[str, Callable[[], object]], rounds: int = 30, inner: int = 1, lead: int = 0
+    rivals: dict[str, Callable[[], object]], rounds: int = 30, inner: int = 1, lead: int = 0, warm: int = 2
 ) -> dict[str, float]:
     """Median seconds of one call of each rival; every round runs each of them once, ``inner`` calls a time.
 
     The order changes from round to round, because a rival pays for the memory and caches that the one before it left;
     ``lead`` untimed calls before each timing let it find its own.
 
-    Each rival is called twice beforehand, so that compilation and caches are not measured.
+    Each rival is called ``warm`` times beforehand, so that compilation and caches are not measured.
     """
     for call in rivals.values():
-        call()
-        call()
+        for _ in range(warm):
+            call()
     times: dict[str, list[float]] = {name: [] for name in rivals}
     for number in range(rounds):
         for name, call in random.Random(number).sample(list(rivals.items()), len(rivals)):
             for _ in range(lead):
                 call()
-            synchronize()
-            start = time.perf_counter()
-            for _ in range(inner):
-                call()
-            synchronize()
-            times[name].append((time.perf_counter() - start) / inner)
+            times[name].append(timed(call, inner) / inner)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def timed(call: Callable[[], object], inner: int = 1) -> float:
+    """Seconds of ``inner`` calls and their results: by the device's events where there is CUDA, else by the clock."""
+    synchronize()
+    if torch.cuda.is_available():
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        _run(call, inner)
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1000
+    start = time.perf_counter()
+    _run(call, inner)
+    return time.perf_counter() - start
+
+
+def _run(call: Callable[[], object], inner: int) -> None:
+    for _ in range(inner - 1):
+        call()
+    wait(call())
+
+
+def wait(value: object) -> None:
+    """JAX computes on streams and threads of its own, which no event of torch's sees."""
+    getattr(value, "block_until_ready", lambda: None)()
+
+
+def plan(rivals: dict[str, Callable[[], object]], seconds: float) -> dict[str, int]:
+    """Settings of :func:`interleave`, 5 to 21 rounds of 1 to 10 calls, for rivals that were called before.
+
+    About ``seconds`` are spent, unless 5 rounds take longer.
+    """
+    once = sum(timed(call) for call in rivals.values())
+    inner = min(10, max(1, round(seconds / 21 / once)))
+    return {"rounds": min(21, max(5, round(seconds / inner / once))), "inner": inner, "warm": 0}
 
 
 def ratios(seconds: dict[str, float], base: str) -> dict[str, float]:
@@ -96,7 +128,8 @@ def machine(packages: Sequence[str] = ()) -> str:
     pages = "huge pages" if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1" else "pages of 4 KB"
     parts = [processor, f"{torch.get_num_threads()} thread(s)", pages]
     if torch.cuda.is_available():
-        parts.append(torch.cuda.get_device_name())
+        precise = torch.get_float32_matmul_precision() == "highest"
+        parts += [torch.cuda.get_device_name(), "no TF32" if precise else "TF32"]
     for name in ("torch", *packages):
         try:
             parts.append(f"{name} {version(name)}")
@@ -113,9 +146,47 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(lines)
 
 
+def columns_table(columns: Mapping[str, Mapping[str, object]]) -> str:
+    """A table of columns that may lack rows."""
+    names = list(dict.fromkeys(row for column in columns.values() for row in column))
+    return table(["", *columns], [[name, *(column.get(name, "-") for column in columns.values())] for name in names])
+
+
+def add_device_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--tf32", action="store_true", help="float32 products in TF32, on CUDA")
+    parser.add_argument("--backend", default="inductor", help="of torch.compile; others are for tests")
+
+
+def prepare(options: argparse.Namespace) -> torch.dtype:
+    """Do what the flags say, and return the dtype in which layers are computed."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: torch finds no GPU here")
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = options.tf32
+    return getattr(torch, options.dtype)
+
+
+def where(options: argparse.Namespace) -> str:
+    """The end of a section's title."""
+    return f", {options.device.upper()}, {options.dtype}{' (TF32)' if options.tf32 else ''}"
+
+
+def section(bench: str, part: str, options: argparse.Namespace) -> str:
+    """The name of a section: another device or dtype has one of its own."""
+    usual = options.device == "cpu" and options.dtype == "float32"
+    words = [] if usual else [options.device, options.dtype, *["tf32"] * options.tf32]
+    return " ".join([bench, *part.split(), *words])
+
+
 def report(name: str, title: str, body: str, packages: Sequence[str] = ()) -> None:
-    """Print the section and put it in docs/performance.md, in place of the section of the same name."""
-    command = f"python -m recipes.bench {name} {' '.join(sys.argv[1:])}".strip()
+    """Print the section and put it in docs/performance.md, in place of the section of the same name.
+
+    The first word of the name is the module's.
+    """
+    command = f"python -m recipes.bench {name.split()[0]} {' '.join(sys.argv[1:])}".strip()
     section = f"## {title}\n\n`{command}`\n\n{machine(packages)}\n\n{body.strip()}\n"
     print(section)
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"

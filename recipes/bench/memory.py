@@ -1,109 +1,98 @@
-"""Peak memory of an Adam step of a perceptron with 100 million parameters: donated, not donated, torch.optim.
+"""Peak memory of a train step of each rival, by default Adam on a perceptron with 100 million parameters.
 
-Each rival runs in a process of its own: three steps at batch 64; what is reported is the peak of the second and third,
-less what the process holds once the tensors are gone. Linux only. ``--widths 784 8192 8192 3072 10``.
+Each rival runs in a process of its own: three steps; what is reported is the peak of the second and third, less what
+the process holds once the tensors are gone. Linux only. ``--models mlp lenet transformer --batch 1024``, ``--optimizer
+adam``, ``--dtype`` as in ``step``. With ``--device cuda`` it is the most that the allocator gave to tensors; that part
+has not been run on a GPU.
 """
 
 import argparse
 import gc
-import itertools
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-import fnn
-from recipes.bench import harness
+from recipes.bench import harness, networks, rivals
 
-BATCH = 64
-
-
-def torch_step(widths: list[int], x: Tensor, y: Tensor, **settings: Any) -> Callable[[], None]:
-    layers: list[nn.Module] = []
-    for a, b in itertools.pairwise(widths):
-        layers += [nn.Linear(a, b), nn.ReLU()]
-    net = nn.Sequential(*layers[:-1])
-    optimizer = torch.optim.Adam(net.parameters(), 1e-3, **settings)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(net(x), y).backward()
-        optimizer.step()
-
-    return step
-
-
-def fnn_step(widths: list[int], x: Tensor, y: Tensor, donated: bool) -> Callable[[], None]:
-    model, optimizer = fnn.models.mlp(*widths), fnn.optim.adam(1e-3)
-    params = model.init(fnn.random.key(0))
-    held = [params, optimizer.init(params)]
-    del params
-
-    @fnn.jit(donate_argnums=(0, 1) if donated else ())
-    def train_step(params: dict, state: tuple, batch: tuple) -> tuple:
-        loss = lambda params: fnn.losses.cross_entropy(model.apply(params, batch[0]), batch[1])
-        grads = fnn.grad(loss)(params)
-        updates, state = optimizer.update(grads, state, params)
-        return fnn.optim.apply_updates(params, updates), state
-
-    def step() -> None:
-        held[:] = train_step(*held, (x, y))
-
-    return step
-
-
-RIVALS: dict[str, Callable[[list[int], Tensor, Tensor], Callable[[], None]]] = {
-    "torch.optim.Adam, fused": lambda *given: torch_step(*given, fused=True),
-    "torch.optim.Adam, foreach": lambda *given: torch_step(*given, foreach=True),
-    "fnn.jit, donated": lambda *given: fnn_step(*given, donated=True),
-    "fnn.jit": lambda *given: fnn_step(*given, donated=False),
+RIVALS: dict[str, Callable[[rivals.Problem], rivals.Step]] = {
+    "torch.optim, fused": lambda given: rivals.eager(given, fused=True),
+    "torch.optim, foreach": lambda given: rivals.eager(given, foreach=True),
+    "torch.compile of the loss + fused": lambda given: rivals.eager(given, compiled=True, fused=True),
+    "torch.compile of the step, by hand": rivals.by_hand,
+    "TorchOpt, functional": rivals.torchopt,
+    "fnn.jit, donated": rivals.ours,
+    "fnn.jit": lambda given: rivals.ours(given, donated=False),
+    "JAX + Optax, jit, donated": rivals.with_jax,
 }
+BASE = "torch.optim, fused"
 
 
-def once(name: str, widths: list[int]) -> None:
-    """Print the peak of one rival in bytes."""
-    x = fnn.random.normal(fnn.random.key(1), (BATCH, widths[0]))
-    y = fnn.random.randint(fnn.random.key(2), (BATCH,), 0, widths[-1])
-    step = RIVALS[name](widths, x, y)
+def once(name: str, given: rivals.Problem) -> None:
+    """Print the peak of one rival in bytes, or nothing when it is not installed."""
+    try:
+        step = RIVALS[name](given)
+    except ImportError as error:
+        print(error, file=sys.stderr)
+        return
+    given.start.clear()  # every rival has a copy of its own
+    harness.wait(step())
+    if given.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        harness.reset_peak()
     step()
-    harness.reset_peak()
-    step()
-    step()
+    harness.wait(step())
+    if given.device.type == "cuda":
+        print("TENSORS", cuda_peak(jax=name.startswith("JAX")))
+        return
     peak = harness.resident("VmHWM")
-    del step
+    del step, given
     gc.collect()
     harness.trim()
     print("TENSORS", peak - harness.resident("VmRSS"))
 
 
+def cuda_peak(jax: bool) -> int:
+    """JAX counts from the start of the process, compilation included."""
+    if not jax:
+        return torch.cuda.max_memory_allocated()
+    import jax as library  # pyright: ignore[reportMissingImports]
+
+    return library.devices()[0].memory_stats()["peak_bytes_in_use"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--widths", nargs="+", type=int, default=[784, 8192, 8192, 3072, 10])
+    harness.add_device_flags(parser)
+    parser.add_argument("--models", nargs="+", choices=networks.NAMES, metavar="MODEL", default=["100m"])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--optimizer", choices=["sgd", "adam"], default="adam")
     parser.add_argument("--once", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    dtype = harness.prepare(options)
     if options.once:
-        return once(options.once, options.widths)
-    sizes = [str(width) for width in options.widths]
-    peaks = {}
-    for name in RIVALS:
-        command = [sys.executable, "-m", "recipes.bench", "memory", "--widths", *sizes, "--once", name]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        peaks[name] = int(done.stdout.rsplit("TENSORS", 1)[1])
-    count = sum((a + 1) * b for a, b in itertools.pairwise(options.widths))
-    parameters = 4 * count
-    rows = [[name, peak / peaks["torch.optim.Adam, fused"], peak / parameters] for name, peak in peaks.items()]
+        (name,) = options.models
+        kind = (options.optimizer, options.batch, options.device, dtype, options.backend)
+        return once(options.once, rivals.problem(name, *kind))
+    columns: dict[str, dict[str, object]] = {}
+    for model in options.models:
+        peaks = {}
+        parameters = sum(leaf.nbytes for leaf in rivals.start(model, "cpu").values())
+        for name in RIVALS:
+            flags = [*sys.argv[1:], "--models", model, "--once", name]  # a flag given twice counts the second time
+            command = [sys.executable, "-m", "recipes.bench", "memory", *flags]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            if "TENSORS" in done.stdout:
+                peaks[name] = int(done.stdout.rsplit("TENSORS", 1)[1])
+        columns[f"{model}, ratio"] = {name: peak / peaks[BASE] for name, peak in peaks.items()}
+        columns[f"{model}, copies"] = {name: peak / parameters for name, peak in peaks.items()}
+    models = "; ".join(f"{name}: {networks.describe(name)}" for name in options.models)
     body = (
-        f"Perceptron {'-'.join(sizes)}, {count / 1e6:.0f} million parameters, batch {BATCH}, float32, CPU. Peak memory "
-        "of a step, less what the process holds without tensors, over that of torch.optim's fused Adam, and in copies "
-        "of the parameters.\n\n"
+        f"Peak memory of a step of {options.optimizer} at batch {options.batch:,}, less what the process holds without "
+        f"tensors, over that of torch.nn + {BASE} (ratio), and in copies of the parameters. {models}.\n\n"
     )
-    harness.report("memory", "Memory of an Adam step", body + harness.table(["", "ratio", "copies"], rows))
-
-
-if __name__ == "__main__":
-    main()
+    part = "" if options.models == ["100m"] else f"{' '.join(options.models)} {options.batch}"
+    name = harness.section("memory", part, options)
+    harness.report(name, f"Memory of a step{harness.where(options)}", body + harness.columns_table(columns), ["jax"])

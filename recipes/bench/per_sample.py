@@ -4,7 +4,6 @@
 """
 
 import argparse
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -229,7 +228,6 @@ def main() -> None:
     if options.once:
         return once(options.once)
     if options.memory:
-        sys.argv[1:] = []
         return memory()
     body = "Times over those of fnn, compiled, in the same column; CPU, float32; smaller is faster.\n\n"
     for title, make, base in (

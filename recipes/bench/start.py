@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import fnn
-from recipes.bench import harness, step
+from recipes.bench import harness, rivals
 
 RIVALS = {
     "fnn": "fnn.jit, donated",
@@ -34,52 +34,37 @@ STARTS = [
 ]  # fmt: skip
 
 
-def fnn_steps(name: str, x: Tensor, y: Tensor, shipped: bool) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+def fnn_steps(given: rivals.Problem, shipped: bool) -> dict[str, Callable]:
     """The train step, eager and compiled."""
-    start, apply, optimizer = step.module(name).state_dict(), step.forward(name, step.module(name)), fnn.optim.sgd(1e-3)
+    step, optimizer = rivals.fnn_function(given)
+    held = [rivals.first_carry(given, optimizer)]
 
-    def train_step(params: dict, state: tuple, batch: tuple) -> tuple:
-        loss = lambda params: fnn.losses.cross_entropy(apply(params, batch[0]), batch[1])
-        value, grads = fnn.value_and_grad(loss)(params)
-        updates, state = optimizer.update(grads, state, params)
-        return fnn.optim.apply_updates(params, updates), state, value
-
-    def caller(function: Callable) -> Callable[[], Tensor]:
-        params = {path: leaf.clone() for path, leaf in start.items()}
-        held = [params, optimizer.init(params)]
-
-        def call() -> Tensor:
-            held[0], held[1], value = function(held[0], held[1], (x, y))
-            return value
-
-        return call
+    def eager() -> Tensor:
+        held[0], value = step(held[0], given.batch)
+        return value
 
     # without precompiled headers, which no file holds, a start from a file calls no C++ compiler
     options = {"cpp_cache_precompile_headers": False} if shipped else None
-    compiled = fnn.jit(train_step, donate_argnums=(0, 1), batch_argnums=2, options=options)
-    return caller(train_step), caller(compiled)
+    return {"eager": eager, "compiled": rivals.ours(given, batch_argnums=1, options=options)}
 
 
 def child(rival: str, kind: str, name: str, file: str) -> None:
     """Print the seconds of the first call, and those of a later call and of an eager step."""
     torch.set_num_threads(1)
-    x = fnn.random.normal(fnn.random.key(1), (64, *((784,) if name == "mlp" else (1, 32, 32))))
-    y = fnn.random.randint(fnn.random.key(2), (64,), 0, 10)
-    calls: dict[str, Callable] = {}
+    given = rivals.problem(name, "sgd", 64)
     if rival == "fnn":
-        calls["eager"], calls["compiled"] = fnn_steps(name, x, y, kind in ("packed", "shipped"))
+        calls = fnn_steps(given, kind in ("packed", "shipped"))
     elif rival == "torch":
         torch.optim.SGD([torch.zeros(1)])  # imports the compiler
-        every = step.rivals(name, "sgd", x, y)
-        calls["eager"], calls["compiled"] = every["torch.nn + torch.optim"], every["torch.compile + fused"]
+        calls = {"eager": rivals.eager(given), "compiled": rivals.eager(given, compiled=True, fused=True)}
     else:
-        calls["compiled"] = step.jax_step(name, "sgd", step.module(name).state_dict(), x, y)
+        calls = {"compiled": rivals.with_jax(given)}
     if "eager" in calls:
         calls["eager"]()  # imports the compiler, for its own reasons
     begin = time.perf_counter()
     if kind == "shipped":
         fnn.load_compiled(file)
-    calls["compiled"]()
+    harness.wait(calls["compiled"]())
     first = time.perf_counter() - begin
     if kind == "packed":
         fnn.save_compiled(file)

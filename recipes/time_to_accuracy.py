@@ -1,0 +1,191 @@
+"""Seconds to a test accuracy: ``python -m recipes.time_to_accuracy`` trains from many seeds, mean and spread.
+
+``every`` steps are one call, a ``fnn.scan`` over batches gathered on the device. The clock runs during these calls and
+the drawing of each epoch's order, until the device is done; it stands still while the whole test set is classified
+after each call, since how often one looks is no part of training. Compile time is the first call's less a later one's,
+given apart. Loading the data is not measured. A second figure trains all seeds together by ``vmap``: one clock for all.
+Has not been run on a GPU.
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+import fnn
+from recipes.training import choose_device
+
+
+@dataclass
+class Flags:
+    """Train from several seeds until the test accuracy is reached, one after the other and all together."""
+
+    dataset: Literal["digits", "mnist", "fashion_mnist"] = "mnist"
+    data_root: Path | None = None
+    """Folder of the data sets (default: the environment variable FNN_DATA, else ~/.cache/fnn)."""
+    model: Literal["lenet", "mlp"] = "lenet"
+    targets: list[float] = field(default_factory=lambda: [0.9, 0.99])
+    """Test accuracies; a run ends when it has reached them all."""
+    seeds: int = 20
+    epochs: int = 20
+    """At most; a seed that has not reached a target by then counts as not reached."""
+    every: int = 100
+    """Steps in one call; accuracy is looked at after each."""
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    """Of Adam."""
+    unroll: int = 1
+    """Steps of the scan that are written out."""
+    mode: Literal["default", "reduce-overhead"] = "default"
+    """reduce-overhead: CUDA graphs."""
+    together: bool = True
+    """Also all seeds at once by vmap."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    compile: bool = True
+    output: Path = Path("runs/time_to_accuracy")
+
+
+class Trainer:
+    """The compiled functions for one seed, or for several along a leading axis."""
+
+    def __init__(self, flags: Flags, data: fnn.data.Images, together: bool) -> None:
+        self.flags, self.train, self.test = flags, data.train, data.test
+        size = data.train[0].shape[-1]
+        model = fnn.models.mlp(size * size, 512, 512, 10) if flags.model == "mlp" else fnn.models.lenet()
+        optimizer = fnn.optim.adam(flags.learning_rate)
+        length, width = fnn.data.length(data.train), flags.every * flags.batch_size
+        if length < width:
+            raise SystemExit(f"--every {flags.every} batches of {flags.batch_size} are more than the {length} samples")
+        self.calls = length // width  # in an epoch
+
+        def start(key: Tensor) -> tuple:
+            params = model.init(fnn.random.fold_in(key, 0))
+            return params, optimizer.init(params)
+
+        def step(carry: tuple, index: Tensor, train: tuple[Tensor, Tensor]) -> tuple:
+            loss = lambda params: fnn.losses.cross_entropy(model.apply(params, train[0][index]), train[1][index])
+            params, state = carry
+            value, grads = fnn.value_and_grad(loss)(params)
+            updates, state = optimizer.update(grads, state, params)
+            return (fnn.optim.apply_updates(params, updates), state), value
+
+        def order(key: Tensor, epoch: Tensor) -> Tensor:
+            key = fnn.random.fold_in(fnn.random.fold_in(key, 1), epoch)
+            chosen = fnn.random.permutation(key, length)[: self.calls * width]
+            return chosen.reshape(self.calls, flags.every, flags.batch_size)
+
+        def accuracy(carry: tuple, test: tuple[Tensor, Tensor]) -> Tensor:
+            parts = [
+                fnn.metrics.accuracy(model.apply(carry[0], images), labels) * len(labels)
+                for images, labels in fnn.data.batches(test, 2000)
+            ]
+            return torch.stack(parts).sum() / len(test[1])
+
+        # the axis of the seeds comes after those of the calls and steps
+        each: Callable = fnn.vmap(step, in_dims=(0, 0, None)) if together else step
+        run = lambda carry, indices, train: fnn.scan(
+            lambda carry, index: each(carry, index, train), carry, indices, flags.unroll
+        )
+        jit: Callable = fnn.jit if flags.compile else lambda function, **settings: function
+        mode = None if flags.mode == "default" else flags.mode
+        self.run = jit(run, donate_argnums=0, mode=mode)
+        self.order = jit(fnn.vmap(order, (0, None), out_dims=2) if together else order)
+        self.accuracy: Callable = fnn.vmap(accuracy, in_dims=(0, None)) if together else accuracy
+        self.start = fnn.vmap(start) if together else start
+
+    def reach(self, key: Tensor) -> list[Tensor]:
+        """Seconds at which each target was first reached (infinite if not): for each target a tensor like a seed."""
+        carry, seconds = self.start(key), 0.0
+        reached = [torch.full(key.shape[:-1], torch.inf) for _ in self.flags.targets]
+        for epoch in torch.arange(self.flags.epochs, dtype=torch.int32, device=key.device):
+            for call in range(self.calls):
+                begin = time.perf_counter()
+                if call == 0:
+                    indices = self.order(key, epoch)
+                carry, losses = self.run(carry, indices[call], self.train)
+                losses.cpu()  # waits for the device
+                seconds += time.perf_counter() - begin
+                accuracy = self.accuracy(carry, self.test).cpu()
+                reached = [
+                    torch.where((accuracy >= target) & old.isinf(), seconds, old)
+                    for target, old in zip(self.flags.targets, reached, strict=True)
+                ]
+                if all(bool(times.isfinite().all()) for times in reached):
+                    return reached
+        return reached
+
+    def compile_seconds(self, key: Tensor) -> float:
+        """The first calls of what the clock sees, less the second."""
+
+        epoch = torch.zeros((), dtype=torch.int32, device=key.device)
+
+        def once() -> float:
+            carry = self.start(key)
+            begin = time.perf_counter()
+            carry, losses = self.run(carry, self.order(key, epoch)[0], self.train)
+            losses.cpu()
+            return time.perf_counter() - begin
+
+        first = once()
+        return max(0.0, first - once())
+
+
+def measure(flags: Flags) -> dict[str, Any]:
+    """Train, print, and return what is written to metrics.json."""
+    if min(flags.seeds, flags.epochs, flags.every, flags.batch_size) < 1 or not flags.targets:
+        raise SystemExit("give seeds, epochs, every and batch-size >= 1, and at least one target")
+    device = choose_device(flags.device)
+    data = fnn.data.load(flags.dataset, flags.data_root, size=32 if flags.model == "lenet" else None)
+    data = data._replace(train=fnn.tree.to(data.train, device), test=fnn.tree.to(data.test, device))
+    key = fnn.random.key(0).to(device)
+    keys = torch.stack([fnn.random.fold_in(key, seed) for seed in range(flags.seeds)])
+
+    alone = Trainer(flags, data, together=False)
+    compiling = alone.compile_seconds(key)
+    print(f"compiled in {compiling:.1f} s; seconds to {', '.join(map('{:.1%}'.format, flags.targets))}:")
+    runs = []
+    for seed in range(flags.seeds):
+        runs.append(alone.reach(keys[seed]))
+        print(f"seed {seed:3d}  " + "  ".join(f"{float(seconds):7.2f}" for seconds in runs[-1]), flush=True)
+    rows = {"one after the other": _row(flags, compiling, [torch.stack(column) for column in zip(*runs, strict=True)])}
+    if flags.together:
+        every = Trainer(flags, data, together=True)
+        compiling = every.compile_seconds(keys)
+        rows["together by vmap"] = _row(flags, compiling, every.reach(keys))
+    result = {"dataset": flags.dataset, "model": flags.model, "device": str(device), "rows": rows}
+    for name, row in rows.items():
+        print(f"{name}: compile {row['compile_seconds']:.1f} s")
+        for target, found in row["targets"].items():
+            print(f"  {float(target):.1%}: {found['reached']} of {flags.seeds} seeds", end="")
+            print(
+                ", {mean:.2f} s, spread {spread:.2f} s, last {last:.2f} s".format(**found) if found["reached"] else ""
+            )
+    flags.output.mkdir(parents=True, exist_ok=True)
+    part = flags.output / "metrics.part"
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(part, flags.output / "metrics.json")
+    print(f"wrote {flags.output}")
+    return result
+
+
+def _row(flags: Flags, compile_seconds: float, times: list[Tensor]) -> dict[str, Any]:
+    """Mean and standard deviation over the seeds that reached a target, and how many did."""
+    targets = {}
+    for target, column in zip(flags.targets, times, strict=True):
+        found = [value for value in column.tolist() if value < float("inf")]
+        spread = statistics.stdev(found) if len(found) > 1 else 0.0
+        figures = {"mean": statistics.mean(found), "spread": spread, "last": max(found)} if found else {}
+        targets[str(target)] = {"reached": len(found), **figures}
+    return {"compile_seconds": compile_seconds, "targets": targets}
+
+
+if __name__ == "__main__":
+    measure(tyro.cli(Flags))
