@@ -249,6 +249,33 @@ def test_a_new_tensor_in_the_place_of_a_freed_result_is_no_result():
         assert out.tolist() == [1.0, 1.0]
 
 
+def test_several_states_take_turns():
+    step = jit(HAZARDS["update"], donate_argnums=0)
+    states, expected = [tree(i, -i) for i in range(4)], [tree(i, -i) for i in range(4)]
+    x = torch.tensor(1.0)
+    for turn in (0, 1, 2, 3, 0, 1, 2, 3, 3, 0, 2, 2, 1):
+        states[turn], expected[turn] = step(states[turn], x), HAZARDS["update"](expected[turn], x)
+        assert all(same(*pair) for pair in zip(states, expected, strict=True))
+    mixed = step({"a": states[0]["a"], "b": states[1]["b"]}, x)  # of two states: each is this function's own
+    assert same(mixed, HAZARDS["update"]({"a": expected[0]["a"], "b": expected[1]["b"]}, x))
+    assert states[0]["a"].is_meta
+    assert torch.equal(states[0]["b"], expected[0]["b"])
+    with pytest.raises(ValueError, match=r"p\['a'\] holds no data"):
+        step(states[0], x)
+    states[2] = step(states[2], x)
+    assert same(states[2], HAZARDS["update"](expected[2], x))
+
+
+def test_emptied_tensors_are_refused_in_any_order():
+    step = jit(HAZARDS["swap"], donate_argnums=0)
+    first = step(tree(1, 2), torch.tensor(1.0))
+    second = step(first, torch.tensor(1.0))
+    for old in (first, {"a": first["b"], "b": first["a"]}):
+        with pytest.raises(ValueError, match=r"p\['a'\] holds no data"):
+            step(old, torch.tensor(1.0))
+    assert same(second, tree(1, 2))
+
+
 def test_a_donated_leaf_among_the_other_arguments_only_now_and_then():
     step = jit(lambda p, q: {"a": p["a"] + q["a"], "b": p["b"] * q["a"]}, donate_argnums=0)
     p, q = tree(1, 2), tree(3, 4)

@@ -198,39 +198,52 @@ class Hands:
     """
 
     def __init__(self) -> None:
-        self.references: list[weakref.ref] = []  # to the objects that the last call handed out, in order
+        # by the id of the first tensor: what kind of set it is, and references to its tensors
+        self.sets: dict[int, tuple[Any, list[weakref.ref]]] = {}
         self.spare: list[Tensor] = []
         self.spare_references: list[weakref.ref] = []
 
-    def gave(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether they are the objects that the last call handed out, in order."""
-        objects = [reference() for reference in self.references]
-        return len(tensors) == len(objects) and all(map(operator.is_, tensors, objects))
+    def gave(self, tensors: Sequence[Tensor], kind: Any) -> bool:
+        """Whether they are, in order, a set of this kind that was handed out."""
+        known, references = self.sets.get(id(tensors[0]), (None, [])) if tensors else (kind, [])
+        objects = [reference() for reference in references]
+        return known is kind and len(tensors) == len(objects) and all(map(operator.is_, tensors, objects))
 
-    def gave_all(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether they are the objects that the last call handed out, in any order."""
-        ids = {id(reference()) for reference in self.references}
-        return len(tensors) == len(self.references) and ids == {id(tensor) for tensor in tensors}
+    def gave_each(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether they are different tensors, each of which was handed out."""
+        ids = {id(reference()) for _, references in self.sets.values() for reference in references}
+        return len(set(map(id, tensors))) == len(tensors) and ids.issuperset(map(id, tensors))
 
-    def keep(self, tensors: Sequence[Tensor]) -> None:
+    def keep(self, tensors: Sequence[Tensor], kind: Any) -> None:
         """Note that these are handed out as they are."""
-        self.references = [weakref.ref(tensor) for tensor in tensors]
+        self._note(tensors, kind, [weakref.ref(tensor) for tensor in tensors])
 
-    def over(self, olds: list[Tensor], mine: bool) -> tuple[list[Tensor], bool]:
+    def over(self, olds: list[Tensor], kind: Any, mine: bool) -> tuple[list[Tensor], bool]:
         """Tensor objects with the memory of the old ones, and whether they were made for this call.
 
-        mine: the old ones are those that the last call handed out, in order.
+        mine: the old ones are a set of this kind that was handed out.
         """
         news, references = self.spare, self.spare_references
-        fresh = len(news) != len(olds) or max(_users(news)) > ALONE
+        fresh = len(news) != len(olds) or max(_users(news), default=0) > ALONE
         if fresh:
             news = [*torch.empty((len(olds), 0), device="meta").unbind()]
             references = [weakref.ref(tensor) for tensor in news]
         for old, new in zip(olds, news, strict=True):
             _torch.swap_tensors(old, new)
-        self.spare, self.spare_references = (olds, self.references) if mine else ([], [])
-        self.references = references
+        if mine and olds:
+            self.spare, self.spare_references = olds, self.sets.pop(id(olds[0]))[1]
+        else:
+            self.spare, self.spare_references = [], []
+            gone = set(map(id, olds))
+            self.sets = {key: s for key, s in self.sets.items() if gone.isdisjoint(id(ref()) for ref in s[1])}
+        self._note(news, kind, references)
         return news, fresh
+
+    def _note(self, tensors: Sequence[Tensor], kind: Any, references: list[weakref.ref]) -> None:
+        if tensors:
+            self.sets[id(tensors[0])] = kind, references
+        if len(self.sets) > 100:
+            self.sets = {key: held for key, held in self.sets.items() if held[1][0]() is not None}
 
 
 def _users(objects: list) -> list[int]:

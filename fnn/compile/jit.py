@@ -152,17 +152,22 @@ class _Compiled:
         if not self.donated:
             return self._run(self.plain, args, kwargs, [], True)
         leaves = self.last.take(args) if self.last else None
-        if not self.last or leaves is None or not self.hands.gave(leaves) or self._shared(leaves, args, kwargs):
+        if (
+            not self.last
+            or leaves is None
+            or not self.hands.gave(leaves, self.last)
+            or self._shared(leaves, args, kwargs)
+        ):
             return self._start(args, kwargs)
         return self._run(self.last, args, kwargs, leaves, True)
 
     def _start(self, args: tuple, kwargs: dict) -> Any:
-        """A call whose donated leaves are not those that the last one gave, one by one."""
+        """A call whose donated leaves are not, one by one, those that an earlier one gave."""
         for i in self.donated:
             if i >= len(args):
                 raise TypeError(f"{_name(self.function)}: a donated argument must be given by position")
         given = _torch.tree_leaves([args[i] for i in self.donated])
-        if not self.hands.gave_all(given):
+        if not self.hands.gave_each(given):
             args = self._take(args, kwargs)
         leaves = donate.leaves([args[i] for i in self.donated])
         shared = self._shared(leaves, args, kwargs)
@@ -191,7 +196,7 @@ class _Compiled:
         return tuple((i, places[leaf]) for i, leaf in enumerate(others) if leaf in places)
 
     def _run(self, variant: _Variant, args: tuple, kwargs: dict, leaves: list, mine: bool) -> Any:
-        """Call the graph and give its results the memory of the donated leaves. mine: the last call gave these."""
+        """Call the graph and give its results the memory of the donated leaves. mine: an earlier call gave these."""
         compiled = next((compiled for guards, compiled in variant.compiled if guards.hold()), None)
         if compiled is None:
             compiled = self._compile(variant, args, kwargs)
@@ -211,9 +216,9 @@ class _Compiled:
             return out
         if self.settings["unsafe_keep_donated"]:
             if not mine:
-                self.hands.keep(leaves)
+                self.hands.keep(leaves, variant)
             return out
-        news, fresh = self.hands.over(leaves, mine)
+        news, fresh = self.hands.over(leaves, variant, mine)
         if fresh and self.settings["mode"] == "reduce-overhead":
             _torch.mark_static(news)
         return self.graphs[number](out, news)
