@@ -276,6 +276,18 @@ def test_emptied_tensors_are_refused_in_any_order():
     assert same(second, tree(1, 2))
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_results_donated_to_another_function_are_not_taken_for_living_ones(keep):
+    step = jit(HAZARDS["update"], donate_argnums=0, unsafe_keep_donated=keep)
+    other = jit(lambda a: a * 2, donate_argnums=0)
+    x = torch.tensor(1.0)
+    p = step(step(tree(1, 2), x), x)
+    b = other(p["b"])
+    with pytest.raises(ValueError, match=r"p\['b'\] holds no data"):
+        step(p, x)
+    assert same(step({"a": p["a"], "b": b}, x), {"a": torch.tensor([4.0, 13.0]), "b": torch.tensor([9.0, 45.0])})
+
+
 def test_a_donated_leaf_among_the_other_arguments_only_now_and_then():
     step = jit(lambda p, q: {"a": p["a"] + q["a"], "b": p["b"] * q["a"]}, donate_argnums=0)
     p, q = tree(1, 2), tree(3, 4)

@@ -204,13 +204,16 @@ class Hands:
         self.spare_references: list[weakref.ref] = []
 
     def gave(self, tensors: Sequence[Tensor], kind: Any) -> bool:
-        """Whether they are, in order, a set of this kind that was handed out."""
+        """Whether they are, in order, a set of this kind that was handed out, and hold their memory still."""
         known, references = self.sets.get(id(tensors[0]), (None, [])) if tensors else (kind, [])
         objects = [reference() for reference in references]
-        return known is kind and len(tensors) == len(objects) and all(map(operator.is_, tensors, objects))
+        same = known is kind and len(tensors) == len(objects) and all(map(operator.is_, tensors, objects))
+        return same and not any(map(_is_empty, tensors))
 
     def gave_each(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether they are different tensors, each of which was handed out."""
+        """Whether they are different tensors, each of which was handed out and holds its memory still."""
+        if any(map(_is_empty, tensors)):
+            return False
         ids = {id(reference()) for _, references in self.sets.values() for reference in references}
         return len(set(map(id, tensors))) == len(tensors) and ids.issuperset(map(id, tensors))
 
@@ -244,6 +247,9 @@ class Hands:
             self.sets[id(tensors[0])] = kind, references
         if len(self.sets) > 100:
             self.sets = {key: held for key, held in self.sets.items() if held[1][0]() is not None}
+
+
+_is_empty = operator.attrgetter("is_meta")  # another function may have been given a tensor that this one handed out
 
 
 def _users(objects: list) -> list[int]:
