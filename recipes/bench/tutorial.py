@@ -45,14 +45,15 @@ def tutorial(root: str, epochs: int) -> tuple[float, dict[str, float]]:
 
 
 def recipe(name: str, root: str, epochs: int, folder: Path) -> tuple[float, dict[str, float]]:
-    """``cold`` before ``warm`` and ``shipped``: it fills the cache of the one and writes the file of the other."""
-    flags = [*RECIPE, "--data-root", root, "--epochs", str(epochs), "--output", str(folder / "out")]
-    if name in ("cold", "shipped"):
-        flags += ["--compiled", str(folder / "step.bin")]
-    elif name == "warm":
-        flags += ["--compile"]
+    """``cold`` before ``warm``: it fills the cache. For ``shipped`` an untimed run of one epoch writes the file."""
+    flags = [*RECIPE, "--data-root", root, "--output", str(folder / "out")]
     cache = folder / ("shipped" if name == "shipped" else "cache")
-    seconds, _ = timed(["-m", "recipes.mlp", *flags], cache)
+    if name in ("cold", "warm"):
+        flags += ["--compile"]
+    elif name == "shipped":
+        flags += ["--compiled", str(folder / "step.bin")]
+        timed(["-m", "recipes.mlp", *flags, "--epochs", "1"], folder / "written")
+    seconds, _ = timed(["-m", "recipes.mlp", *flags, "--epochs", str(epochs)], cache)
     return seconds, json.loads((folder / "out" / "metrics.jsonl").read_text().splitlines()[-1])
 
 
