@@ -14,37 +14,28 @@ True
 
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
-from fnn import checkpoint, data, grads, init, jacobian, layers, losses, metrics, models, optim, random, tree
-from fnn.checkpoint import load, save
-from fnn.compile import compile_count, epoch, fori, jit, load_compiled, save_compiled, scan
-from fnn.grads import (
-    accumulate_grad,
-    check_per_sample,
-    clipped_grad,
-    ghost_plan,
-    gradient_noise_scale,
-    noise_like,
-    per_sample_grad,
-    per_sample_moments,
-    per_sample_norms,
-    per_sample_value_and_grad,
-    poisson_sample,
-    value_and_grad,
+from fnn import (
+    checkpoint,
+    compile,
+    curvature,
+    data,
+    gradients,
+    init,
+    jacobian,
+    layers,
+    linalg,
+    losses,
+    metrics,
+    models,
+    optim,
+    random,
+    tree,
 )
-from fnn.layers import (
-    Layer,
-    ShapeError,
-    StatefulLayer,
-    conv2d,
-    dropout,
-    flatten,
-    gelu,
-    linear,
-    relu,
-    sequential,
-    softmax,
-    tanh,
-)
+from fnn.compile import compile_count, fori_loop, jit, load_compiled, save_compiled, scan
+from fnn.gradients.clipping import clipped_grad
+from fnn.gradients.per_sample import per_sample_grad
+from fnn.gradients.value_and_grad import value_and_grad
+from fnn.layers import Layer, StatefulLayer
 from fnn.optim import Optimizer
 from fnn.summary import summary
 
@@ -53,24 +44,16 @@ __version__ = "0.1.0"
 __all__ = [
     "Layer",
     "Optimizer",
-    "ShapeError",
     "StatefulLayer",
-    "accumulate_grad",
-    "check_per_sample",
     "checkpoint",
     "clipped_grad",
+    "compile",
     "compile_count",
-    "conv2d",
+    "curvature",
     "data",
-    "dropout",
-    "epoch",
-    "flatten",
-    "fori",
-    "gelu",
-    "ghost_plan",
+    "fori_loop",
     "grad",
-    "gradient_noise_scale",
-    "grads",
+    "gradients",
     "hessian",
     "init",
     "jacfwd",
@@ -79,29 +62,18 @@ __all__ = [
     "jit",
     "jvp",
     "layers",
-    "linear",
+    "linalg",
     "linearize",
-    "load",
     "load_compiled",
     "losses",
     "metrics",
     "models",
-    "noise_like",
     "optim",
     "per_sample_grad",
-    "per_sample_moments",
-    "per_sample_norms",
-    "per_sample_value_and_grad",
-    "poisson_sample",
     "random",
-    "relu",
-    "save",
     "save_compiled",
     "scan",
-    "sequential",
-    "softmax",
     "summary",
-    "tanh",
     "tree",
     "value_and_grad",
     "vjp",

@@ -8,7 +8,7 @@ def summary(params: Tree) -> str:
     """A text table of the leaves: path, shape, parameters, bytes, and the totals.
 
     >>> import fnn
-    >>> print(summary(fnn.linear(20, 10).init(fnn.random.key(0))))
+    >>> print(summary(fnn.layers.linear(20, 10).init(fnn.random.key(0))))
     path    shape     parameters  bytes
     bias    (10,)             10     40
     weight  (10, 20)         200    800

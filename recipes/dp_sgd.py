@@ -47,10 +47,10 @@ class Flags:
 
 def network() -> fnn.Layer:
     """Two convolutions and two linear layers with tanh, 26,010 parameters, for 28x28 images."""
-    return fnn.sequential(
-        fnn.conv2d(1, 16, 8, stride=2, padding=2), fnn.tanh, fnn.layers.max_pool2d(2, 1),
-        fnn.conv2d(16, 32, 4, stride=2), fnn.tanh, fnn.layers.max_pool2d(2, 1),
-        fnn.flatten, fnn.linear(512, 32), fnn.tanh, fnn.linear(32, 10),
+    return fnn.layers.sequential(
+        fnn.layers.conv2d(1, 16, 8, stride=2, padding=2), fnn.layers.tanh, fnn.layers.max_pool2d(2, 1),
+        fnn.layers.conv2d(16, 32, 4, stride=2), fnn.layers.tanh, fnn.layers.max_pool2d(2, 1),
+        fnn.layers.flatten, fnn.layers.linear(512, 32), fnn.layers.tanh, fnn.layers.linear(32, 10),
     )  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def least_noise(epsilon: float, rate: float, steps: int, delta: float) -> float:
 def train(flags: Flags) -> dict[str, Any]:
     """Train, draw accuracy against epsilon, and return what metrics.json holds."""
     device = choose_device(flags.device)
-    data = fnn.data.load(flags.dataset, flags.data_root, size=28)
+    data = fnn.data.load_dataset(flags.dataset, flags.data_root, size=28)
     (images, labels), test = fnn.tree.to(data.train, device), fnn.tree.to(data.test, device)
     count = len(labels)
     rate = flags.batch_size / count
@@ -106,10 +106,10 @@ def train(flags: Flags) -> dict[str, Any]:
     clipped = fnn.clipped_grad(loss, flags.max_norm, chunk_size=flags.chunk_size, method="ghost")
 
     def step(params: fnn.tree.Tree, opt_state: fnn.tree.Tree, number: Tensor) -> tuple:
-        drawn = fnn.poisson_sample(fnn.random.fold_in(draw_key, number), count, rate, largest)
+        drawn = fnn.gradients.poisson_sample(fnn.random.fold_in(draw_key, number), count, rate, largest)
         batch = images[drawn.indices], labels[drawn.indices]
         total = clipped(params, batch, weights=drawn.weights)
-        private = fnn.noise_like(fnn.random.fold_in(noise_key, number), total, noise * flags.max_norm)
+        private = fnn.gradients.noise_like(fnn.random.fold_in(noise_key, number), total, noise * flags.max_norm)
         grads = fnn.tree.scale(1 / (flags.batch_size * flags.max_norm), fnn.tree.add(total, private))
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return fnn.optim.apply_updates(params, updates), opt_state, drawn.dropped
@@ -131,7 +131,7 @@ def train(flags: Flags) -> dict[str, Any]:
     part = flags.output / "metrics.part"
     part.write_text(json.dumps(result, indent=1) + "\n")
     os.replace(part, flags.output / "metrics.json")
-    fnn.save(flags.output / "params.safetensors", params)
+    fnn.checkpoint.save(flags.output / "params.safetensors", params)
     plots.privacy(flags.output / "privacy.png", rows, flags.delta)
     print(f"wrote {flags.output}")
     return result

@@ -67,7 +67,7 @@ def solve(flags: Flags) -> dict[str, float]:
     if flags.steps < 1 or flags.points < 4 or flags.rounds < 0:
         raise SystemExit("give steps >= 1, points >= 4 and rounds >= 0")
     device = choose_device(flags.device)
-    model = fnn.models.mlp(2, flags.width, flags.width, flags.width, 1, activation=fnn.tanh)
+    model = fnn.models.mlp(2, flags.width, flags.width, flags.width, 1, activation=fnn.layers.tanh)
     init_key, point_key = fnn.random.split(fnn.random.key(flags.seed)).to(device)
     params = fnn.tree.to(model.init(init_key), device)
     optimizer = fnn.optim.adam(fnn.optim.schedules.cosine(flags.learning_rate, flags.steps))

@@ -17,16 +17,9 @@ import tyro
 from torch import Tensor
 
 import fnn
-from fnn.jacobian import (
-    LinearOperator,
-    eigenpairs,
-    ggn_operator,
-    hessian,
-    hessian_operator,
-    jacobian,
-    matrix,
-    spectral_density,
-)
+from fnn.curvature import dense_hessian, ggn_operator, hessian_operator
+from fnn.jacobian import blocks_to_matrix, dense_jacobian
+from fnn.linalg import LinearOperator, eigenpairs, spectral_density
 from recipes import plots
 from recipes.training import choose_device
 
@@ -67,7 +60,7 @@ class Problem:
     """A perceptron, its loss, and the two matrices of a data set."""
 
     def __init__(self, *sizes: int) -> None:
-        self.model = fnn.models.mlp(*sizes, activation=fnn.tanh)
+        self.model = fnn.models.mlp(*sizes, activation=fnn.layers.tanh)
 
     def predict(self, params: fnn.tree.Tree, batch: Batch) -> Tensor:
         return self.model.apply(params, batch[0])
@@ -85,13 +78,13 @@ class Problem:
         }
 
     def dense(self, params: fnn.tree.Tree, data: Batch) -> dict[str, Tensor]:
-        J = matrix(jacobian(self.predict, chunk_size=256)(params, data), params)
+        J = blocks_to_matrix(dense_jacobian(self.predict, chunk_size=256)(params, data), params)
         logits = self.predict(params, data)
         probabilities = torch.softmax(logits, 1)
         middle = torch.diag_embed(probabilities) - probabilities[:, :, None] * probabilities[:, None, :]
         rows = J.unflatten(0, tuple(logits.shape))
         return {
-            "Hessian": matrix(hessian(self.loss, chunk_size=64)(params, data), params),
+            "Hessian": blocks_to_matrix(dense_hessian(self.loss, chunk_size=64)(params, data), params),
             "Gauss-Newton": torch.einsum("nap,nab,nbq->pq", rows, middle, rows) / len(logits),
         }
 
@@ -122,7 +115,7 @@ def spectra(flags: Flags) -> dict:
     if min(flags.samples, flags.width, flags.probes, flags.steps, flags.top) < 1 or flags.small < 0:
         raise SystemExit("give samples, width, probes, steps and top >= 1, and small >= 0")
     device = choose_device(flags.device)
-    loaded = fnn.data.load(flags.dataset, flags.data_root)
+    loaded = fnn.data.load_dataset(flags.dataset, flags.data_root)
     images, labels = fnn.tree.to(loaded.train, device)
     data, test = (images[: flags.samples], labels[: flags.samples]), fnn.tree.to(loaded.test, device)
     pixels, classes = images[0].numel(), len(loaded.classes)

@@ -47,7 +47,7 @@ def sweep(flags: Flags) -> dict[str, float]:
     """Train, draw the final loss against the rate, and return the figures that are written to metrics.json."""
     if flags.rates < 1 or not 0 < flags.lowest <= flags.highest or not 0 <= flags.loop <= flags.rates:
         raise SystemExit("give rates >= 1, 0 < lowest <= highest and 0 <= loop <= rates")
-    data = fnn.data.load("digits")
+    data = fnn.data.load_dataset("digits")
     model = fnn.models.mlp(64, flags.width, 10)
     init_key, order_key = fnn.random.split(fnn.random.key(flags.seed))
     params = model.init(init_key)

@@ -21,7 +21,8 @@ import tyro
 from torch import Tensor
 
 import fnn
-from fnn.jacobian import LinearOperator, cg, ggn_operator
+from fnn.curvature import ggn_operator
+from fnn.linalg import LinearOperator, cg
 from recipes import plots
 from recipes.bench.harness import synchronize
 from recipes.training import choose_device
@@ -125,9 +126,9 @@ def compete(flags: Flags) -> dict[str, Any]:
     if min(flags.steps, flags.adam_steps, flags.width, flags.iterations, flags.repeats) < 1:
         raise SystemExit("give steps, adam-steps, width, iterations and repeats >= 1")
     device = choose_device(flags.device)
-    loaded = fnn.data.load("digits")
+    loaded = fnn.data.load_dataset("digits")
     train, test = fnn.tree.to(loaded.train, device), fnn.tree.to(loaded.test, device)
-    model = fnn.models.mlp(64, flags.width, flags.width, 10, activation=fnn.tanh)
+    model = fnn.models.mlp(64, flags.width, flags.width, 10, activation=fnn.layers.tanh)
     init_key, order_key = fnn.random.split(fnn.random.key(flags.seed)).to(device)
     params = fnn.tree.to(model.init(init_key), device)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fnn.jacobian import Density
+from fnn.linalg import Density
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

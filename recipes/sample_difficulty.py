@@ -64,7 +64,7 @@ def search(flags: Flags) -> dict[str, dict[str, float]]:
     if not 0 < flags.changed < 1:
         raise SystemExit(f"--changed is a share between 0 and 1, got {flags.changed}")
     device = choose_device(flags.device)
-    data = fnn.data.load(flags.dataset, flags.data_root)
+    data = fnn.data.load_dataset(flags.dataset, flags.data_root)
     images, true = fnn.tree.to(data.train, device)
     label_key, init_key, order_key = fnn.random.split(fnn.random.key(flags.seed), 3).to(device)
     labels, wrong = change_labels(label_key, true, flags.changed, len(data.classes))
@@ -81,7 +81,7 @@ def search(flags: Flags) -> dict[str, dict[str, float]]:
             updates, opt_state = optimizer.update(fnn.grad(loss)(params, batch), opt_state, params)
             params = fnn.optim.apply_updates(params, updates)
 
-    norms = fnn.per_sample_norms(loss, chunk_size=flags.chunk_size, method="ghost")(params, (images, labels))
+    norms = fnn.gradients.per_sample_norms(loss, chunk_size=flags.chunk_size, method="ghost")(params, (images, labels))
     losses = fnn.losses.cross_entropy(model.apply(params, images), labels, reduction="none")
     norms, losses, wrong = norms.cpu(), losses.cpu(), wrong.cpu()
     result = {"norm": found(norms, wrong), "loss": found(losses, wrong)}

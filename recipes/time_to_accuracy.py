@@ -143,7 +143,7 @@ def measure(flags: Flags) -> dict[str, Any]:
     if min(flags.seeds, flags.epochs, flags.every, flags.batch_size) < 1 or not flags.targets:
         raise SystemExit("give seeds, epochs, every and batch-size >= 1, and at least one target")
     device = choose_device(flags.device)
-    data = fnn.data.load(flags.dataset, flags.data_root, size=32 if flags.model == "lenet" else None)
+    data = fnn.data.load_dataset(flags.dataset, flags.data_root, size=32 if flags.model == "lenet" else None)
     data = data._replace(train=fnn.tree.to(data.train, device), test=fnn.tree.to(data.test, device))
     key = fnn.random.key(0).to(device)
     keys = torch.stack([fnn.random.fold_in(key, seed) for seed in range(flags.seeds)])

@@ -46,7 +46,7 @@ class Flags:
 def run(name: str, model: fnn.Layer, size: int, flags: Flags) -> dict[str, float]:
     """Train, write everything, and return the last epoch's figures."""
     device = choose_device(flags.device)
-    data = fnn.data.load(flags.dataset, flags.data_root, size=size)
+    data = fnn.data.load_dataset(flags.dataset, flags.data_root, size=size)
     train, test = fnn.tree.to(data.train, device), fnn.tree.to(data.test, device)
     output = flags.output or Path("runs") / f"{name}-{flags.dataset}"
     output.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def run(name: str, model: fnn.Layer, size: int, flags: Flags) -> dict[str, float
 
     def keep() -> None:
         metadata = {"history": json.dumps(history), "flags": json.dumps(_fixed(flags))}
-        fnn.save(checkpoint, (params, opt_state), metadata)
+        fnn.checkpoint.save(checkpoint, (params, opt_state), metadata)
         _write(log, "".join(json.dumps(row) + "\n" for row in history))
 
     keep()  # so that stopping in the first epoch leaves a checkpoint too
@@ -157,7 +157,7 @@ def _resume(path: Path, like: tuple, flags: Flags, device: torch.device) -> tupl
             if before.get(name) != value:
                 raise SystemExit(f"--resume: the checkpoint was made with {name}={before.get(name)!r}, not {value!r}")
         history = json.loads(metadata["history"])
-        return fnn.load(path, like, str(device)), len(history), history
+        return fnn.checkpoint.load(path, like, str(device)), len(history), history
     except (FileNotFoundError, ValueError, KeyError) as error:
         raise SystemExit(f"--resume: {error}") from error
 

@@ -113,7 +113,12 @@ def test_step_writes_a_section_for_each_model(report: Path, uncompiled: None, mo
 def test_scan_and_ensemble_write_every_rival(report: Path, uncompiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
     run(monkeypatch, scan, *TINY, "--steps", "5", "--lengths")
     jax = ["JAX, jit, donated, loop"] * has("optax")
-    names = [scan.BASE, scan.ONE, "fnn.jit of fnn.scan, unroll 4", "fnn.jit of fnn.epoch, which draws the order"]
+    names = [
+        scan.BASE,
+        scan.ONE,
+        "fnn.jit of fnn.scan, unroll 4",
+        "fnn.jit of fnn.compile.epoch, which draws the order",
+    ]
     check(rows(report), [*names, *jax, *["JAX, jit of lax.scan, donated"] * has("optax")], 1)
     run(monkeypatch, ensemble, *TINY, "--count", "3")
     names = [ensemble.BASE, "fnn.jit, donated, loop", "fnn.vmap, eager", ensemble.OURS]

@@ -21,8 +21,8 @@ TREE = {
 
 
 def test_round_trip_keeps_every_bit_and_container(tmp_path: Path) -> None:
-    fnn.save(tmp_path / "deep" / "tree.safetensors", TREE, {"epoch": "3"})
-    back = fnn.load(tmp_path / "deep" / "tree.safetensors", TREE)
+    fnn.checkpoint.save(tmp_path / "deep" / "tree.safetensors", TREE, {"epoch": "3"})
+    back = fnn.checkpoint.load(tmp_path / "deep" / "tree.safetensors", TREE)
     assert type(back["state"]) is State
     for (path, a), (other, b) in zip(fnn.tree.items(TREE), fnn.tree.items(back), strict=True):
         assert path == other
@@ -33,23 +33,23 @@ def test_round_trip_keeps_every_bit_and_container(tmp_path: Path) -> None:
 
 def test_shared_storage_is_saved_twice(tmp_path: Path) -> None:
     x = torch.arange(4.0)
-    fnn.save(tmp_path / "t", {"a": x, "b": x, "c": x[1:]})
-    assert fnn.load(tmp_path / "t")["c"].tolist() == [1.0, 2.0, 3.0]
+    fnn.checkpoint.save(tmp_path / "t", {"a": x, "b": x, "c": x[1:]})
+    assert fnn.checkpoint.load(tmp_path / "t")["c"].tolist() == [1.0, 2.0, 3.0]
 
 
 def test_torch_state_dicts_move_both_ways(tmp_path: Path) -> None:
     net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
     safetensors.torch.save_file(net.state_dict(), tmp_path / "net")
     model = fnn.models.mlp(4, 3, 2)
-    params = fnn.load(tmp_path / "net", like=model.init(fnn.random.key(0)))
+    params = fnn.checkpoint.load(tmp_path / "net", like=model.init(fnn.random.key(0)))
     x = torch.rand(5, 4)
     assert torch.equal(model.apply(params, x), net(x))
-    fnn.save(tmp_path / "back", params)
+    fnn.checkpoint.save(tmp_path / "back", params)
     net.load_state_dict(safetensors.torch.load_file(tmp_path / "back"))
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fnn.save(tmp_path / "t", {"a": torch.ones(1)})
+    fnn.checkpoint.save(tmp_path / "t", {"a": torch.ones(1)})
 
     def fail(*args):
         Path(args[1]).write_bytes(b"half")
@@ -57,21 +57,21 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(safetensors.torch, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
-        fnn.save(tmp_path / "t", {"a": torch.zeros(1)})
-    assert fnn.load(tmp_path / "t")["a"].tolist() == [1.0]
+        fnn.checkpoint.save(tmp_path / "t", {"a": torch.zeros(1)})
+    assert fnn.checkpoint.load(tmp_path / "t")["a"].tolist() == [1.0]
     assert [file.name for file in tmp_path.iterdir()] == ["t"]
 
 
 def test_bad_files_and_trees(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
-        fnn.load(tmp_path / "none")
+        fnn.checkpoint.load(tmp_path / "none")
     (tmp_path / "text").write_text("hello, this is no checkpoint")
     with pytest.raises(ValueError, match="not a readable safetensors file"):
-        fnn.load(tmp_path / "text")
-    fnn.save(tmp_path / "t", {"a": torch.ones(2)})
+        fnn.checkpoint.load(tmp_path / "text")
+    fnn.checkpoint.save(tmp_path / "t", {"a": torch.ones(2)})
     with pytest.raises(ValueError, match=r"missing \['b'\]"):
-        fnn.load(tmp_path / "t", {"b": torch.ones(2)})
+        fnn.checkpoint.load(tmp_path / "t", {"b": torch.ones(2)})
     with pytest.raises(ValueError, match=r"'a' is \(2,\) torch.float32, but the tree has \(3,\)"):
-        fnn.load(tmp_path / "t", {"a": torch.ones(3)})
+        fnn.checkpoint.load(tmp_path / "t", {"a": torch.ones(3)})
     with pytest.raises(TypeError, match=r"'rate' is 0\.1, not a tensor"):
-        fnn.save(tmp_path / "t", {"rate": 0.1})
+        fnn.checkpoint.save(tmp_path / "t", {"rate": 0.1})

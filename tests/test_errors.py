@@ -126,7 +126,7 @@ def test_type_errors() -> None:
     with pytest.raises(TypeError, match=r"argument 0\['rate'\] is 0.1, not a tensor"):
         fnn.value_and_grad(lambda p: ONES(()))({"rate": 0.1})
     with pytest.raises(TypeError, match="numbered parts or named parts, not both"):
-        layers.sequential(fnn.relu, act=fnn.relu)
+        layers.sequential(fnn.layers.relu, act=fnn.layers.relu)
     with pytest.raises(TypeError, match="residual: part 'layer' is neither a layer nor a function: 3"):
         layers.residual(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="part '0' is neither a layer nor a function: 3"):
@@ -135,5 +135,5 @@ def test_type_errors() -> None:
 
 def test_a_compiled_function_raises_the_same_sentence() -> None:
     step = fnn.jit(MLP.apply, backend="eager")
-    with pytest.raises(fnn.ShapeError, match=r"params\['0'\]: linear expects"):
+    with pytest.raises(fnn.layers.ShapeError, match=r"params\['0'\]: linear expects"):
         step(MLP.init(KEY), ONES(2, 3))

@@ -21,8 +21,8 @@ def numbers(seed: int, *shape: int) -> torch.Tensor:
 def small_network() -> fnn.StatefulLayer:
     block = layers.sequential(layers.conv2d(4, 4, 3, padding=1), layers.batch_norm(4))
     return layers.sequential(
-        conv=layers.conv2d(1, 4, 3), norm=layers.batch_norm(4), act=fnn.relu, block=layers.residual(block),
-        flat=fnn.flatten, drop=fnn.dropout(0.5), head=layers.linear(64, 3),
+        conv=layers.conv2d(1, 4, 3), norm=layers.batch_norm(4), act=fnn.layers.relu, block=layers.residual(block),
+        flat=fnn.layers.flatten, drop=fnn.layers.dropout(0.5), head=layers.linear(64, 3),
     )  # fmt: skip
 
 
@@ -153,17 +153,17 @@ def test_first_values_are_those_of_torch(name: str) -> None:
 def test_ghost_norms_see_the_matrices_of_every_layer() -> None:
     model = layers.sequential(
         embed=layers.embedding(9, 8), attend=layers.residual(layers.multi_head_attention(8, 2)),
-        norm=layers.layer_norm(8), flat=fnn.flatten, head=layers.linear(24, 3),
+        norm=layers.layer_norm(8), flat=fnn.layers.flatten, head=layers.linear(24, 3),
     )  # fmt: skip
     params = tree.cast(model.init(KEY), torch.float64)
     batch = fnn.random.randint(KEY, (5, 3), 0, 9), torch.tensor([0, 1, 2, 2, 1])
     loss = lambda p, batch: losses.cross_entropy(model.apply(p, batch[0]), batch[1])
-    plan = fnn.ghost_plan(loss)(params, batch)
+    plan = fnn.gradients.ghost_plan(loss)(params, batch)
     matrices = {path for path, leaf in tree.items(params) if leaf.dim() == 2}
     assert {path for path, leaf in plan.items() if leaf.method != "exact"} == matrices
     each = fnn.per_sample_grad(loss)(params, batch)
     norms = torch.stack([tree.global_norm(one) for one in tree.unstack(each)])
-    torch.testing.assert_close(fnn.per_sample_norms(loss, method="ghost")(params, batch), norms)
+    torch.testing.assert_close(fnn.gradients.per_sample_norms(loss, method="ghost")(params, batch), norms)
 
 
 def test_causal_attention_does_not_look_ahead() -> None:
@@ -202,7 +202,7 @@ def test_norms_of_16_bits_are_right_to_16_bits(name: str, dtype: torch.dtype) ->
 
 
 def test_autocast_mixes_dtypes() -> None:
-    model = layers.sequential(layers.linear(4, 8), fnn.relu, layers.linear(8, 2))
+    model = layers.sequential(layers.linear(4, 8), fnn.layers.relu, layers.linear(8, 2))
     params = model.init(KEY)
     with torch.autocast("cpu", torch.bfloat16):
         out = model.apply(params, torch.ones(3, 4))

@@ -43,8 +43,8 @@ def test_mlp_learns_the_digits_and_writes_everything(tmp_path: Path) -> None:
     assert "device" in out
     assert "669,706" in out
     assert metrics(tmp_path)[-1]["test_accuracy"] >= 0.95
-    params, _ = fnn.load(tmp_path / "checkpoint.safetensors").values()
-    images, labels = fnn.data.load("digits", size=28).test
+    params, _ = fnn.checkpoint.load(tmp_path / "checkpoint.safetensors").values()
+    images, labels = fnn.data.load_dataset("digits", size=28).test
     logits = fnn.models.mlp(784, 512, 512, 10).apply(params, images)
     assert float(fnn.metrics.accuracy(logits, labels)) == pytest.approx(metrics(tmp_path)[-1]["test_accuracy"])
     for name in ("curves.png", "predictions.png"):
@@ -57,7 +57,7 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
     run(*flags, "--epochs", "1", "--output", str(tmp_path / "parts"))
     run(*flags, "--epochs", "3", "--output", str(tmp_path / "parts"), "--resume")
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
-    whole, parts = (fnn.load(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "parts"))
+    whole, parts = (fnn.checkpoint.load(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "parts"))
     equal = fnn.tree.map(torch.equal, whole, parts)
     assert all(fnn.tree.leaves(equal))
 
@@ -209,6 +209,6 @@ def test_import_needs_no_extra() -> None:
     program = (
         "import sys\n"
         "for name in ('torchvision', 'matplotlib', 'tqdm', 'tyro', 'jax', 'scipy'): sys.modules[name] = None\n"
-        "import fnn; fnn.data.load('digits')"
+        "import fnn; fnn.data.load_dataset('digits')"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

@@ -47,7 +47,7 @@ def test_extreme_logits_stay_finite() -> None:
 
 def test_cross_entropy_of_the_first_step_is_log_ten() -> None:
     model = fnn.models.mlp(784, 512, 512, 10)
-    images, labels = fnn.data.load("digits", size=28).train
+    images, labels = fnn.data.load_dataset("digits", size=28).train
     loss = fnn.losses.cross_entropy(model.apply(model.init(KEY), images), labels)
     assert abs(float(loss) - 2.3026) < 0.02
 
@@ -79,13 +79,13 @@ def test_value_and_grad_against_autograd() -> None:
 
 
 def test_dropout_scales_what_it_keeps_and_needs_a_key() -> None:
-    model = fnn.sequential(fnn.linear(20, 500), fnn.dropout(0.3), fnn.linear(500, 2))
+    model = fnn.layers.sequential(fnn.layers.linear(20, 500), fnn.layers.dropout(0.3), fnn.layers.linear(500, 2))
     params, x = model.init(KEY), torch.ones(4, 20)
     assert list(params) == ["0", "2"]
     assert torch.equal(model.apply(params, x), model.apply(params, x))
     one, two = (model.apply(params, x, key=fnn.random.key(i)) for i in (1, 2))
     assert not torch.equal(one, two)
-    kept = fnn.dropout(0.3).apply({}, torch.ones(100_000), key=KEY)
+    kept = fnn.layers.dropout(0.3).apply({}, torch.ones(100_000), key=KEY)
     assert abs(float((kept == 0).float().mean()) - 0.3) < 0.006
     assert float(kept.max()) == pytest.approx(1 / 0.7)
 
@@ -95,7 +95,7 @@ def test_dropout_scales_what_it_keeps_and_needs_a_key() -> None:
 def test_two_hundred_steps_equal_torch(network: str, optimizer: str) -> None:
     model = {"mlp": fnn.models.mlp(64, 32, 10), "lenet": fnn.models.lenet()}[network]
     size = {"mlp": 8, "lenet": 32}[network]
-    images, labels = fnn.data.load("digits", size=size).train
+    images, labels = fnn.data.load_dataset("digits", size=size).train
     images = images.double()
     params = fnn.tree.cast(model.init(KEY), torch.float64)
     weights = [leaf.clone().requires_grad_() for leaf in fnn.tree.leaves(params)]

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from fnn import _torch
-from fnn.compile import donate, written
+from fnn.compile import donation as donate
+from fnn.compile import written
 from fnn.compile.guards import Guards
 from fnn.tree import Tree
 
@@ -43,7 +44,7 @@ def jit(
         mode: torch.compile's: "reduce-overhead" (CUDA graphs), "max-autotune", ...
         backend: "inductor"; "eager" and "aot_eager" trace without generating code.
         options: Inductor's, over fnn's own defaults where everything is on the CPU: ``layout_optimization=False``
-            and the matrix products of :mod:`fnn.compile.products`.
+            and the matrix products of :mod:`fnn.compile.cpu_matmul`.
         unsafe_skip_guards: after the first call nothing checks that shapes, dtypes, structure and closed-over
             Python values are still the traced ones; another call then gives garbage or a crash.
         unsafe_keep_donated: return the donated tensor objects themselves, which saves about a microsecond per
@@ -251,7 +252,7 @@ class _Compiled:
         if backend == "inductor":
             defaults: dict[str, Any] = {}
             if on_cpu:
-                from fnn.compile import products  # only here, as it imports the compiler
+                from fnn.compile import cpu_matmul as products  # only here, as it imports the compiler
 
                 route = products.Products(products.onednn_is_faster())
                 defaults = {"layout_optimization": False, "post_grad_custom_pre_pass": route}

@@ -1,4 +1,4 @@
-"""Loops over steps on the device: ``scan``, ``fori`` and ``epoch``."""
+"""Loops over steps on the device: ``scan``, ``fori_loop`` and ``epoch``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -79,12 +79,12 @@ def _loop(step: Callable, carry: Tree, xs: Tree, length: int) -> tuple[Tree, Tre
     return carry, _tree.map(lambda *leaves: torch.stack(leaves), *ys)
 
 
-def fori(lower: int, upper: int, body: Callable[[Tensor, Tree], Tree], carry: Tree, unroll: int = 1) -> Tree:
+def fori_loop(lower: int, upper: int, body: Callable[[Tensor, Tree], Tree], carry: Tree, unroll: int = 1) -> Tree:
     """``carry = body(i, carry)`` for i = lower, ..., upper - 1, where i is a 0-d int64 tensor.
 
     ``jax.lax.fori_loop``'s meaning; a :func:`scan` without results. ``lower >= upper`` gives ``carry``.
 
-    >>> fori(0, 5, lambda i, total: total + i, torch.tensor(0))
+    >>> fori_loop(0, 5, lambda i, total: total + i, torch.tensor(0))
     tensor(10)
     """
     if lower >= upper:

@@ -1,6 +1,6 @@
 """Data sets as whole tensors, and batches of them."""
 
-from fnn.data.arrays import batches, length, resize, stack
-from fnn.data.images import DIGITS, FASHION_MNIST_CLASSES, Images, load
+from fnn.data.arrays import batches, from_dataset, length, resize
+from fnn.data.image_sets import DIGITS, FASHION_MNIST_CLASSES, Images, load_dataset
 
-__all__ = ["DIGITS", "FASHION_MNIST_CLASSES", "Images", "batches", "length", "load", "resize", "stack"]
+__all__ = ["DIGITS", "FASHION_MNIST_CLASSES", "Images", "batches", "from_dataset", "length", "load_dataset", "resize"]

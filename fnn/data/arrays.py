@@ -66,14 +66,14 @@ def resize(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
 
 
-def stack(dataset: object) -> tuple[Tensor, ...]:
+def from_dataset(dataset: object) -> tuple[Tensor, ...]:
     """Any indexable data set of (input, label, ...) rows, such as torch's ``Dataset``, as whole tensors.
 
     >>> rows = [(torch.zeros(2), 3), (torch.ones(2), 4)]
-    >>> stack(rows)
+    >>> from_dataset(rows)
     (tensor([[0., 0.], [1., 1.]]), tensor([3, 4]))
     """
     rows = [dataset[i] for i in range(len(dataset))]  # type: ignore[index, arg-type]
     if not rows:
         raise ValueError("stack got a data set without rows")
-    return tuple(torch.stack([torch.as_tensor(value) for value in column]) for column in zip(*rows, strict=True))
+    return tuple(torch.from_dataset([torch.as_tensor(value) for value in column]) for column in zip(*rows, strict=True))

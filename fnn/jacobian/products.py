@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fnn import tree as _tree
-from fnn.jacobian.inputs import (
+from fnn.jacobian.arguments import (
     check_cotangent_stack,
     check_primals,
     check_tangent_stack,
@@ -62,7 +62,7 @@ def mjp(
     return (output, pull(pullback, chunks(cotangents, count, chunk_size)), *aux)
 
 
-def linearize(f: Callable, *primals: Tree) -> tuple[Any, Callable]:
+def linearize_by_vjp(f: Callable, *primals: Tree) -> tuple[Any, Callable]:
     """The output, and the function ``tangents -> J tangents`` with the activations kept.
 
     Unlike ``torch.func.linearize`` it passes ``fnn.jit``, ``grad`` and ``vmap``, and needs backward rules alone:
@@ -70,16 +70,16 @@ def linearize(f: Callable, *primals: Tree) -> tuple[Any, Callable]:
     product; memory twice the activations, as long as the function is kept. Raises ``TypeError`` for an integer leaf,
     ``ValueError`` for tangents that do not fit.
 
-    >>> output, derivative = linearize(torch.sin, torch.tensor(0.0))
+    >>> output, derivative = linearize_by_vjp(torch.sin, torch.tensor(0.0))
     >>> derivative(torch.tensor(2.0))
     tensor(2.)
     """
-    check_primals(primals, "linearize")
+    check_primals(primals, "linearize_by_vjp")
     output, pullback, *_ = torch.func.vjp(differentiable_output(f), *primals)
     transposed = torch.func.vjp(pullback, _tree.zeros_like(output))[1]
 
     def derivative(*tangents: Tree) -> Tree:
-        return transposed(check_tangents(primals, tangents, "linearize"))[0]
+        return transposed(check_tangents(primals, tangents, "linearize_by_vjp"))[0]
 
     return output, derivative
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from fnn import tree as _tree
-from fnn.jacobian.inputs import check_primals, differentiable_output
-from fnn.jacobian.linear_operator import ravel, unravel
+from fnn.jacobian.arguments import check_primals, differentiable_output
 from fnn.jacobian.products import bounds, pull, push
+from fnn.linalg.linear_operator import ravel, unravel
 from fnn.tree import Tree
 
 

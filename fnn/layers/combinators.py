@@ -25,10 +25,10 @@ def sequential(*layers: Part | StatefulLayer, **named: Part | StatefulLayer) -> 
     neither a layer nor a function, and puts the part's name on a ``ShapeError``.
 
     >>> import torch, fnn
-    >>> model = sequential(fnn.layers.linear(4, 3), fnn.relu, fnn.layers.linear(3, 2))
+    >>> model = sequential(fnn.layers.linear(4, 3), fnn.layers.relu, fnn.layers.linear(3, 2))
     >>> list(model.init(fnn.random.key(0)))
     ['0', '2']
-    >>> list(sequential(body=fnn.layers.linear(4, 3), act=fnn.relu).init(fnn.random.key(0)))
+    >>> list(sequential(body=fnn.layers.linear(4, 3), act=fnn.layers.relu).init(fnn.random.key(0)))
     ['body']
     >>> params, state = sequential(fnn.layers.linear(4, 3), fnn.layers.batch_norm(3)).init(fnn.random.key(0))
     >>> list(params), list(state)
@@ -74,9 +74,9 @@ def residual(layer: Part | StatefulLayer) -> Layer | StatefulLayer:
     x: any shape that the layer keeps -> the same shape. Raises ``ShapeError`` when the layer changes the shape.
 
     >>> import torch, fnn
-    >>> residual(fnn.relu).apply({}, torch.tensor([-1.0, 2.0]))
+    >>> residual(fnn.layers.relu).apply({}, torch.tensor([-1.0, 2.0]))
     tensor([-1.,  4.])
-    >>> block = residual(fnn.sequential(fnn.layers.batch_norm(3), fnn.relu))
+    >>> block = residual(fnn.layers.sequential(fnn.layers.batch_norm(3), fnn.layers.relu))
     >>> params, state = block.init(fnn.random.key(0))
     >>> y, state = block.apply(params, state, torch.ones(5, 3), train=True)
     """

@@ -1,10 +1,27 @@
 """Optimizers as pairs of pure functions (init, update)."""
 
 from fnn.optim import schedules
+from fnn.optim.aliases import (
+    adadelta,
+    adafactor,
+    adagrad,
+    adam,
+    adamax,
+    adamw,
+    asgd,
+    nadam,
+    radam,
+    rmsprop,
+    rprop,
+    sgd,
+)
 from fnn.optim.base import Optimizer, State, apply_updates, chain, per_leaf
-from fnn.optim.beyond import adabelief, adan, lamb, lars, lion, scale_by_sophia, sophia, yogi
 from fnn.optim.hyperparams import get_hyperparams, set_hyperparams
-from fnn.optim.moments import (
+from fnn.optim.lbfgs import lbfgs
+from fnn.optim.more_aliases import adabelief, adan, lamb, lars, lion, scale_by_sophia, sophia, yogi
+from fnn.optim.multi_transform import freeze, identity, mask, named_chain, partition, zero
+from fnn.optim.muon import muon, orthogonalize, scale_by_muon
+from fnn.optim.scale_by import (
     ema,
     scale_by_adadelta,
     scale_by_adam,
@@ -19,23 +36,6 @@ from fnn.optim.moments import (
     scale_by_yogi,
     trace,
 )
-from fnn.optim.optimizers import (
-    adadelta,
-    adafactor,
-    adagrad,
-    adam,
-    adamax,
-    adamw,
-    asgd,
-    nadam,
-    radam,
-    rmsprop,
-    rprop,
-    sgd,
-)
-from fnn.optim.orthogonal import muon, orthogonalize, scale_by_muon
-from fnn.optim.parts import freeze, identity, mask, named_chain, partition, zero
-from fnn.optim.quasi_newton import lbfgs
 from fnn.optim.transforms import (
     adaptive_gradient_clip,
     add_decayed_weights,

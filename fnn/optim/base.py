@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fnn import _torch
 from fnn import tree as _tree
-from fnn.optim.many import Many
+from fnn.optim.tensor_list import Many
 from fnn.tree import Tree
 
 Number = float | Tensor | Callable[[Tensor], Tensor]
@@ -75,7 +75,7 @@ def per_leaf(
     t is the number of this update, 1 the first, and is 0-d and floating like the hyperparameters. Each of ``slots`` is
     a function of a param's leaf, its first value; a slot keeps its dtype. Leaves come with at least one axis, so that
     hyperparameters never widen their dtype. With ``together``, eager code passes all leaves at once as
-    :class:`fnn.optim.many.Many`, for which torch has multi-tensor kernels; a formula that looks at shapes says False.
+    :class:`fnn.optim.tensor_list.Many`, for which torch has multi-tensor kernels; a formula that looks at shapes says False.
     ``kernel(t, grads, *slots, **hyperparams)`` does the same for lists of leaves where :func:`fits_kernel` holds.
 
     >>> double = per_leaf(lambda t, factor: lambda g, p: (factor * g,), {"factor": 2.0})

@@ -8,7 +8,7 @@ from torch import Tensor
 from fnn import random
 from fnn import tree as _tree
 from fnn.optim.base import Number, State, Transform, as_time, check_range, from_leaves, per_leaf
-from fnn.optim.many import add_scaled
+from fnn.optim.tensor_list import add_scaled
 from fnn.tree import Tree
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from fnn import tree as _tree
+from fnn.optim.aliases import descend, sgd
 from fnn.optim.base import Number, Optimizer, apply_updates, as_hyperparam, check_grads, check_range
 from fnn.optim.hyperparams import get_hyperparams
-from fnn.optim.moments import scale_by_rms
-from fnn.optim.optimizers import descend, sgd
+from fnn.optim.scale_by import scale_by_rms
 from fnn.tree import Tree
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 import fnn
-from fnn.jacobian import ekfac, empirical_fisher_product, fisher_product, ggn_product, hessian, hvp, jacobian, kfac, ntk
+from fnn.curvature import dense_hessian, ekfac, empirical_fisher_product, fisher_product, ggn_product, hvp, kfac
+from fnn.jacobian import dense_jacobian, ntk
 from recipes.bench import harness
 
 SIZES = (784, 512, 512, 10)
@@ -22,7 +23,7 @@ Rivals = dict[str, Callable[[], object]]
 
 
 def network(name: str) -> tuple[fnn.Layer, dict, Tensor, Tensor]:
-    model = fnn.models.lenet() if name == "lenet" else fnn.models.mlp(*SIZES, activation=fnn.tanh)
+    model = fnn.models.lenet() if name == "lenet" else fnn.models.mlp(*SIZES, activation=fnn.layers.tanh)
     shape = (64, 1, 32, 32) if name == "lenet" else (64, 784)
     x = fnn.random.normal(fnn.random.key(1), shape)
     return model, model.init(fnn.random.key(0)), x, fnn.random.randint(fnn.random.key(2), (64,), 0, 10)
@@ -146,7 +147,7 @@ def jacobian_rows() -> dict[str, Rivals]:
             ),
         }
         rivals |= jax_rival("jacobian", params, image, None, None)
-        function = lambda params, image, apply=apply: jacobian(lambda image: apply(params, image[None])[0])(image)
+        function = lambda params, image, apply=apply: dense_jacobian(lambda image: apply(params, image[None])[0])(image)
         rows[title] = rivals | ours(function, params, image)
     return rows
 
@@ -164,7 +165,7 @@ def hessian_rows() -> dict[str, Rivals]:
     rows = {}
     mode: Any
     for mode in ("auto", "forward-over-reverse"):
-        function = lambda params, image, mode=mode: hessian(
+        function = lambda params, image, mode=mode: dense_hessian(
             lambda image: fnn.losses.cross_entropy(model.apply(params, image[None]), y[:1]), mode=mode
         )(image)
         rows[f"input Hessian 784x784, {mode}"] = rivals | ours(function, params, x[0])
@@ -173,7 +174,7 @@ def hessian_rows() -> dict[str, Rivals]:
 
 def ntk_rows() -> dict[str, Rivals]:
     model, params, pictures, _ = network("lenet")
-    narrow = fnn.models.mlp(784, 64, 10, activation=fnn.tanh)
+    narrow = fnn.models.mlp(784, 64, 10, activation=fnn.layers.tanh)
     narrow_params = narrow.init(fnn.random.key(0))
     rows = {}
     for title, apply, p, x in (

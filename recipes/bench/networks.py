@@ -80,12 +80,20 @@ def module(name: str) -> nn.Module:
     if name == "lenet":
         return nn.Sequential(
             OrderedDict(
-                conv1=nn.Conv2d(1, 6, 3), relu1=nn.ReLU(), pool1=nn.MaxPool2d(2),
-                conv2=nn.Conv2d(6, 16, 3), relu2=nn.ReLU(), pool2=nn.MaxPool2d(2), flatten=nn.Flatten(),
-                fc1=nn.Linear(576, 120), relu3=nn.ReLU(), fc2=nn.Linear(120, 84), relu4=nn.ReLU(),
+                conv1=nn.Conv2d(1, 6, 3),
+                relu1=nn.ReLU(),
+                pool1=nn.MaxPool2d(2),
+                conv2=nn.Conv2d(6, 16, 3),
+                relu2=nn.ReLU(),
+                pool2=nn.MaxPool2d(2),
+                flatten=nn.Flatten(),
+                fc1=nn.Linear(576, 120),
+                relu3=nn.ReLU(),
+                fc2=nn.Linear(120, 84),
+                relu4=nn.ReLU(),
                 fc3=nn.Linear(84, 10),
             )
-        )  # fmt: skip
+        )
     if name == "residual":
         conv = lambda: nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
         first = nn.Conv2d(1, CHANNELS, 3, stride=2, padding=1)
@@ -107,16 +115,18 @@ def layer(name: str) -> fnn.Layer:
         return fnn.models.lenet()
     residual, norm = fnn.layers.residual, fnn.layers.layer_norm(WIDTH)
     if name == "residual":
-        conv = fnn.conv2d(CHANNELS, CHANNELS, 3, padding=1)
-        block = (residual(fnn.sequential(conv, fnn.relu, conv)), fnn.relu)
-        first = fnn.conv2d(1, CHANNELS, 3, stride=2, padding=1)
-        return fnn.sequential(first, fnn.relu, *block * BLOCKS, lambda x: x.mean((2, 3)), fnn.linear(CHANNELS, 10))
-    attention = residual(fnn.sequential(norm, fnn.layers.multi_head_attention(WIDTH, HEADS)))
-    up, down = fnn.linear(WIDTH, 4 * WIDTH), fnn.linear(4 * WIDTH, WIDTH)
-    perceptron = residual(fnn.sequential(norm, up, fnn.relu, down))
+        conv = fnn.layers.conv2d(CHANNELS, CHANNELS, 3, padding=1)
+        block = (residual(fnn.layers.sequential(conv, fnn.layers.relu, conv)), fnn.layers.relu)
+        first = fnn.layers.conv2d(1, CHANNELS, 3, stride=2, padding=1)
+        return fnn.layers.sequential(
+            first, fnn.layers.relu, *block * BLOCKS, lambda x: x.mean((2, 3)), fnn.layers.linear(CHANNELS, 10)
+        )
+    attention = residual(fnn.layers.sequential(norm, fnn.layers.multi_head_attention(WIDTH, HEADS)))
+    up, down = fnn.layers.linear(WIDTH, 4 * WIDTH), fnn.layers.linear(4 * WIDTH, WIDTH)
+    perceptron = residual(fnn.layers.sequential(norm, up, fnn.layers.relu, down))
     blocks = (attention, perceptron) * BLOCKS
     rows, mean = lambda x: x.squeeze(1), lambda x: x.mean(1)
-    return fnn.sequential(rows, fnn.linear(28, WIDTH), *blocks, mean, fnn.linear(WIDTH, 10))
+    return fnn.layers.sequential(rows, fnn.layers.linear(28, WIDTH), *blocks, mean, fnn.layers.linear(WIDTH, 10))
 
 
 def jax_function(name: str) -> Callable[[dict, Any], Any]:

@@ -25,19 +25,39 @@ def network(name: str) -> nn.Module:
         a, b, c, d = WIDTHS[name]
         return nn.Sequential(nn.Linear(a, b), nn.ReLU(), nn.Linear(b, c), nn.ReLU(), nn.Linear(c, d))
     return nn.Sequential(
-        nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 3), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(576, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
-    )  # fmt: skip
+        nn.Conv2d(1, 6, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(576, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, 10),
+    )
 
 
 def model(name: str) -> fnn.Layer:
     if name in WIDTHS:
         return fnn.models.mlp(*WIDTHS[name])
     pool = fnn.layers.max_pool2d(2)
-    return fnn.sequential(
-        fnn.conv2d(1, 6, 3), fnn.relu, pool, fnn.conv2d(6, 16, 3), fnn.relu, pool,
-        fnn.flatten, fnn.linear(576, 120), fnn.relu, fnn.linear(120, 84), fnn.relu, fnn.linear(84, 10),
-    )  # fmt: skip
+    return fnn.layers.sequential(
+        fnn.layers.conv2d(1, 6, 3),
+        fnn.layers.relu,
+        pool,
+        fnn.layers.conv2d(6, 16, 3),
+        fnn.layers.relu,
+        pool,
+        fnn.layers.flatten,
+        fnn.layers.linear(576, 120),
+        fnn.layers.relu,
+        fnn.layers.linear(120, 84),
+        fnn.layers.relu,
+        fnn.layers.linear(84, 10),
+    )
 
 
 def problem(name: str, count: int) -> tuple[nn.Module, Any, Callable, Batch]:
@@ -90,10 +110,10 @@ def norms(name: str, count: int) -> dict[str, Callable[[], object]]:
     _, params, loss, batch = problem(name, count)
     calls: dict[str, Callable[[], object]] = {}
     for method in ("ghost", "exact"):
-        call = fnn.per_sample_norms(loss, method=method)
+        call = fnn.gradients.per_sample_norms(loss, method=method)
         compiled = fnn.jit(call)
         calls[f"fnn.jit(per_sample_norms), {method}"] = lambda compiled=compiled: compiled(params, batch)
-        calls[f"fnn.per_sample_norms, {method}"] = lambda call=call: call(params, batch)
+        calls[f"fnn.gradients.per_sample_norms, {method}"] = lambda call=call: call(params, batch)
     add(calls, "BackPACK, BatchL2Grad", lambda: backpack(name, batch, "BatchL2Grad"))
     return calls
 

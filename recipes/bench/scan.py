@@ -1,4 +1,4 @@
-"""Many steps in one call: ``fnn.scan`` and ``fnn.epoch`` against loops over one step and JAX's ``lax.scan``.
+"""Many steps in one call: ``fnn.scan`` and ``fnn.compile.epoch`` against loops over one step and JAX's ``lax.scan``.
 
 ``--models mlp narrow``, ``--steps 200`` of batch 64 from data on the device, ``--optimizers adam``, ``--seconds 30``;
 ``--lengths 10 100 1000`` are those whose compile time is compared with that of one step. ``--device cuda
@@ -61,7 +61,7 @@ def jax_loop(given: rivals.Problem, batches: list[Batch]) -> Callable[[], Any]:
 
 
 def runs(given: rivals.Problem, steps: int, unrolls: list[int]) -> dict[str, Callable[[], Any]]:
-    """All take the same batches: those that ``fnn.epoch`` draws from the data by its key."""
+    """All take the same batches: those that ``fnn.compile.epoch`` draws from the data by its key."""
     count, key = len(given.y), fnn.random.key(3).to(given.device)
     x, y = networks.batch(given.name, steps * count)
     data = x.to(given.device, given.dtype), y.to(given.device)
@@ -80,8 +80,8 @@ def runs(given: rivals.Problem, steps: int, unrolls: list[int]) -> dict[str, Cal
         graphs = "reduce-overhead"
         calls[f"{ONE}, {graphs}"] = loop(rivals.ours(given, mode=graphs), batches)
         calls[f"fnn.jit of fnn.scan, {graphs}"] = scanned(given, (xs, ys), mode=graphs)
-    epoch = lambda carry, data, key: fnn.epoch(step, carry, data, key, count)
-    calls["fnn.jit of fnn.epoch, which draws the order"] = whole(given, epoch, (data, key))
+    epoch = lambda carry, data, key: fnn.compile.epoch(step, carry, data, key, count)
+    calls["fnn.jit of fnn.compile.epoch, which draws the order"] = whole(given, epoch, (data, key))
     rivals.add(calls, "JAX, jit, donated, loop", lambda: jax_loop(given, batches))
     rivals.add(calls, "JAX, jit of lax.scan, donated", lambda: jax_scanned(given, (xs, ys)))
     return calls

@@ -51,7 +51,9 @@ def test_two_donated_steps_equal_undonated_and_eager_ones(name: str) -> None:
 
 
 def test_running_statistics_may_be_donated_with_the_params() -> None:
-    model = fnn.sequential(fnn.linear(3, 4), fnn.layers.batch_norm(4), fnn.relu, fnn.linear(4, 2))
+    model = fnn.layers.sequential(
+        fnn.layers.linear(3, 4), fnn.layers.batch_norm(4), fnn.layers.relu, fnn.layers.linear(4, 2)
+    )
     start, x = model.init(fnn.random.key(0)), fnn.random.normal(fnn.random.key(1), (6, 3))
 
     def step(params: Any, statistics: Any, state: Any) -> tuple:

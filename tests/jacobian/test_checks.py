@@ -23,7 +23,7 @@ def test_right_derivatives_pass(modes, dtype):
 
 
 def test_networks_and_losses_pass():
-    model = fnn.models.mlp(3, 4, 2, activation=fnn.tanh)
+    model = fnn.models.mlp(3, 4, 2, activation=fnn.layers.tanh)
     params = fnn.tree.cast(model.init(fnn.random.key(0)), torch.float64)
     check_grads(lambda p: fnn.losses.cross_entropy(model.apply(p, X[None]), torch.tensor([1])), (params,))
 

@@ -5,21 +5,10 @@ import torch
 import torch.nn.functional as F
 
 import fnn
-from fnn.jacobian import (
-    directional_derivatives,
-    empirical_fisher_product,
-    fisher_product,
-    ggn_product,
-    hvp,
-    hvp_mode,
-    jmp,
-    linearize,
-    mjp,
-    ntk,
-    vhp,
-)
+from fnn.curvature import empirical_fisher_product, fisher_product, ggn_product, hvp, hvp_mode, vhp
+from fnn.jacobian import directional_derivatives, jmp, linearize_by_vjp, mjp, ntk
 
-MODEL = fnn.models.mlp(4, 5, 3, activation=fnn.tanh)
+MODEL = fnn.models.mlp(4, 5, 3, activation=fnn.layers.tanh)
 PARAMS = fnn.tree.cast(MODEL.init(fnn.random.key(0)), torch.float64)
 X = fnn.random.normal(fnn.random.key(1), (6, 4), torch.float64)
 Y = fnn.random.randint(fnn.random.key(2), (6,), 0, 3)
@@ -87,7 +76,7 @@ PRODUCTS = {
         lambda: empirical() @ V,
     ),
     "linearize": (
-        lambda p, t: (lambda out, push: (out, push(t)))(*linearize(predict, p)),
+        lambda p, t: (lambda out, push: (out, push(t)))(*linearize_by_vjp(predict, p)),
         lambda: predict(PARAMS),
         lambda: jacobian() @ V,
     ),
@@ -269,7 +258,11 @@ ERRORS = {
         TypeError,
         r"primals\[0\]\['b'\] is a torch.int64 tensor.*partition",
     ),
-    "integer output": (lambda: linearize(lambda p: (p > 0).long(), ONE), TypeError, "the function's output is a torch"),
+    "integer output": (
+        lambda: linearize_by_vjp(lambda p: (p > 0).long(), ONE),
+        TypeError,
+        "the function's output is a torch",
+    ),
     "not a scalar": (lambda: hvp(torch.sin, (ONE,), (ONE,)), ValueError, r"shape \(2,\); write loss.mean"),
     "mode": (lambda: hvp(torch.sum, (ONE,), (ONE,), "reverse"), ValueError, "'forward-over-reverse'"),
     "no stack": (lambda: jmp(torch.sin, (torch.tensor(1.0),), (torch.tensor(1.0),)), ValueError, r"leaf\[None\]"),

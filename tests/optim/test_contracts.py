@@ -147,8 +147,8 @@ def test_empty_trees_and_saved_states(case: Case, tmp_path: Path) -> None:
     params = start()
     state = opt.init(params)
     params, state = step(opt, params, state)
-    fnn.save(tmp_path / "state.safetensors", state)
-    loaded = fnn.load(tmp_path / "state.safetensors", like=opt.init(params))
+    fnn.checkpoint.save(tmp_path / "state.safetensors", state)
+    loaded = fnn.checkpoint.load(tmp_path / "state.safetensors", like=opt.init(params))
     again, same = step(opt, params, loaded), step(opt, params, state)
     assert all(torch.equal(a, b) for a, b in zip(tree.leaves(again), tree.leaves(same), strict=True))
 

@@ -1,0 +1,126 @@
+"""Block-diagonal matrices whose blocks are Kronecker products, or diagonal in a Kronecker product of bases."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fnn import tree as _tree
+from fnn.linalg.linear_operator import LinearOperator
+from fnn.tree import Tree
+
+
+class KroneckerFactors(NamedTuple):
+    """The block B kron A of one layer: X -> B X A for the joint matrix X = [weight, bias] of shape (out, in + 1)."""
+
+    input: Tensor  # A, (in + 1, in + 1), or (groups, in + 1, in + 1) for a grouped convolution
+    output: Tensor  # B, (out, out), or (groups, out, out)
+
+    def times(self, x: Tensor) -> Tensor:
+        return self.output @ x @ self.input
+
+    def decomposed(self) -> "KroneckerEigen":
+        inputs, input_basis = torch.linalg.eigh(self.input)
+        outputs, output_basis = torch.linalg.eigh(self.output)
+        inputs, outputs = inputs.clamp(min=0.0), outputs.clamp(min=0.0)  # below zero by rounding alone
+        return KroneckerEigen(input_basis, output_basis, outputs[..., :, None] * inputs[..., None, :])
+
+
+class KroneckerEigen(NamedTuple):
+    """The block of one layer by eigenvectors, the columns of V kron U, and eigenvalues: X -> V (L * V^T X U) U^T."""
+
+    input: Tensor  # U, (in + 1, in + 1), or with a leading axis of groups
+    output: Tensor  # V, (out, out)
+    eigenvalues: Tensor  # L, (out, in + 1)
+
+    def times(self, x: Tensor) -> Tensor:
+        rotated = self.output.mT @ x @ self.input
+        return self.output @ (self.eigenvalues * rotated) @ self.input.mT
+
+    def decomposed(self) -> "KroneckerEigen":
+        return self
+
+
+Factors = dict[str, KroneckerFactors] | dict[str, KroneckerEigen]
+
+
+class Block(NamedTuple):
+    """The places of a layer's leaves in params, and how its weight is laid out."""
+
+    weight: int
+    bias: int | None
+    transposed: bool  # (in, out), as in x @ weight
+    groups: int
+
+
+class KroneckerOperator(LinearOperator):
+    """What :func:`kfac` and :func:`ekfac` return: a symmetric :class:`LinearOperator` with an exact inverse.
+
+    ``factors`` is a plain tree, a block for each layer by the dotted path of its weight: to average it over steps or
+    to take it out of a compiled function, and ``with_factors`` puts it back. ``K @ v`` costs two matrix products for
+    each layer. Sums, multiples and restrictions are plain operators, without ``inverse``.
+    """
+
+    factors: Factors
+
+    def __init__(self, params: Tree, blocks: dict[str, Block], factors: Factors) -> None:
+        super().__init__(self._product, params, symmetric=True)
+        self.blocks = blocks
+        self.factors = factors
+
+    def with_factors(self, factors: Factors) -> "KroneckerOperator":
+        """The same layers with other factors, such as a moving average of ``factors`` by ``fnn.tree.map``."""
+        return KroneckerOperator(self.input, self.blocks, factors)
+
+    def decomposed(self) -> "KroneckerOperator":
+        """The same matrix by eigenvectors and eigenvalues: one eigendecomposition, in^3 + out^3, for each layer.
+
+        :meth:`inverse` and :meth:`log_determinant` of the result cost none, for any number of dampings.
+        """
+        return self.with_factors({path: block.decomposed() for path, block in self.factors.items()})
+
+    def inverse(self, damping: float | Tensor) -> "KroneckerOperator":
+        """``(K + damping * I)^-1``, exactly, by eigendecomposition. A product costs four matrix products a layer.
+
+        ``damping`` is a number or a 0-d tensor; ``ValueError`` for a negative number. With 0 the result is infinite
+        where K is singular, as the curvature of few samples is.
+
+        >>> import fnn
+        >>> from fnn.curvature import kfac
+        >>> model = fnn.models.mlp(2, 3)
+        >>> params, x = model.init(fnn.random.key(0)), torch.eye(2)
+        >>> K = kfac(model.apply, params, x, likelihood="normal")
+        >>> torch.allclose((K.inverse(0.1) @ K.damped(0.1)).dense(), torch.eye(9), atol=1e-5)
+        True
+        """
+        return self._map_eigenvalues(lambda values: 1.0 / (values + damping), damping)
+
+    def log_determinant(self, damping: float | Tensor = 0.0) -> Tensor:
+        """``log det(K + damping * I)``, 0-d: the sum of the logarithms; -inf where that matrix is singular."""
+        logarithms = self._map_eigenvalues(lambda values: (values + damping).log(), damping).factors
+        return torch.stack([block.decomposed().eigenvalues.sum() for block in logarithms.values()]).sum()
+
+    def _map_eigenvalues(self, function: Callable[[Tensor], Tensor], damping: float | Tensor) -> "KroneckerOperator":
+        if not isinstance(damping, Tensor) and not damping >= 0:
+            raise ValueError(f"damping is added to eigenvalues that are not negative and cannot be {damping}")
+        blocks = {path: block.decomposed() for path, block in self.factors.items()}
+        return self.with_factors(
+            {path: block._replace(eigenvalues=function(block.eigenvalues)) for path, block in blocks.items()}
+        )
+
+    def _product(self, v: Tree) -> Tree:
+        leaves = _tree.leaves(v)
+        for path, block in self.blocks.items():
+            factors = self.factors[path]
+            lead, out = factors.output.shape[:-2], factors.output.shape[-1]
+            weight = leaves[block.weight]
+            matrix = (weight.T if block.transposed else weight).reshape(*lead, out, -1)
+            if block.bias is not None:
+                matrix = torch.cat([matrix, leaves[block.bias].reshape(*lead, out, 1)], -1)
+            matrix = factors.times(matrix)
+            if block.bias is not None:
+                leaves[block.bias] = matrix[..., -1].reshape(leaves[block.bias].shape)
+                matrix = matrix[..., :-1]
+            leaves[block.weight] = matrix.mT if block.transposed else matrix.reshape(weight.shape)
+        return _tree.rebuild(v, leaves)

@@ -1,0 +1,219 @@
+"""Per-sample gradients as products of two factors, from layer inputs and output gradients.
+
+The gradient of one sample with respect to a matrix that a layer multiplies with is G^T A: G the gradient at
+the layer's outputs and A the layer's inputs, both with one row per position (token, pixel). So its squared
+norm is ``sum((G G^T) * (A A^T))`` (Goodfellow, 2015; Li et al., 2022, "ghost norm"), and the weighted sum
+over samples is one product ``(w G)^T A`` over all positions of all samples (Bu et al., 2023, "book
+keeping"): neither forms the gradient of a sample, and the second needs no further backward pass. A
+parameter used several times has the rows of all its uses, so the cross terms between uses are counted.
+
+The factors are found by taps (``fnn.gradients.layer_capture``). A leaf that is used in any other way is differentiated
+per sample as it stands. For biases and the scales and shifts of normalisation that is the cheap sum over
+positions already.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fnn import tree as _tree
+from fnn.gradients.layer_capture import Recorder, Use, gradient_rows, input_rows, record, zero_taps
+from fnn.gradients.per_sample import as_batch_of_one, over_samples
+from fnn.gradients.value_and_grad import scalar_valued
+
+
+class LeafPlan(NamedTuple):
+    """How the per-sample gradient of one leaf is worked with, and why.
+
+    ``method`` is "gram" (norms from Gram matrices of the factors), "direct" (the factors are multiplied out
+    for ``chunk_size`` samples at a time, because that is cheaper) or "exact" (differentiated per sample).
+    """
+
+    method: str
+    reason: str
+
+
+class Factor(NamedTuple):
+    """Rows of positions: dense (samples, groups, positions, width), or one-hot by index (samples, positions)."""
+
+    rows: Tensor
+    one_hot: bool
+
+
+class Plan(NamedTuple):
+    """What one run of the loss on one sample showed."""
+
+    uses: list[Use]
+    methods: list[LeafPlan]
+
+
+def make_plan(loss: Callable, args: tuple, kwargs: dict, in_dims: tuple, batch_argnums: Any) -> Plan:
+    """Run the loss on the first sample and decide on a method for each leaf of the first argument."""
+    leaves = _tree.leaves(args[0])
+    recorder = record(loss, args, kwargs, in_dims, batch_argnums)
+    used = [use for use in recorder.uses if use.leaf not in recorder.others]
+    biases = {use.bias for use in recorder.uses}
+    methods = []
+    for i, leaf in enumerate(leaves):
+        if leaf.dim() < 2 and (i in recorder.others or i in biases):
+            methods.append(LeafPlan("exact", "a vector: its gradient is the sum over positions itself"))
+        elif i in recorder.others:
+            methods.append(LeafPlan("exact", recorder.others[i]))
+        elif any(use.leaf == i for use in used):
+            methods.append(_cheaper([use for use in used if use.leaf == i], leaf))
+        else:
+            methods.append(LeafPlan("exact", "not seen in any call of a torch function"))
+    return Plan(used, methods)
+
+
+def _cheaper(uses: list[Use], leaf: Tensor) -> LeafPlan:
+    """Gram matrices cost positions^2 x widths, multiplying out costs positions x rows x columns."""
+    positions = sum(_positions(use) for use in uses)
+    rows, columns = leaf.shape[0], leaf[0].numel()
+    one_hot = all(use.kind == "embedding" for use in uses)
+    gram = positions * positions * (columns if one_hot else rows + columns)
+    direct = (1 if one_hot else positions) * rows * columns
+    kinds = ", ".join(sorted({use.kind for use in uses}))
+    reason = f"{kinds}: {positions} positions, {gram} products by Gram matrices, {direct} multiplied out"
+    return LeafPlan("gram" if gram <= direct else "direct", reason)
+
+
+def _positions(use: Use) -> int:
+    size = 1
+    for length in use.shape:
+        size *= length
+    channels = use.shape[1] if use.kind == "conv" else use.shape[-1]
+    return size // max(channels, 1)
+
+
+class Gradients(NamedTuple):
+    """The gradients of a chunk of samples, factored where the plan says so."""
+
+    values: Tensor  # (samples,)
+    leaves: list[Tensor]  # the leaves of params
+    exact: dict[int, Tensor]  # leaf: (samples, *shape)
+    factors: dict[int, list[tuple[Factor, Factor]]]  # leaf: (left, right) per use; the gradient is left^T right
+    plan: Plan
+
+    def square_norms(self) -> list[Tensor]:
+        """For each leaf the squared norm of each sample's gradient, (samples,)."""
+        norms = []
+        for i, leaf in enumerate(self.leaves):
+            if i in self.exact:
+                norms.append(self.exact[i].flatten(1).square().sum(1))
+            elif self.plan.methods[i].method == "direct":
+                norms.append(_multiply_out(self.factors[i], leaf).flatten(1).square().sum(1))
+            else:
+                norms.append(_square_norm(self.factors[i]))
+        return norms
+
+    def weighted_sum(self, weights: list[Tensor]) -> list[Tensor]:
+        """For each leaf the sum of the samples' gradients, each times its weight; weights: one (samples,) per leaf."""
+        sums = []
+        for i, leaf in enumerate(self.leaves):
+            weight = weights[i].to(leaf.dtype)
+            if i in self.exact:
+                sums.append((weight @ self.exact[i].flatten(1)).reshape(leaf.shape))
+            else:
+                sums.append(sum(_weighted_product(weight, *pair, leaf) for pair in self.factors[i]))
+        return sums
+
+
+def factored(loss: Callable, plan: Plan, args: tuple, kwargs: dict, in_dims: tuple, batch_argnums: Any) -> Gradients:
+    """Run the loss forward and backward once per sample (batched by ``vmap``), keeping factors."""
+    params, *rest = args
+    leaves = _tree.leaves(params)
+    one_loss = scalar_valued(as_batch_of_one(loss, batch_argnums), "a per-sample gradient")
+    exact = [i for i, leaf_plan in enumerate(plan.methods) if leaf_plan.method == "exact"]
+
+    def tapped(taps: list[Tensor], varied: list[Tensor], *rest: Any, **kwargs: Any) -> tuple:
+        mine = list(leaves)
+        for i, leaf in zip(exact, varied, strict=True):
+            mine[i] = leaf
+        recorder = Recorder({use.leaf: leaves[use.leaf] for use in plan.uses}, taps)
+        with recorder:
+            value = one_loss(_tree.rebuild(params, mine), *rest, **kwargs)
+        return value, (value, recorder.inputs)
+
+    transformed = torch.func.grad(tapped, argnums=(0, 1), has_aux=True)
+    mapped = over_samples(transformed, (None, None, *in_dims[1:]), None)
+    (outputs, exacts), (values, inputs) = mapped(zero_taps(plan.uses), [leaves[i] for i in exact], *rest, **kwargs)
+    factors: dict[int, list[tuple[Factor, Factor]]] = {}
+    for use, input, output in zip(plan.uses, inputs, outputs, strict=True):
+        if use.leaf not in exact:
+            factors.setdefault(use.leaf, []).append(_factors(use, input, output, leaves[use.leaf]))
+    return Gradients(values, leaves, dict(zip(exact, exacts, strict=True)), factors, plan)
+
+
+# The factors of each kind of layer; inputs and output gradients have a leading axis of samples
+
+
+def _factors(use: Use, input: Tensor, output: Tensor, leaf: Tensor) -> tuple[Factor, Factor]:
+    rows = gradient_rows(use, output)
+    if use.kind == "embedding":
+        index = input.reshape(input.shape[0], -1).to(torch.int64)
+        padding = use.options[0]
+        if padding is not None:
+            kept = index != padding % leaf.shape[0]
+            rows = rows * kept[:, None, :, None].to(rows.dtype)
+        return Factor(index % leaf.shape[0], True), Factor(rows, False)
+    columns = input_rows(use, input, leaf)
+    if use.kind == "matmul":
+        rows, columns = columns, rows
+    return Factor(rows, False), Factor(columns, False)
+
+
+# Products of factors
+
+
+def _gram(one: Factor, two: Factor) -> Tensor:
+    """The inner products of all positions of one use with all of another, (samples, groups, positions, positions)."""
+    if one.one_hot and two.one_hot:
+        return (one.rows[:, None, :, None] == two.rows[:, None, None, :]).to(torch.get_default_dtype())
+    if one.one_hot:
+        return _gram(two, one).transpose(-1, -2)
+    if two.one_hot:
+        index = two.rows[:, None, None, :].expand(-1, -1, one.rows.shape[2], -1)
+        return one.rows.gather(-1, index)
+    if one.rows.shape[2] == two.rows.shape[2] == 1:
+        return (one.rows * two.rows).sum(-1, keepdim=True)
+    return one.rows @ two.rows.transpose(-1, -2)
+
+
+def _square_norm(pairs: list[tuple[Factor, Factor]]) -> Tensor:
+    total: Any = 0.0
+    for i, (left, right) in enumerate(pairs):
+        for other_left, other_right in pairs[: i + 1]:
+            lefts, rights = _gram(left, other_left), _gram(right, other_right)
+            product = (lefts.to(rights.dtype) * rights).flatten(1).sum(1)
+            total = total + (product if other_left is left else 2.0 * product)
+    return total.clamp(min=0.0)
+
+
+def _multiply_out(pairs: list[tuple[Factor, Factor]], leaf: Tensor) -> Tensor:
+    """The gradients themselves, (samples, *leaf.shape)."""
+    total: Any = 0.0
+    for left, right in pairs:
+        samples = right.rows.shape[0]
+        if left.one_hot:
+            rows, columns = leaf.shape
+            place = left.rows + rows * torch.arange(samples, device=left.rows.device)[:, None]
+            zeros = right.rows.new_zeros(samples * rows, columns)
+            total = total + zeros.index_add(0, place.flatten(), right.rows.reshape(-1, columns)).reshape(
+                samples, rows, columns
+            )
+        else:
+            total = total + (left.rows.transpose(-1, -2) @ right.rows).reshape(samples, *leaf.shape)
+    return total
+
+
+def _weighted_product(weight: Tensor, left: Factor, right: Factor, leaf: Tensor) -> Tensor:
+    weighted = right.rows * weight[:, None, None, None]
+    columns = weighted.transpose(0, 1).flatten(1, 2)  # (groups, samples * positions, columns)
+    if left.one_hot:
+        zeros = columns.new_zeros(leaf.shape)
+        return zeros.index_add(0, left.rows.flatten(), columns[0])
+    rows = left.rows.transpose(0, 1).flatten(1, 2)
+    return (rows.transpose(-1, -2) @ columns).reshape(leaf.shape)

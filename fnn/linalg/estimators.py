@@ -1,0 +1,144 @@
+"""Trace, diagonal and Frobenius norm of an operator from products with random vectors.
+
+The vectors come from a key, so an estimate is a pure function. ``chunk_size`` vectors (default all) are
+multiplied at once: memory is chunk_size times that of one product, and the vectors themselves.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fnn import random
+from fnn.linalg.linear_operator import LinearOperator, as_operator, check_like, unravel
+from fnn.tree import Tree
+
+
+class Estimate(NamedTuple):
+    """An estimate and its standard error, both 0-d tensors (for a diagonal: trees like the input)."""
+
+    value: Tree
+    error: Tree
+
+
+def estimate_trace(
+    operator: LinearOperator | Tensor,
+    key: Tensor,
+    samples: int = 30,
+    method: Literal["hutchinson", "hutch++", "xtrace"] = "xtrace",
+    chunk_size: int | None = None,
+) -> Estimate:
+    """The trace of a square operator from ``samples`` products, unbiased, with its standard error.
+
+    ``"hutchinson"`` (1990): the mean of w^T A w over random signs w; error about 1 / sqrt(samples).
+    ``"hutch++"`` (Meyer, Musco, Musco and Woodruff, 2021): a third of the products finds the range Q, a third
+    takes its trace exactly, a third estimates the rest; error about 1 / samples for semidefinite A, exact for a
+    rank up to samples / 3. ``"xtrace"`` (Epperly, Tropp and Webber, 2024): the mean of leave-one-out
+    estimates, each with every other vector in Q; samples / 2 vectors and two products each; the smallest error
+    where the spectrum decays. Memory: samples vectors. The error of the last two is itself an estimate from few
+    numbers. Raises ``ValueError`` for fewer samples than the method needs (2, 6, 4), and for more than n.
+
+    >>> estimate_trace(torch.diag(torch.tensor([1.0, 2.0, 3.0])), random.key(0), 4, "hutchinson")
+    Estimate(value=tensor(6.), error=tensor(0.))
+    """
+    A = _square(operator, "trace")
+    least = {"hutchinson": 2, "hutch++": 6, "xtrace": 4}
+    if method not in least:
+        raise ValueError(f"method is one of {list(least)}, got {method!r}")
+    if samples < least[method]:
+        raise ValueError(f"estimate_trace with method={method!r} needs at least {least[method]} samples, got {samples}")
+    if method == "hutchinson":
+        signs = _signs(A, key, samples)
+        return _mean((signs * A.columns(signs, chunk_size)).sum(0))
+    vectors = samples // 3 if method == "hutch++" else samples // 2
+    if vectors >= A.shape[0]:
+        raise ValueError(f"{vectors} vectors span the whole space of {A.shape[0]}; write operator.dense().trace()")
+    return (_hutch_plus_plus if method == "hutch++" else _xtrace)(A, key, vectors, chunk_size)
+
+
+def _hutch_plus_plus(A: LinearOperator, key: Tensor, count: int, chunk_size: int | None) -> Estimate:
+    sketch_key, rest_key = random.split(key)
+    basis = torch.linalg.qr(A.columns(_signs(A, sketch_key, count), chunk_size)).Q
+    signs = _signs(A, rest_key, count)
+    rest = signs - basis @ (basis.T @ signs)
+    products = A.columns(torch.cat([basis, rest], 1), chunk_size)
+    exact = (basis * products[:, :count]).sum()
+    mean = _mean((rest * products[:, count:]).sum(0))
+    return Estimate(exact + mean.value, mean.error)
+
+
+def _xtrace(A: LinearOperator, key: Tensor, count: int, chunk_size: int | None) -> Estimate:
+    n = A.shape[0]
+    w = random.normal(key, (n, count), A.dtype).to(A.device)
+    image = A.columns(w, chunk_size)
+    basis, R = torch.linalg.qr(image)
+    products = A.columns(basis, chunk_size)
+    # column i of `left_out` is the direction of the basis that only vector i contributes
+    smallest = torch.finfo(A.dtype).eps * R.diagonal().abs().max()
+    diagonal = torch.where(R.diagonal().abs() <= smallest, smallest + torch.finfo(A.dtype).tiny, R.diagonal())
+    upper = R.triu(1) + torch.diag(diagonal)
+    inverse = torch.linalg.solve_triangular(upper.T, torch.eye(count, dtype=A.dtype, device=A.device), upper=False)
+    left_out = inverse / inverse.norm(dim=0)
+    H = basis.T @ products
+    coordinates = basis.T @ w
+    x = coordinates - left_out * (left_out * coordinates).sum(0)  # w_i in the basis without its own direction
+    inside = H.trace() - (left_out * (H @ left_out)).sum(0)
+    outside = (w * image).sum(0) - ((w.T @ products).T * x).sum(0) - (x * R).sum(0) + (x * (H @ x)).sum(0)
+    length = (w * w).sum(0) - (x * x).sum(0)
+    return _mean(inside + outside * (n - count + 1) / length)  # as if w were uniform on the sphere of the rest
+
+
+def estimate_diagonal(
+    operator: LinearOperator | Tensor, key: Tensor, samples: int = 100, chunk_size: int | None = None
+) -> Estimate:
+    """The diagonal, a tree like the input: the mean of w * A w over random signs w (Bekas, Kokiopoulou, Saad, 2007).
+
+    The squared error of entry i is the sum of its row's other entries squared, over samples. Exact for a
+    diagonal matrix. Memory: samples vectors. Raises ``ValueError`` for fewer than two samples.
+
+    >>> estimate_diagonal(torch.diag(torch.tensor([1.0, 2.0])), random.key(0), 2).value
+    tensor([1., 2.])
+    """
+    A = _square(operator, "estimate_diagonal")
+    _check_samples("estimate_diagonal", samples)
+    signs = _signs(A, key, samples)
+    mean = _mean(signs * A.columns(signs, chunk_size))
+    return Estimate(unravel(mean.value, A.input), unravel(mean.error, A.input))
+
+
+def estimate_frobenius_norm(
+    operator: LinearOperator | Tensor, key: Tensor, samples: int = 30, chunk_size: int | None = None
+) -> Estimate:
+    """sqrt(sum of squared entries) of an operator of any shape: the square root of the mean of |A w|^2.
+
+    The standard error follows from that of the mean by the square root's slope; relative error about
+    1 / sqrt(2 samples) or less. Memory: samples vectors. Raises ``ValueError`` for fewer than two samples.
+
+    >>> estimate_frobenius_norm(3.0 * torch.eye(4), random.key(0), 2).value
+    tensor(6.)
+    """
+    A = as_operator(operator, "estimate_frobenius_norm")
+    _check_samples("estimate_frobenius_norm", samples)
+    square = _mean((A.columns(_signs(A, key, samples), chunk_size) ** 2).sum(0))
+    value = square.value.sqrt()
+    return Estimate(value, torch.where(value > 0, square.error / (2.0 * value), 0.0))
+
+
+def _mean(draws: Tensor) -> Estimate:
+    return Estimate(draws.mean(-1), draws.std(-1) / draws.shape[-1] ** 0.5)
+
+
+def _signs(A: LinearOperator, key: Tensor, count: int) -> Tensor:
+    heads = random.bernoulli(key, 0.5, (A.shape[1], count)).to(A.device)
+    return 2.0 * heads.to(A.dtype) - 1.0
+
+
+def _square(operator: LinearOperator | Tensor, name: str) -> LinearOperator:
+    A = as_operator(operator, name)
+    check_like(A.input, A.output, f"{name}: operator.input", "operator.output")
+    return A
+
+
+def _check_samples(name: str, samples: int) -> None:
+    if samples < 2:
+        raise ValueError(f"{name} needs at least 2 samples for its error bar, got {samples}")

@@ -1,0 +1,171 @@
+"""Whole matrices against plain torch.func in float64: blocks, modes, chunks, one graph, generated code."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fnn
+from fnn.curvature import dense_hessian, ggn_diagonal, hessian_diagonal
+from fnn.jacobian import blocks_to_matrix, colours, dense_jacobian, laplacian, sparse_jacobian
+
+MODEL = fnn.models.mlp(3, 4, 2, activation=fnn.layers.tanh)
+PARAMS = fnn.tree.cast(MODEL.init(fnn.random.key(0)), torch.float64)
+X = fnn.random.normal(fnn.random.key(1), (5, 3), torch.float64)
+Y = fnn.random.randint(fnn.random.key(2), (5,), 0, 2)
+VECTOR, UNRAVEL = fnn.tree.ravel(PARAMS)
+
+
+def outputs(params, x):
+    out = MODEL.apply(params, x)
+    return {"b": out, "a": (out.sum(), x[0] * 2.0)}
+
+
+def loss(params, x):
+    return fnn.losses.cross_entropy(MODEL.apply(params, x), Y)
+
+
+def close(ours, theirs):
+    fnn.tree.map(lambda a, b: torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13), ours, theirs)
+
+
+def dense(f):
+    return torch.func.jacrev(lambda v: fnn.tree.ravel(f(UNRAVEL(v)))[0])(VECTOR)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+@pytest.mark.parametrize("mode", ["auto", "forward", "reverse"])
+def test_jacobian_has_torchs_blocks(mode, chunk_size):
+    for argnums in (0, 1, (0, 1)):
+        ours = dense_jacobian(outputs, argnums, mode, chunk_size)(PARAMS, X)
+        theirs = torch.func.jacrev(outputs, argnums)(PARAMS, X)
+        close(ours, theirs)
+    blocks = dense_jacobian(outputs, 0, mode, chunk_size)(PARAMS, X)
+    close(blocks_to_matrix(blocks, PARAMS), dense(lambda p: outputs(p, X)))
+    assert blocks["a"][1]["0"]["weight"].shape == (3, 4, 3)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 7])
+@pytest.mark.parametrize("mode", ["auto", "forward-over-reverse", "reverse-over-forward", "reverse-over-reverse"])
+def test_hessian_has_torchs_blocks(mode, chunk_size):
+    blocks = dense_hessian(loss, 0, mode, chunk_size)(PARAMS, X)
+    theirs = torch.func.hessian(loss)(PARAMS, X)
+    close(blocks, theirs)
+    full = torch.func.hessian(lambda v: loss(UNRAVEL(v), X))(VECTOR)
+    close(blocks_to_matrix(blocks, PARAMS), full)
+    close(fnn.tree.ravel(hessian_diagonal(loss, 0, mode, chunk_size)(PARAMS, X))[0], full.diagonal())
+    close(dense_hessian(loss, (0, 1), mode, chunk_size)(PARAMS, X), torch.func.hessian(loss, (0, 1))(PARAMS, X))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_diagonal_and_trace(chunk_size):
+    p = torch.softmax(MODEL.apply(PARAMS, X), 1)
+    J = dense(lambda p: MODEL.apply(p, X))
+    H = torch.block_diag(*[torch.diag(row) - torch.outer(row, row) for row in p]) / len(X)
+    compare = lambda out: fnn.losses.cross_entropy(out, Y)
+    ours = ggn_diagonal(lambda p: MODEL.apply(p, X), compare, chunk_size=chunk_size)(PARAMS)
+    close(fnn.tree.ravel(ours)[0], (J.T @ H @ J).diagonal())
+    second = torch.func.hessian(lambda x: MODEL.apply(PARAMS, x[None])[0])(X[0])
+    close(laplacian(MODEL.apply, 1, chunk_size)(PARAMS, X[:1])[0], second.diagonal(dim1=1, dim2=2).sum(-1))
+
+
+def banded(x):
+    return torch.sin(x) + F.pad(x[1:] ** 2, (0, 1)) - F.pad(x[:-1], (1, 0)) * x
+
+
+TRIDIAGONAL = sparse_jacobian(banded, torch.ones(7, 7).triu(-1).tril(1))  # colouring is no graph
+
+
+def everything(params, x):
+    compare = lambda out: fnn.losses.cross_entropy(out, Y)
+    return {
+        "forward": dense_jacobian(outputs, 1, "forward", 6)(params, x),
+        "reverse": dense_jacobian(outputs, 0, "reverse", 8)(params, x),
+        "hessian": dense_hessian(loss, 1)(params, x),
+        "diagonal": hessian_diagonal(loss, 1, chunk_size=8)(params, x),
+        "ggn diagonal": ggn_diagonal(MODEL.apply, compare, 1)(params, x),
+        "laplacian": laplacian(lambda p, x: MODEL.apply(p, x[None]), 1)(params, x[0]),
+        "sparse": TRIDIAGONAL(x.flatten()[:7]).dense(),
+        "per sample": torch.func.vmap(dense_jacobian(MODEL.apply, 1), (None, 0))(params, x),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_one_graph_equals_eager(backend):
+    close(fnn.jit(everything, backend=backend)(PARAMS, X), everything(PARAMS, X))
+
+
+def test_auxiliary_output():
+    f = lambda p, x: (loss(p, x), {"seen": x.sum()})
+    for make in (dense_jacobian, dense_hessian):
+        blocks, aux = make(f, has_aux=True)(PARAMS, X)
+        close(blocks, make(loss)(PARAMS, X))
+        assert torch.equal(aux["seen"], X.sum())
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_sparse_jacobian_takes_one_product_for_each_colour(chunk_size):
+    band = torch.ones(50, 50).triu(-1).tril(1)
+    assert int(colours(band).max()) + 1 == 3
+    x = torch.linspace(0, 1, 50, dtype=torch.float64)
+    found = sparse_jacobian(banded, band, chunk_size)(x)
+    close(found.dense(), torch.func.jacrev(banded)(x))
+    close(found.to_sparse().to_dense(), found.dense())
+    first = lambda p: {"y": torch.cat([p["a"][:1] * p["b"].sum(), p["a"][1:] ** 2])}  # a dense row: reverse mode
+    p = {"b": x[:4], "a": x[:6]}
+    pattern = torch.cat([torch.eye(6), torch.zeros(6, 4)], 1)
+    pattern[0] = 1
+    assert int(colours(pattern).max()) + 1 > int(colours(pattern.T).max()) + 1 == 2
+    close(sparse_jacobian(first, pattern)(p).dense(), blocks_to_matrix(dense_jacobian(first)(p), p))
+
+
+def test_auto_needs_no_forward_rule():
+    target = torch.zeros(3).double()
+    f = lambda x: F.huber_loss(torch.sin(x), target)
+    close(dense_hessian(f)(X[0]), torch.func.jacrev(torch.func.grad(f))(X[0]))
+    tall = lambda x: torch.cat([Scaled.apply(x), x])
+    close(dense_jacobian(tall)(X[0]), torch.func.jacrev(tall)(X[0]))
+
+
+class Scaled(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return 3.0 * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return 3.0 * cotangent
+
+
+ONE = torch.ones(2)
+ERRORS = {
+    "mode": (lambda: dense_jacobian(torch.sin, mode="fwd"), ValueError, "'forward' or 'reverse', got 'fwd'"),  # type: ignore[arg-type]
+    "hessian mode": (lambda: dense_hessian(torch.sum, mode="forward")(ONE), ValueError, "'forward-over-reverse'"),  # type: ignore[arg-type]
+    "argnums": (lambda: dense_jacobian(torch.sin, 1)(ONE), ValueError, "argnums=1, but the function got 1"),
+    "not a scalar": (lambda: dense_hessian(torch.sin)(ONE), ValueError, r"shape \(2,\)"),
+    "integer": (lambda: dense_jacobian(torch.sin)({"n": torch.tensor(1)}), TypeError, r"primals\[0\]\['n'\]"),
+    "no forward rule": (lambda: dense_jacobian(Scaled.apply, mode="forward")(ONE), TypeError, "mode='reverse'"),
+    "laplacian": (lambda: laplacian(Scaled.apply)(ONE), TypeError, "without a jvp method has no forward rule"),
+    "blocks": (
+        lambda: blocks_to_matrix(dense_jacobian(torch.sin)(ONE), torch.ones(3)),
+        ValueError,
+        r"\(2, 2\).*\(3,\)",
+    ),
+    "block count": (lambda: blocks_to_matrix(ONE, {"a": ONE, "b": ONE}), ValueError, "1 blocks .* 2 leaves"),
+    "pattern": (lambda: sparse_jacobian(torch.sin, ONE), ValueError, r"\(outputs, inputs\), got shape \(2,\)"),
+    "pattern size": (lambda: sparse_jacobian(torch.sin, torch.eye(3))(ONE), ValueError, "2 numbers.* for 3"),
+    "chunk": (lambda: dense_jacobian(torch.sin, chunk_size=0)(ONE), ValueError, "positive"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_are_sentences(name):
+    call, kind, words = ERRORS[name]
+    with pytest.raises(kind, match=words):
+        call()

@@ -1,0 +1,90 @@
+"""Estimators against exact values: bias, rate and calibration of the error bars, with fixed keys."""
+
+import pytest
+import torch
+
+import fnn
+from fnn.linalg import estimate_diagonal, estimate_frobenius_norm, estimate_trace, matrix_operator
+
+N = 60
+Q = torch.linalg.qr(fnn.random.normal(fnn.random.key(0), (N, N), torch.float64)).Q
+DECAYING = Q @ torch.diag(torch.arange(1.0, N + 1, dtype=torch.float64) ** -2) @ Q.T
+GENERAL = fnn.random.normal(fnn.random.key(1), (N, N), torch.float64)
+METHODS = ["hutchinson", "hutch++", "xtrace"]
+
+
+def draws(estimate, count=200):
+    keys = fnn.random.split(fnn.random.key(2), count)
+    results = [estimate(key) for key in keys]
+    return torch.stack([r.value for r in results]), torch.stack([r.error for r in results])
+
+
+@pytest.mark.parametrize("matrix", [DECAYING, GENERAL], ids=["decaying", "general"])
+@pytest.mark.parametrize("method", METHODS)
+def test_trace_is_unbiased_with_calibrated_error(method, matrix):
+    values, errors = draws(lambda key: estimate_trace(matrix, key, 30, method))
+    exact = matrix.trace()
+    spread = values.std()
+    assert (values.mean() - exact).abs() < 4 * spread / len(values) ** 0.5
+    assert 0.7 < (errors**2).mean().sqrt() / spread < 1.4
+
+
+def test_trace_error_against_samples():
+    """Four times the samples: half Hutchinson's error, a quarter or less of the error of the other two."""
+    ratio = {}
+    for method in METHODS:
+        few, many = (
+            draws(lambda key, m=m, method=method: estimate_trace(DECAYING, key, m, method), 100)[0].std()
+            for m in (12, 48)
+        )
+        ratio[method] = (few / many).item()
+    assert 1.6 < ratio["hutchinson"] < 2.5
+    assert ratio["hutch++"] > 4
+    assert ratio["xtrace"] > 4
+
+
+@pytest.mark.parametrize("method", ["hutch++", "xtrace"])
+def test_low_rank_trace_is_exact(method):
+    low = Q[:, :4] @ torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]).double()) @ Q[:, :4].T
+    estimate = estimate_trace(low, fnn.random.key(0), 30, method)
+    torch.testing.assert_close(estimate.value, torch.tensor(10.0).double(), rtol=1e-7, atol=0)
+
+
+def test_diagonal_is_unbiased_with_calibrated_error_and_rate():
+    values, errors = draws(lambda key: estimate_diagonal(GENERAL, key, 50))
+    off = GENERAL - torch.diag(GENERAL.diagonal())
+    expected = ((off**2).sum(1) / 50).sqrt()
+    torch.testing.assert_close(values.std(0), expected, rtol=0.25, atol=0)
+    assert ((values.mean(0) - GENERAL.diagonal()).abs() < 4.5 * expected / len(values) ** 0.5).all()
+    torch.testing.assert_close((errors**2).mean(0).sqrt(), expected, rtol=0.1, atol=0)
+
+
+def test_frobenius_norm():
+    values, errors = draws(lambda key: estimate_frobenius_norm(GENERAL[:20], key, 40))
+    assert values.mean() == pytest.approx(GENERAL[:20].norm().item(), rel=0.01)
+    assert 0.8 < (errors.mean() / values.std()) < 1.25
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_chunks_and_compilation_change_nothing(method):
+    A = matrix_operator((GENERAL + GENERAL.T) / 2)
+    key = fnn.random.key(5)
+    whole = estimate_trace(A, key, 12, method)
+    torch.testing.assert_close(estimate_trace(A, key, 12, method, chunk_size=3), whole)
+    torch.testing.assert_close(fnn.jit(lambda key: estimate_trace(A, key, 12, method), backend="aot_eager")(key), whole)
+
+
+ERRORS = {
+    "samples": (lambda key: estimate_trace(GENERAL, key, 3, "xtrace"), "at least 4"),
+    "method": (lambda key: estimate_trace(GENERAL, key, 9, "girard"), "girard"),
+    "too many": (lambda key: estimate_trace(GENERAL, key, 3 * N, "hutch++"), "whole space"),
+    "not square": (lambda key: estimate_trace(GENERAL[:3], key), "operator.output"),
+    "one sample": (lambda key: estimate_diagonal(GENERAL, key, 1), "error bar"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_are_sentences(name):
+    call, words = ERRORS[name]
+    with pytest.raises(ValueError, match=words):
+        call(fnn.random.key(0))

@@ -1,0 +1,98 @@
+"""Lanczos against dense eigenvalues in float64."""
+
+import pytest
+import torch
+
+import fnn
+from fnn.curvature import hessian_operator
+from fnn.linalg import eigenpairs, log_determinant, spectral_density
+
+N = 80
+Q = torch.linalg.qr(fnn.random.normal(fnn.random.key(0), (N, N), torch.float64)).Q
+VALUES = torch.cat([torch.linspace(-4.0, 3.0, N - 2, dtype=torch.float64), torch.tensor([7.0, 7.0]).double()])
+KEY = fnn.random.key(1)
+
+
+def symmetric(values):
+    matrix = Q @ torch.diag(values) @ Q.T
+    return (matrix + matrix.T) / 2
+
+
+MATRIX = symmetric(VALUES)
+POSITIVE = symmetric(torch.linspace(0.5, 20.0, N, dtype=torch.float64))
+ORDERS = {"largest": -VALUES, "smallest": VALUES, "magnitude": -VALUES.abs()}
+
+
+@pytest.mark.parametrize("which", ORDERS)
+def test_top_eigenpairs(which):
+    result = eigenpairs(MATRIX, 4, KEY, which, tolerance=1e-9, max_restarts=200)
+    assert result.converged
+    torch.testing.assert_close(result.values, VALUES[ORDERS[which].argsort()][:4], rtol=1e-8, atol=0)
+    torch.testing.assert_close(MATRIX @ result.vectors, result.vectors * result.values, rtol=0, atol=1e-7)
+    torch.testing.assert_close(result.vectors.T @ result.vectors, torch.eye(4).double(), rtol=0, atol=1e-10)
+
+
+def test_few_restarts_are_reported():
+    result = eigenpairs(POSITIVE, 2, KEY, tolerance=1e-12, max_restarts=1, subspace=4)
+    assert not result.converged
+    actual = (POSITIVE @ result.vectors - result.vectors * result.values).norm(dim=0)
+    torch.testing.assert_close(result.residuals, actual)
+
+
+def test_whole_space_and_low_rank():
+    torch.testing.assert_close(eigenpairs(MATRIX, N, KEY).values, VALUES.flip(0), rtol=1e-8, atol=1e-8)
+    low = symmetric(torch.cat([torch.zeros(N - 2), torch.tensor([2.0, 3.0])]).double())
+    torch.testing.assert_close(eigenpairs(low, 3, KEY).values, torch.tensor([3.0, 2.0, 0.0]).double())
+
+
+def test_hessian_of_a_network():
+    model = fnn.models.mlp(4, 6, 3, activation=fnn.layers.tanh)
+    params = fnn.tree.cast(model.init(fnn.random.key(2)), torch.float64)
+    x, y = fnn.random.normal(KEY, (9, 4), torch.float64), fnn.random.randint(KEY, (9,), 0, 3)
+    H = hessian_operator(lambda p, b: fnn.losses.cross_entropy(model.apply(p, b[0]), b[1]), params, (x, y))
+    vector, unravel = fnn.tree.ravel(params)
+    dense = torch.func.hessian(lambda v: fnn.losses.cross_entropy(model.apply(unravel(v), x), y))(vector)
+    expected = torch.linalg.eigvalsh(dense).flip(0)[:3]
+    torch.testing.assert_close(eigenpairs(H, 3, KEY, tolerance=1e-8).values, expected, rtol=1e-4, atol=0)
+
+
+def test_density_has_the_moments_of_the_spectrum():
+    density = spectral_density(MATRIX, KEY, probes=200, steps=8)
+    torch.testing.assert_close(density.weights.sum(), torch.ones(()).double())
+    for power in (1, 2, 4):
+        spread = (VALUES**power).std() * (2 / N / 200) ** 0.5
+        assert ((density.weights * density.nodes**power).sum() - (VALUES**power).mean()).abs() < 4 * spread
+    grid = torch.linspace(-12, 12, 2001, dtype=torch.float64)
+    assert torch.trapezoid(density.smooth(grid, 0.3), grid) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_density_compiles():
+    compiled = fnn.jit(lambda key: spectral_density(POSITIVE_OPERATOR, key, 2, 5), backend="aot_eager")
+    torch.testing.assert_close(compiled(KEY), spectral_density(POSITIVE_OPERATOR, KEY, 2, 5))
+
+
+POSITIVE_OPERATOR = fnn.linalg.matrix_operator(POSITIVE)
+
+
+def test_log_determinant_is_unbiased_with_calibrated_error():
+    results = [log_determinant(POSITIVE, key, 6, 30) for key in fnn.random.split(KEY, 60)]
+    values, errors = (torch.stack([getattr(r, name) for r in results]) for name in ("value", "error"))
+    assert (values.mean() - torch.logdet(POSITIVE)).abs() < 4 * values.std() / 60**0.5
+    assert 0.6 < (errors**2).mean().sqrt() / values.std() < 1.6
+
+
+ERRORS = {
+    "not symmetric": (lambda: eigenpairs(Q, 1, KEY), "eigenpairs needs a symmetric operator"),
+    "k": (lambda: eigenpairs(MATRIX, 0, KEY), "k=0"),
+    "subspace": (lambda: eigenpairs(MATRIX, 5, KEY, subspace=5), "subspace > k"),
+    "which": (lambda: eigenpairs(MATRIX, 5, KEY, "middle"), "middle"),
+    "steps": (lambda: spectral_density(MATRIX, KEY, steps=0), "at least 1"),
+    "indefinite": (lambda: log_determinant(MATRIX, KEY), "damped"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_are_sentences(name):
+    call, words = ERRORS[name]
+    with pytest.raises(ValueError, match=words):
+        call()
