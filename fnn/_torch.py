@@ -5,7 +5,9 @@ tests/test_torch.py fails by name when one of them moves.
 """
 
 import importlib
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch._C import _swap_tensor_impl as swap_tensors
 from torch._C._functorch import peek_interpreter_stack
 from torch._higher_order_ops.scan import scan
+from torch.utils._pytree import SUPPORTED_NODES as pytree_containers  # noqa: N811
 from torch.utils._pytree import (  # no public pytree module in any supported version
     tree_flatten,
     tree_flatten_with_path,
@@ -68,6 +71,34 @@ def constant_when_traced(function: Callable) -> Callable:
 def dispatch_modes() -> bool:
     """Whether a mode that sees every operation is active: fake tensors, make_fx, a profiler's flop counter."""
     return torch._C._len_torch_dispatch_stack() > 0
+
+
+class _Tracing(threading.local):
+    for_replay = False
+
+
+_tracing = _Tracing()
+
+
+@contextmanager
+def tracing_for_replay() -> Iterator[None]:
+    """While it lasts, :func:`multi_tensor_kernels` is true: the operations recorded will run as they are recorded."""
+    before, _tracing.for_replay = _tracing.for_replay, True
+    try:
+        yield
+    finally:
+        _tracing.for_replay = before
+
+
+def multi_tensor_kernels() -> bool:
+    """Whether kernels of lists of tensors may be called here.
+
+    They may in ordinary eager code and in a graph that will be replayed operation by operation; not inside a
+    transform of torch.func, nor where a compiler traces, which fuses code written leaf by leaf better.
+    """
+    if peek_interpreter_stack() is not None:
+        return False
+    return _tracing.for_replay or not (torch.compiler.is_compiling() or dispatch_modes())
 
 
 def storage_users(tensor: Tensor) -> int:
@@ -136,12 +167,15 @@ __all__ = [
     "is_view",
     "mark_static",
     "mode_options",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
+    "multi_tensor_kernels",
     "onednn_linear",
     "peek_interpreter_stack",
+    "pytree_containers",
     "scan",
     "size_hint",
     "storage_users",
     "swap_tensors",
+    "tracing_for_replay",
     "tree_flatten",
     "tree_flatten_with_path",
     "tree_leaves",

@@ -25,7 +25,7 @@ def save(path: str | Path, tree: Tree, metadata: dict[str, str] | None = None) -
     {'fc': {'bias': tensor([1., 1.])}}
     """
     path = Path(path)
-    flat = _tree.flatten(tree)
+    flat = _tree.to_state_dict(tree)
     for name, leaf in flat.items():
         if not hasattr(leaf, "detach"):
             raise TypeError(f"save: {name!r} is {leaf!r}, not a tensor; put strings into metadata")
@@ -53,12 +53,12 @@ def load(path: str | Path, like: Tree = None, device: str = "cpu") -> Tree:
     """
     flat = _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()}, device)  # noqa: SIM118
     if like is None:
-        return _tree.unflatten(flat)
+        return _tree.from_state_dict(flat)
     for name, leaf in _tree.items(like):
         if name in flat and (flat[name].shape != leaf.shape or flat[name].dtype != leaf.dtype):
             found, wanted = (f"{tuple(t.shape)} {t.dtype}" for t in (flat[name], leaf))
             raise ValueError(f"{path}: {name!r} is {found}, but the tree has {wanted} there")
-    return _tree.unflatten(flat, like)
+    return _tree.from_state_dict(flat, like)
 
 
 def load_metadata(path: str | Path) -> dict[str, str]:

@@ -222,7 +222,7 @@ def like(key: Tensor, tree: _tree.Tree, sampler: Callable[..., Tensor] = normal)
     parts = _tree.leaves(tree)
     keys = split(key, len(parts))
     draws = [sampler(k, leaf.shape, dtype=leaf.dtype).to(leaf.device) for k, leaf in zip(keys, parts, strict=True)]
-    return _tree.rebuild(tree, draws)
+    return _tree.structure(tree).unflatten(draws)
 
 
 # The hash and the conversions of its words

@@ -17,7 +17,7 @@ def summary(params: Tree) -> str:
     rows = [("path", "shape", "parameters", "bytes")]
     for path, leaf in _tree.items(params):
         rows.append((path, str(tuple(leaf.shape)), f"{leaf.numel():,}", f"{leaf.numel() * leaf.element_size():,}"))
-    rows.append(("total", "", f"{_tree.size(params):,}", f"{_tree.bytes(params):,}"))
+    rows.append(("total", "", f"{_tree.size(params):,}", f"{_tree.nbytes(params):,}"))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join(
         f"{path:<{widths[0]}}  {shape:<{widths[1]}}  {count:>{widths[2]}}  {size:>{widths[3]}}"

@@ -67,7 +67,7 @@ def test_state_and_params_have_the_names_of_the_state_dict() -> None:
 def test_training_a_network_with_state_equals_torch() -> None:
     model, net = small_network(), torch_network()
     params, state = tree.cast(model.init(KEY), torch.float64)
-    net.load_state_dict(tree.flatten(params) | tree.flatten(state))
+    net.load_state_dict(tree.to_state_dict(params) | tree.to_state_dict(state))
     theirs = torch.optim.SGD(net.parameters(), 0.1)
 
     def loss(params, state, x, y):
@@ -84,7 +84,7 @@ def test_training_a_network_with_state_equals_torch() -> None:
         F.cross_entropy(net(x), y).backward()
         theirs.step()
     for path, value in net.state_dict().items():
-        ours = (tree.flatten(params) | tree.flatten(state))[path]
+        ours = (tree.to_state_dict(params) | tree.to_state_dict(state))[path]
         torch.testing.assert_close(ours, value, rtol=1e-9, atol=1e-10)
 
 
@@ -138,7 +138,9 @@ def test_first_values_are_those_of_torch(name: str) -> None:
         "batch_norm": (layers.batch_norm(6), nn.BatchNorm2d(6)),
     }[name]
     made = layer.init(KEY)
-    flat = tree.flatten(made) if name != "batch_norm" else tree.flatten(made[0]) | tree.flatten(made[1])
+    flat = (
+        tree.to_state_dict(made) if name != "batch_norm" else tree.to_state_dict(made[0]) | tree.to_state_dict(made[1])
+    )
     assert set(flat) == set(net.state_dict())
     for path, theirs in net.state_dict().items():
         ours = flat[path]

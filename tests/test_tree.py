@@ -37,12 +37,12 @@ trees = st.recursive(
 @settings(max_examples=60, deadline=None)
 @given(trees)
 def test_leaves_and_vectors_go_back_to_the_tree(given_tree: tree.Tree) -> None:
-    numbered = tree.rebuild(given_tree, [leaf + i for i, leaf in enumerate(tree.leaves(given_tree))])
+    numbered = tree.structure(given_tree).unflatten([leaf + i for i, leaf in enumerate(tree.leaves(given_tree))])
     vector, unravel = tree.ravel(numbered)
     assert vector.numel() == tree.size(given_tree)
     assert tree.allclose(unravel(vector), numbered)
     assert tree.structure(unravel(vector)) == tree.structure(numbered)
-    assert tree.allclose(tree.unflatten(tree.flatten(numbered), numbered), numbered)
+    assert tree.allclose(tree.from_state_dict(tree.to_state_dict(numbered), numbered), numbered)
 
 
 @settings(max_examples=60, deadline=None)
@@ -64,7 +64,7 @@ def test_order_of_a_dict_does_not_matter() -> None:
     assert tree.allclose(one, two)
     assert tree.leaves(tree.sub(one, two)) == [torch.tensor(0.0)] * 4
     # torch's transforms compare dict order, so what is built like a tree keeps its order
-    assert list(tree.rebuild(one, tree.leaves(one))) == ["10", "2", "a"]
+    assert list(tree.structure(one).unflatten(tree.leaves(one))) == ["10", "2", "a"]
     square = lambda p: sum((leaf**2).sum() for leaf in tree.leaves(p))
     assert float(jvp(square, (one,), (fnn.random.like(fnn.random.key(0), one),))[1]) != 0
 
@@ -72,7 +72,7 @@ def test_order_of_a_dict_does_not_matter() -> None:
 def test_both_forms_of_a_path() -> None:
     t = sample()
     assert tree.paths(t) == ["blocks.0", "blocks.1.0", "blocks.1.1.left", "conv1.bias", "conv1.weight"]
-    assert tree.paths(t, dotted=False)[2] == "['blocks'][1][1].left"
+    assert tree.keystrs(t)[2] == "['blocks'][1][1].left"
     assert tree.get(t, "conv1.bias") is t["conv1"]["bias"]
     assert tree.get(t, "blocks.1.1.left") is t["blocks"][1][1].left
 
@@ -93,7 +93,7 @@ def test_differences_name_the_first_path_and_both_sides() -> None:
 def test_numbers_of_a_tree() -> None:
     t = sample()
     assert tree.size(t) == 6 + 2 + 1 + 1 + 1
-    assert tree.bytes(tree.cast(t, torch.float64)) == 11 * 8
+    assert tree.nbytes(tree.cast(t, torch.float64)) == 11 * 8
     flat = torch.cat([leaf.reshape(-1) for leaf in tree.leaves(t)])
     assert float(tree.global_norm(t)) == pytest.approx(float(flat.norm()))
     assert float(tree.dot(t, t)) == pytest.approx(float(flat @ flat))
@@ -128,11 +128,11 @@ def test_replace_and_get_refuse_unknown_paths_and_change_nothing() -> None:
 
 def test_flatten_refuses_ambiguous_paths() -> None:
     with pytest.raises(ValueError, match=r"dotted path 'a\.b'"):
-        tree.flatten({"a.b": torch.ones(1), "a": {"b": torch.ones(1)}})
+        tree.to_state_dict({"a.b": torch.ones(1), "a": {"b": torch.ones(1)}})
     with pytest.raises(ValueError, match=r"'a' is both|below 'a'"):
-        tree.unflatten({"a.b": torch.ones(1), "a": torch.ones(1)})
+        tree.from_state_dict({"a.b": torch.ones(1), "a": torch.ones(1)})
     with pytest.raises(ValueError, match=r"missing \['w'\], not in the tree \['v'\]"):
-        tree.unflatten({"v": torch.ones(1)}, {"w": torch.ones(1)})
+        tree.from_state_dict({"v": torch.ones(1)}, {"w": torch.ones(1)})
 
 
 def test_stack_concat_unstack() -> None:
@@ -163,7 +163,12 @@ def test_ravel_keeps_dtypes_and_is_differentiable() -> None:
 def test_works_inside_one_graph() -> None:
     def everything(t: dict) -> tuple:
         vector, unravel = tree.ravel(t)
-        return tree.global_norm(t), unravel(2 * vector), tree.map_with_path(lambda p, x: x * len(p), t), tree.flatten(t)
+        return (
+            tree.global_norm(t),
+            unravel(2 * vector),
+            tree.map_with_path(lambda p, x: x * len(p), t),
+            tree.to_state_dict(t),
+        )
 
     t = sample()
     compiled = fnn.jit(everything, backend="aot_eager")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fnn import _torch
+from fnn import tree as _tree
 from fnn.tree import Tree
-from fnn.tree.order import bracket
 
 
 def write(donated: Sequence[Tree], out: Tree) -> Tree:
@@ -134,7 +134,7 @@ def _like(tree: Tree, values: Iterator) -> Tree:
 
 
 def _named(tree: Tree) -> list[tuple[str, Any]]:
-    return [(bracket(path), leaf) for path, leaf in _torch.tree_flatten_with_path(tree)[0]]
+    return list(zip(_tree.keystrs(tree), _tree.leaves(tree), strict=True))
 
 
 def check_leaves(trees: dict[str, Tree]) -> None:

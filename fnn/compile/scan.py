@@ -39,9 +39,7 @@ def scan(step: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, xs: Tree,
     def checked(carry: Tree, x: Tree) -> tuple[Tree, Tree]:
         new, y = step(carry, x)
         _tree.check_same_structure(carry, new, ("the carry", "the step's new carry"))
-        for path, old, leaf in zip(
-            _tree.paths(carry, dotted=False), _tree.leaves(carry), _tree.leaves(new), strict=True
-        ):
+        for path, old, leaf in zip(_tree.keystrs(carry), _tree.leaves(carry), _tree.leaves(new), strict=True):
             if leaf.shape != old.shape or leaf.dtype != old.dtype:
                 raise ValueError(
                     f"scan: carry{path} is {tuple(old.shape)} {old.dtype} and becomes {tuple(leaf.shape)} "
@@ -58,11 +56,13 @@ def scan(step: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, xs: Tree,
 
         # torch's scan takes no NamedTuple, such as an optimizer state, and forbids aliases
         def turn(flat: list, flat_x: list) -> tuple[list, Tree]:
-            new, y = _loop(checked, _tree.rebuild(carry, flat), _tree.rebuild(head, flat_x), unroll)
+            new, y = _loop(
+                checked, _tree.structure(carry).unflatten(flat), _tree.structure(head).unflatten(flat_x), unroll
+            )
             return _tree.leaves(_tree.map(torch.clone, new)), _tree.map(torch.clone, y)
 
         flat, y = _torch.scan(turn, _tree.leaves(_tree.map(torch.clone, carry)), _tree.leaves(head))
-        carry = _tree.rebuild(carry, flat)
+        carry = _tree.structure(carry).unflatten(flat)
         ys.append(_tree.map(lambda leaf: leaf.reshape(turns * unroll, *leaf.shape[2:]), y))
     if length % unroll:
         tail = _tree.map(lambda x: x[turns * unroll :], xs)

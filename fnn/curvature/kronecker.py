@@ -123,4 +123,4 @@ class KroneckerOperator(LinearOperator):
                 leaves[block.bias] = matrix[..., -1].reshape(leaves[block.bias].shape)
                 matrix = matrix[..., :-1]
             leaves[block.weight] = matrix.mT if block.transposed else matrix.reshape(weight.shape)
-        return _tree.rebuild(v, leaves)
+        return _tree.structure(v).unflatten(leaves)

@@ -125,7 +125,7 @@ class LayerSweep:
 
 def find_blocks(recorder: Recorder, params: Tree) -> dict[str, Block]:
     """The block of each layer by the path of its weight. ``ValueError`` for a leaf that is in none, or in two."""
-    paths, brackets = _tree.paths(params), _tree.paths(params, dotted=False)
+    paths, brackets = _tree.paths(params), _tree.keystrs(params)
     reasons = dict(recorder.others)
     blocks: dict[int, Block] = {}
     layer_of: dict[int, int] = {}

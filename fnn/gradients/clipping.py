@@ -52,7 +52,7 @@ def per_sample_norms(
         ]
         leaves = [_root(torch.cat(pieces)) for pieces in zip(*squares, strict=True)]
         if per_leaf:
-            return _tree.rebuild(args[0], leaves)
+            return _tree.structure(args[0]).unflatten(leaves)
         return _root(_total([leaf.square() for leaf in leaves]))
 
     return norms_of
@@ -106,7 +106,8 @@ def clipped_grad(
             sums = chunk.weighted_sum(factors)
             total = sums if total is None else [a + b for a, b in zip(total, sums, strict=True)]
         assert total is not None
-        return _tree.rebuild(args[0], [leaf / count for leaf in total] if reduction == "mean" else total)
+        leaves = [leaf / count for leaf in total] if reduction == "mean" else total
+        return _tree.structure(args[0]).unflatten(leaves)
 
     return clipped_grad_of
 

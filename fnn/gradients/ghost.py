@@ -134,7 +134,7 @@ def factored(loss: Callable, plan: Plan, args: tuple, kwargs: dict, in_dims: tup
             mine[i] = leaf
         recorder = Recorder({use.leaf: leaves[use.leaf] for use in plan.uses}, taps)
         with recorder:
-            value = one_loss(_tree.rebuild(params, mine), *rest, **kwargs)
+            value = one_loss(_tree.structure(params).unflatten(mine), *rest, **kwargs)
         return value, (value, recorder.inputs)
 
     transformed = torch.func.grad(tapped, argnums=(0, 1), has_aux=True)

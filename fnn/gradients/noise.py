@@ -23,7 +23,7 @@ def noise_like(key: Tensor, tree: Tree, std: float | Tensor) -> Tree:
     leaves = _tree.leaves(tree)
     keys = random.split(key, max(len(leaves), 1))
     noise = [std * random.normal(keys[i].to(x.device), tuple(x.shape), x.dtype) for i, x in enumerate(leaves)]
-    return _tree.rebuild(tree, noise)
+    return _tree.structure(tree).unflatten(noise)
 
 
 class PoissonSample(NamedTuple):

@@ -201,7 +201,7 @@ def count_samples(*batches: Tree) -> int:
     """
     first: tuple[str, int] | None = None
     for batch in batches:
-        for path, leaf in zip(_tree.paths(batch, dotted=False), _tree.leaves(batch), strict=True):
+        for path, leaf in zip(_tree.keystrs(batch), _tree.leaves(batch), strict=True):
             if not isinstance(leaf, Tensor):
                 raise TypeError(f"batch{path} is {leaf!r}, not a tensor; keep configuration in a closure")
             if leaf.dim() == 0:
@@ -243,7 +243,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _check_no_key(arg: Tree, number: int, count: int) -> None:
-    for path, leaf in zip(_tree.paths(arg, dotted=False), _tree.leaves(arg), strict=True):
+    for path, leaf in zip(_tree.keystrs(arg), _tree.leaves(arg), strict=True):
         if _is_key(leaf):
             raise ValueError(
                 f"argument {number}{path} looks like one random key, which would give all {count} samples the same "

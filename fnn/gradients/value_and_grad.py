@@ -64,7 +64,7 @@ def check_differentiable(tree: _tree.Tree, name: str = "params") -> None:
     leaves = _tree.leaves(tree)
     if all(isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()) for leaf in leaves):
         return
-    for path, leaf in zip(_tree.paths(tree, dotted=False), leaves, strict=True):
+    for path, leaf in zip(_tree.keystrs(tree), leaves, strict=True):
         if not isinstance(leaf, Tensor):
             raise TypeError(f"{name}{path} is {leaf!r}, not a tensor; keep configuration in a closure")
         if not leaf.is_floating_point() and not leaf.is_complex():

@@ -10,8 +10,7 @@ from torch import Tensor
 from fnn import tree as _tree
 from fnn.gradients.value_and_grad import check_differentiable
 from fnn.linalg.linear_operator import check_like
-from fnn.tree import Tree
-from fnn.tree.order import describe
+from fnn.tree import Tree, describe
 
 
 def check_primals(primals: Any, name: str) -> None:
@@ -35,27 +34,27 @@ def check_tangents(primals: tuple, tangents: Any, name: str) -> tuple:
         )
     for i, (primal, tangent) in enumerate(zip(primals, tangents, strict=True)):
         check_like(primal, tangent, f"primals[{i}]", f"tangents[{i}]")
-    return tuple(_tree.rebuild(p, _tree.leaves(t)) for p, t in zip(primals, tangents, strict=True))
+    return tuple(_tree.structure(p).unflatten(_tree.leaves(t)) for p, t in zip(primals, tangents, strict=True))
 
 
 def check_tangent_stack(primals: tuple, tangents: Any, name: str) -> tuple[tuple, int]:
     """The same for tangents with a new first axis (k, ...), and k."""
     first, count = _first_row(tangents, name, "tangents")
     check_tangents(primals, first, name)
-    return tuple(_tree.rebuild(p, _tree.leaves(t)) for p, t in zip(primals, tangents, strict=True)), count
+    return tuple(_tree.structure(p).unflatten(_tree.leaves(t)) for p, t in zip(primals, tangents, strict=True)), count
 
 
 def check_cotangent_stack(output: Tree, cotangents: Tree, name: str) -> tuple[Tree, int]:
     """Cotangents with a new first axis (k, ...) in the output's order of keys, and k."""
     first, count = _first_row(cotangents, name, "cotangents")
     check_like(output, first, "output", "cotangents")
-    return _tree.rebuild(output, _tree.leaves(cotangents)), count
+    return _tree.structure(output).unflatten(_tree.leaves(cotangents)), count
 
 
 def _first_row(stacks: Tree, name: str, what: str) -> tuple[Tree, int]:
     lengths = {
         f"{what}{path}": list(leaf.shape[:1]) if isinstance(leaf, Tensor) else []
-        for path, leaf in zip(_tree.paths(stacks, dotted=False), _tree.leaves(stacks), strict=True)
+        for path, leaf in zip(_tree.keystrs(stacks), _tree.leaves(stacks), strict=True)
     }
     count = next(iter(lengths.values()), [])
     if count in ([], [0]) or any(length != count for length in lengths.values()):

@@ -76,7 +76,7 @@ def _check(
         check_like(args, pulled, "args", "their cotangent")
         for number, (path, ours, direction) in enumerate(_beside(pulled, v)):
             alone = [t if i == number else torch.zeros_like(t) for i, t in enumerate(_tree.leaves(v))]
-            numeric = _tree.dot(u, difference(_tree.rebuild(args, alone)))
+            numeric = _tree.dot(u, difference(_tree.structure(args).unflatten(alone)))
             message = f"{here.format('rev')}: along args{path} it differs from central differences"
             _compare((ours * direction).sum(), numeric, limit, message)
     if slope is not None and pulled is not None:
@@ -94,7 +94,7 @@ def _check(
 
 
 def _beside(first: Tree, second: Tree) -> Any:
-    return zip(_tree.paths(first, dotted=False), _tree.leaves(first), _tree.leaves(second), strict=True)
+    return zip(_tree.keystrs(first), _tree.leaves(first), _tree.leaves(second), strict=True)
 
 
 def _random(key: Tensor, like: Tree) -> Tree:

@@ -143,7 +143,7 @@ def one_hot(like: Tree, start: int, stop: int) -> Tree:
         places = torch.arange(first, first + leaf.numel(), device=leaf.device)
         stacks.append((rows[:, None] == places).to(leaf.dtype).reshape(len(rows), *leaf.shape))
         first += leaf.numel()
-    return _tree.rebuild(like, stacks)
+    return _tree.structure(like).unflatten(stacks)
 
 
 def differentiated(f: Callable, args: tuple, kwargs: dict, argnums: Argnums, name: str) -> tuple:
@@ -174,9 +174,9 @@ def blocks_of_columns(output: Tree, primals: tuple, columns: Tree, choose: Calla
             piece.movedim(0, -1).reshape((*leaf.shape[1:], *part.shape))
             for piece, part in zip(pieces, _tree.leaves(primals), strict=True)
         ]
-        return choose(_tree.rebuild(primals, blocks))
+        return choose(_tree.structure(primals).unflatten(blocks))
 
-    return _tree.rebuild(output, [row(leaf) for leaf in _tree.leaves(columns)])
+    return _tree.structure(output).unflatten([row(leaf) for leaf in _tree.leaves(columns)])
 
 
 def blocks_of_rows(output: Tree, primals: tuple, rows: tuple, choose: Callable) -> Tree:
@@ -186,6 +186,6 @@ def blocks_of_rows(output: Tree, primals: tuple, rows: tuple, choose: Callable) 
 
     def row(number: int, like: Tensor) -> Tree:
         blocks = [piece[number].reshape((*like.shape, *piece[number].shape[1:])) for piece in pieces]
-        return choose(_tree.rebuild(primals, blocks))
+        return choose(_tree.structure(primals).unflatten(blocks))
 
-    return _tree.rebuild(output, [row(i, leaf) for i, leaf in enumerate(_tree.leaves(output))])
+    return _tree.structure(output).unflatten([row(i, leaf) for i, leaf in enumerate(_tree.leaves(output))])

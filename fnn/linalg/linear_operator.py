@@ -117,7 +117,7 @@ class LinearOperator:
         if isinstance(x, Tensor) and not (isinstance(self.input, Tensor) and x.shape == self.input.shape):
             return self._flat(x)
         check_like(self.input, x, "operator.input", "vector")
-        return self.matvec(_tree.rebuild(self.input, _tree.leaves(x)))
+        return self.matvec(_tree.structure(self.input).unflatten(_tree.leaves(x)))
 
     def _flat(self, x: Tensor) -> Tensor:
         rows, columns = self.shape
@@ -294,7 +294,7 @@ def check_symmetric(operator: LinearOperator, name: str, instead: str) -> None:
 def check_like(expected: Tree, given: Tree, expected_name: str, given_name: str) -> None:
     """``ValueError`` naming the path where structure, shape or dtype of two trees differ."""
     _tree.check_same_structure(expected, given, (expected_name, given_name))
-    paths = _tree.paths(expected, dotted=False)
+    paths = _tree.keystrs(expected)
     for path, want, have in zip(paths, _tree.leaves(expected), _tree.leaves(given), strict=True):
         if want.shape != have.shape or want.dtype != have.dtype:
             raise ValueError(
@@ -312,8 +312,8 @@ def unravel(vector: Tensor, like: Tree) -> Tree:
     """A vector as a tree like the given one."""
     parts = _tree.leaves(like)
     pieces = vector.split([leaf.numel() for leaf in parts])
-    return _tree.rebuild(
-        like, [piece.reshape(leaf.shape).to(leaf.dtype) for piece, leaf in zip(pieces, parts, strict=True)]
+    return _tree.structure(like).unflatten(
+        [piece.reshape(leaf.shape).to(leaf.dtype) for piece, leaf in zip(pieces, parts, strict=True)]
     )
 
 
@@ -331,8 +331,8 @@ def _selection(like: Tree, predicate: Callable[[str], bool] | None) -> tuple[Cal
 
     def put(small: Tree) -> Tree:
         given = iter(_tree.leaves(small))
-        return _tree.rebuild(
-            like, [next(given) if want else torch.zeros_like(leaf) for want, leaf in zip(wanted, parts, strict=True)]
+        return _tree.structure(like).unflatten(
+            [next(given) if want else torch.zeros_like(leaf) for want, leaf in zip(wanted, parts, strict=True)]
         )
 
     return take, put, take(like)

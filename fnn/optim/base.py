@@ -75,7 +75,8 @@ def per_leaf(
     t is the number of this update, 1 the first, and is 0-d and floating like the hyperparameters. Each of ``slots`` is
     a function of a param's leaf, its first value; a slot keeps its dtype. Leaves come with at least one axis, so that
     hyperparameters never widen their dtype. With ``together``, eager code passes all leaves at once as
-    :class:`fnn.optim.tensor_list.Many`, for which torch has multi-tensor kernels; a formula that looks at shapes says False.
+    :class:`fnn.optim.tensor_list.Many`, for which torch has multi-tensor kernels; a formula that looks at shapes says
+    False.
     ``kernel(t, grads, *slots, **hyperparams)`` does the same for lists of leaves where :func:`fits_kernel` holds.
 
     >>> double = per_leaf(lambda t, factor: lambda g, p: (factor * g,), {"factor": 2.0})
@@ -137,11 +138,11 @@ def run(functions: Sequence, grads: Tree, states: Sequence, params: Tree, extra:
     names = [list(state.slots) if isinstance(state, State) else [] for state in states]
     trees = [state.slots[name] for state, group in zip(states, names, strict=True) for name in group]
     try:
-        columns = _tree.columns(like, grads, *trees)
+        found = columns(like, grads, *trees)
     except ValueError:
         check_grads(grads, like)
         raise
-    p, g, flat = columns[0], columns[1], columns[2:]
+    p, g, flat = found[0], found[1], found[2:]
     if any(a.shape != b.shape for a, b in zip(g, p, strict=True)):
         check_grads(grads, like)
     after = []
@@ -149,8 +150,18 @@ def run(functions: Sequence, grads: Tree, states: Sequence, params: Tree, extra:
         g, state = function(g, state, None if params is None else p, like=like, **extra)
         after.append(state)
     new = [state.slots[name] for state, group in zip(after, names, strict=True) for name in group]
-    trees = _tree.refill(like, in_dtypes(g, p), *new)
+    trees = refill(like, in_dtypes(g, p), *new)
     return trees[0], tuple(_with_slots(after, names, trees[1:]))
+
+
+def columns(first: Tree, *others: Tree) -> list[list]:
+    leaves, treedef = _tree.flatten(first)
+    return [leaves, *[treedef.flatten_up_to(other) for other in others]]
+
+
+def refill(like: Tree, *lists: list) -> list[Tree]:
+    treedef = _tree.structure(like)
+    return [treedef.unflatten(found) for found in lists]
 
 
 def with_slots(state: State, slots: dict) -> State:
@@ -174,9 +185,9 @@ def in_dtypes(tensors: Iterable[Tensor], like: Iterable[Tensor]) -> list[Tensor]
 def check_grads(grads: Tree, params: Tree) -> None:
     """Raise ``ValueError``, naming the path, unless the trees have the same structure and shapes."""
     _tree.check_same_structure(params, grads, ("params", "grads"))
-    for i, (g, p) in enumerate(zip(*_tree.columns(grads, params), strict=True)):
+    for i, (g, p) in enumerate(zip(*columns(grads, params), strict=True)):
         if g.shape != p.shape:
-            path = _tree.paths(params, dotted=False)[i]
+            path = _tree.keystrs(params)[i]
             raise ValueError(f"grads{path} has shape {tuple(g.shape)}, but params{path} has {tuple(p.shape)}")
 
 
@@ -216,9 +227,9 @@ def apply_updates(params: Tree, updates: Tree) -> Tree:
     >>> apply_updates({"w": torch.ones(1)}, {"w": torch.ones(1)})
     {'w': tensor([2.])}
     """
-    p, u = _tree.columns(params, updates)
+    p, u = columns(params, updates)
     added = (Many(p) + Many(u)).tensors if p and is_plain(p, u) else [a + b for a, b in zip(p, u, strict=True)]
-    return _tree.refill(params, in_dtypes(added, p))[0]
+    return refill(params, in_dtypes(added, p))[0]
 
 
 def is_plain(*columns: Iterable[Tensor]) -> bool:

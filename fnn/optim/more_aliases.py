@@ -169,7 +169,7 @@ def scale_by_sophia(
     ) -> tuple[list, State]:
         if hessian_diagonal is not None:
             share = 1 - (state.hyperparams | state.scheduled)["beta2"]
-            pairs = zip(state.slots["curvature"], _tree.columns(like, hessian_diagonal)[1], strict=True)
+            pairs = zip(state.slots["curvature"], _tree.structure(like).flatten_up_to(hessian_diagonal), strict=True)
             mixed = [h + (new - h) * share.to(h.dtype) for h, new in pairs]
             state = with_slots(state, {**state.slots, "curvature": mixed})
         return step(grads, state, params, **extra)

@@ -53,7 +53,7 @@ def partition(optimizers: Mapping[str, Optimizer], labels: Labels) -> Optimizer:
         for label, optimizer in optimizers.items():
             updates, after[label] = optimizer.update(g[label], state.parts[label], p and p[label], **extra)
             whole = updates if whole is None else _tree.combine(whole, updates)
-        return _tree.rebuild(like, _tree.leaves(whole)), PartitionState(after)
+        return _tree.structure(like).unflatten(_tree.leaves(whole)), PartitionState(after)
 
     return Optimizer(init, update)
 

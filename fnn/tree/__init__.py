@@ -1,81 +1,84 @@
-"""Pytrees: nested dicts, lists, tuples and NamedTuples whose leaves are tensors.
+"""Pytrees: nested dicts, lists, tuples, NamedTuples and registered containers whose leaves are tensors.
 
-A *path* is written in two forms. The dotted form, ``"conv1.bias"``, is torch's ``state_dict`` key and
-is what predicates and :func:`flatten` use. The bracket form, ``"['conv1']['bias']"``, is what
-errors use, because it can be pasted behind a variable.
+``leaves, treedef = flatten(tree)`` takes a tree apart and ``treedef.unflatten(leaves)`` puts it together, as in JAX.
+A *path* is written in two forms. The dotted form, ``"conv1.bias"``, is the key of torch's ``state_dict`` and what
+predicates are given. The other, ``"['conv1']['bias']"``, is what errors use, as it can be pasted behind a variable.
 
 Dicts are visited in the order of their keys, numbers in a key counted as numbers (``"2"`` before
-``"10"``), so no result depends on the order in which a dict was filled.
+``"10"``), so no result depends on the order in which a dict was filled; a dict of any class comes back as it was.
 """
 
 from fnn.tree.maps import (
+    Spec,
     add,
     allclose,
-    bytes,
     cast,
     dot,
     global_norm,
+    leading_length,
+    leaf_values,
+    lerp,
     map,
     map_with_path,
+    max_difference,
+    nbytes,
     ones_like,
     scale,
     size,
+    spec,
     sub,
     to,
+    where,
     zeros_like,
 )
-from fnn.tree.order import (
-    Spec,
+from fnn.tree.partition import combine, partition
+from fnn.tree.stack import concat, ravel, result_type, stack, unstack
+from fnn.tree.state_dict import from_state_dict, get, replace, to_state_dict
+from fnn.tree.treedef import (
     Tree,
+    TreeDef,
     check_same_structure,
-    columns,
+    describe,
+    flatten,
     items,
+    keystrs,
     leaves,
     paths,
-    rebuild,
-    refill,
-    spec,
     structure,
-)
-from fnn.tree.parts import (
-    combine,
-    concat,
-    flatten,
-    get,
-    partition,
-    ravel,
-    replace,
-    stack,
-    unflatten,
-    unstack,
 )
 
 __all__ = [
     "Spec",
     "Tree",
+    "TreeDef",
     "add",
     "allclose",
-    "bytes",
     "cast",
     "check_same_structure",
-    "columns",
     "combine",
     "concat",
+    "describe",
     "dot",
     "flatten",
+    "from_state_dict",
     "get",
     "global_norm",
     "items",
+    "keystrs",
+    "leading_length",
+    "leaf_values",
     "leaves",
+    "lerp",
     "map",
     "map_with_path",
+    "max_difference",
+    "nbytes",
     "ones_like",
     "partition",
     "paths",
     "ravel",
-    "rebuild",
-    "refill",
     "replace",
+    "result_type",
     "scale",
     "size",
     "spec",
@@ -83,7 +86,8 @@ __all__ = [
     "structure",
     "sub",
     "to",
-    "unflatten",
+    "to_state_dict",
     "unstack",
+    "where",
     "zeros_like",
 ]

@@ -1,47 +1,89 @@
 """Functions of the leaves: maps, reductions, trees like another."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fnn import _torch
-from fnn.tree.order import Tree, check_same_structure, leaves, like_sequence, paths, rebuild
+from fnn._numerics import safe_sqrt, widen
+from fnn.tree.treedef import Tree, flatten, leaves
+
+_map = map  # the builtin, whose name the function below takes
 
 
-def map(function: Callable, tree: Tree, *others: Tree) -> Tree:
-    """``function`` of the leaves at each path, as a tree like the first.
+def map(f: Callable, tree: Tree, *others: Tree) -> Tree:
+    """``f`` of the leaves at each path, as a tree like the first.
 
     Raises ``ValueError`` when the trees differ, naming the path and both sides.
 
     >>> map(lambda p, g: p - 0.5 * g, {"w": torch.ones(2)}, {"w": torch.ones(2)})
     {'w': tensor([0.5000, 0.5000])}
     """
-    for other in others:
-        check_same_structure(tree, other)
-    return _map(function, tree, others)
+    found, treedef = flatten(tree)
+    return treedef.unflatten(list(_map(f, found, *[treedef.flatten_up_to(other) for other in others])))
 
 
-def _map(function: Callable, node: Tree, others: Sequence[Tree]) -> Tree:
-    if isinstance(node, Tensor):
-        return function(node, *others)
-    if type(node) is dict:
-        return {key: _map(function, child, [other[key] for other in others]) for key, child in node.items()}
-    if isinstance(node, (list, tuple)):
-        rows = zip(node, *others, strict=True)
-        return like_sequence(node, [_map(function, child, rest) for child, *rest in rows])
-    return _torch.tree_map(function, node, *others)  # a leaf that is no tensor, or a container registered with torch
-
-
-def map_with_path(function: Callable, tree: Tree, *others: Tree) -> Tree:
-    """Like :func:`map`, with the dotted path as the first argument of ``function``.
+def map_with_path(f: Callable, tree: Tree, *others: Tree) -> Tree:
+    """Like :func:`map`, with the dotted path as the first argument of ``f``.
 
     >>> map_with_path(lambda path, leaf: path, {"a": {"w": torch.ones(2)}})
     {'a': {'w': 'a.w'}}
     """
-    for other in others:
-        check_same_structure(tree, other)
-    return map(function, rebuild(tree, paths(tree)), tree, *others)
+    found, treedef = flatten(tree)
+    columns = [treedef.flatten_up_to(other) for other in others]
+    return treedef.unflatten(list(_map(f, treedef.paths, found, *columns)))
+
+
+def leaf_values(choice: Any, tree: Tree, name: str = "choice") -> list:
+    """What is chosen for each leaf of a tree, in the order of the leaves.
+
+    ``choice`` is a function of the dotted path, or a tree like the given one, or a *prefix* of it: where the prefix has
+    a leaf, all leaves of the given tree below that place get it. A single value is the shortest prefix. Raises
+    ``ValueError`` naming a leaf without a choice or a choice without a leaf; ``name`` is what it calls the choice.
+
+    >>> params = {"body": {"weight": 0, "bias": 0}, "head": 0}
+    >>> leaf_values(lambda path: path.endswith("bias"), params)
+    [True, False, False]
+    >>> leaf_values({"body": 0.1, "head": 1.0}, params)
+    [0.1, 0.1, 1.0]
+    """
+    treedef = flatten(tree)[1]
+    if callable(choice) and not isinstance(choice, (Tensor, Mapping)):
+        return [choice(path) for path in treedef.paths]
+    chosen, prefix = flatten(choice)
+    by_place = dict(zip(prefix.entries, chosen, strict=True))
+    unused = dict.fromkeys(prefix.entries)
+    values = []
+    for path, keystr in zip(treedef.entries, treedef.keystrs, strict=True):
+        place = next((path[:i] for i in range(len(path) + 1) if path[:i] in by_place), None)
+        if place is None:
+            raise ValueError(f"{name} says nothing about the leaf {keystr or 'at the root'}")
+        unused.pop(place, None)
+        values.append(by_place[place])
+    if unused:
+        place = "".join(entry.bracket for entry in next(iter(unused)))
+        raise ValueError(f"{name}{place} stands where the tree has no leaf; its leaves are {list(treedef.keystrs)}")
+    return values
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a leaf is, without its numbers."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+def spec(tree: Tree) -> Tree:
+    """The same tree with ``Spec(shape, dtype, device)`` for every leaf.
+
+    >>> spec({"bias": torch.zeros(6)})["bias"].shape
+    (6,)
+    """
+    return map(lambda leaf: Spec(tuple(leaf.shape), leaf.dtype, leaf.device), tree)
 
 
 def size(tree: Tree) -> int:
@@ -53,48 +95,71 @@ def size(tree: Tree) -> int:
     return sum(leaf.numel() for leaf in leaves(tree))
 
 
-def bytes(tree: Tree) -> int:
+def nbytes(tree: Tree) -> int:
     """The number of bytes that the leaves' elements take.
 
-    >>> bytes({"bias": torch.zeros(10)})
+    >>> nbytes({"bias": torch.zeros(10)})
     40
     """
     return sum(leaf.numel() * leaf.element_size() for leaf in leaves(tree))
 
 
 def dot(first: Tree, second: Tree) -> Tensor:
-    """The inner product of two trees, a 0-d tensor: sum over leaves of sum(a * b).
+    """The inner product of two trees, a 0-d tensor: the sum of conj(a) b over all entries.
+
+    16-bit leaves are multiplied and summed in float32.
 
     >>> dot({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 4.0])})
     tensor(11.)
     """
-    products = leaves(map(lambda a, b: (a * b).sum(), first, second))
+    a, treedef = flatten(first)
+    products = [(widen(x).conj() * widen(y)).sum() for x, y in zip(a, treedef.flatten_up_to(second), strict=True)]
     return sum(products[1:], products[0]) if products else torch.zeros(())
 
 
 def global_norm(tree: Tree) -> Tensor:
-    """The Euclidean norm of all leaves as one vector, a 0-d tensor. Its gradient at zero is zero.
+    """The Euclidean norm of all leaves as one vector, a real 0-d tensor. Its gradient at zero is zero.
+
+    16-bit leaves are squared and summed in float32.
 
     >>> global_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
     tensor(5.)
     """
     square = dot(tree, tree)
-    zero = square == 0  # sqrt has an infinite slope at zero, which would turn a zero cotangent into nan
-    return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
+    return safe_sqrt(square.real if square.is_complex() else square)
 
 
-def allclose(first: Tree, second: Tree, rtol: float = 1e-5, atol: float = 1e-8) -> bool:
-    """Whether every leaf is close to the other's, by ``torch.allclose``'s rule.
+def allclose(first: Tree, second: Tree, *, rtol: float | None = None, atol: float | None = None) -> bool:
+    """Whether |a - b| <= atol + rtol |b| for all entries, of leaves of the same shapes.
+
+    Without tolerances they are torch's, rtol 1e-5 and atol 1e-8; where one is given, the other is 0.
 
     >>> allclose({"w": torch.ones(2)}, {"w": torch.ones(2) + 1e-7})
     True
+    >>> allclose({"w": torch.ones(2)}, {"w": torch.ones(2) + 1e-6}, atol=1e-8)
+    False
     """
-    close = map(lambda a, b: a.shape == b.shape and torch.allclose(a, b, rtol=rtol, atol=atol), first, second)
-    return all(leaves(close))
+    if rtol is None and atol is None:
+        rtol, atol = 1e-5, 1e-8
+    a, treedef = flatten(first)
+    return all(
+        x.shape == y.shape and torch.allclose(x, y, rtol=rtol or 0.0, atol=atol or 0.0)
+        for x, y in zip(a, treedef.flatten_up_to(second), strict=True)
+    )
+
+
+def max_difference(first: Tree, second: Tree) -> Tensor:
+    """The largest |a - b| over all entries, a 0-d tensor; nan where an entry is nan.
+
+    >>> max_difference({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([1.0, 5.0])})
+    tensor(3.)
+    """
+    differences = [widen(leaf).abs().max() for leaf in leaves(sub(first, second)) if leaf.numel()]
+    return torch.stack(differences).max() if differences else torch.zeros(())
 
 
 def add(first: Tree, second: Tree) -> Tree:
-    """Leaf by leaf sum.
+    """The sum, leaf by leaf.
 
     >>> add({"w": torch.ones(1)}, {"w": torch.ones(1)})
     {'w': tensor([2.])}
@@ -103,7 +168,7 @@ def add(first: Tree, second: Tree) -> Tree:
 
 
 def sub(first: Tree, second: Tree) -> Tree:
-    """Leaf by leaf difference.
+    """The difference, leaf by leaf.
 
     >>> sub({"w": torch.ones(1)}, {"w": torch.ones(1)})
     {'w': tensor([0.])}
@@ -118,6 +183,28 @@ def scale(factor: float | Tensor, tree: Tree) -> Tree:
     {'w': tensor([2.])}
     """
     return map(lambda leaf: factor * leaf, tree)
+
+
+def lerp(first: Tree, second: Tree, weight: float | Tensor) -> Tree:
+    """first + weight (second - first), leaf by leaf, in the dtypes of the first.
+
+    >>> lerp({"w": torch.zeros(1)}, {"w": torch.ones(1)}, 0.25)
+    {'w': tensor([0.2500])}
+    """
+
+    def between(a: Tensor, b: Tensor) -> Tensor:
+        return a + (b - a) * (weight.to(a.dtype) if isinstance(weight, Tensor) else weight)
+
+    return map(between, first, second)
+
+
+def where(condition: Tensor, first: Tree, second: Tree) -> Tree:
+    """The leaves of the first tree where a bool tensor is true, those of the second elsewhere.
+
+    >>> where(torch.tensor(True), {"w": torch.zeros(1)}, {"w": torch.ones(1)})
+    {'w': tensor([0.])}
+    """
+    return map(lambda a, b: torch.where(condition, a, b), first, second)
 
 
 def zeros_like(tree: Tree, dtype: torch.dtype | None = None) -> Tree:
@@ -141,16 +228,49 @@ def ones_like(tree: Tree, dtype: torch.dtype | None = None) -> Tree:
 def cast(tree: Tree, dtype: torch.dtype) -> Tree:
     """Floating leaves in another dtype; integer leaves (labels, keys, counts) stay as they are.
 
+    Raises ``TypeError`` for a dtype that is not a ``torch.dtype`` of floating numbers.
+
     >>> cast({"w": torch.ones(1), "count": torch.tensor(3)}, torch.float64)
     {'w': tensor([1.], dtype=torch.float64), 'count': tensor(3)}
     """
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"cast expects a floating dtype such as torch.float64, got {dtype!r}")
     return map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, tree)
 
 
 def to(tree: Tree, device: torch.device | str) -> Tree:
-    """Every leaf on a device.
+    """Every leaf on a device. A leaf that is there already is handed on, not copied.
 
     >>> to({"w": torch.ones(1)}, "cpu")["w"].device
     device(type='cpu')
     """
     return map(lambda leaf: leaf.to(device), tree)
+
+
+def leading_length(tree: Tree, name: str = "batch", what: str = "samples") -> int:
+    """The length of the first axis, which all leaves must share: the number of samples of a batch, for example.
+
+    Raises ``TypeError`` naming a leaf that is not a tensor; ``ValueError`` naming a leaf without axes or of another
+    length, and for a tree without leaves.
+
+    >>> leading_length({"image": torch.zeros(3, 2), "label": torch.zeros(4)})
+    Traceback (most recent call last):
+    ValueError: batch['label'] has 4 samples, but batch['image'] has 3; all leaves need one leading length ...
+    """
+    first: tuple[str, int] | None = None
+    found, treedef = flatten(tree)
+    for path, leaf in zip(treedef.keystrs, found, strict=True):
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"{name}{path} is {leaf!r}, not a tensor; keep configuration in a closure")
+        if leaf.dim() == 0:
+            raise ValueError(f"{name}{path} is a 0-d tensor and has no axis of {what}")
+        if first is None:
+            first = f"{name}{path}", leaf.shape[0]
+        elif leaf.shape[0] != first[1]:
+            raise ValueError(
+                f"{name}{path} has {leaf.shape[0]} {what}, but {first[0]} has {first[1]}; all leaves need one "
+                f"leading length, so move the axis of {what} to the front: x.movedim(axis, 0)"
+            )
+    if first is None:
+        raise ValueError(f"{name} has no leaves")
+    return first[1]

@@ -39,7 +39,7 @@ def hvp_rows() -> dict[str, Rivals]:
     v = fnn.random.like(fnn.random.key(3), params)
     loss = lambda p, x: fnn.losses.cross_entropy(model.apply(p, x), y)
     leaves, tangents = tuple(fnn.tree.leaves(params)), tuple(fnn.tree.leaves(v))
-    flat_loss = lambda *p: loss(fnn.tree.rebuild(params, p), x)
+    flat_loss = lambda *p: loss(fnn.tree.structure(params).unflatten(p), x)
     hand = lambda p, v: torch.func.jvp(torch.func.grad(lambda p: loss(p, x)), (p,), (v,))[1]
     peers: Rivals = {
         HAND: lambda: hand(params, v),
@@ -210,7 +210,7 @@ def curvlinops(operator: str, params: dict, x: Tensor, y: Tensor, v: dict, **opt
     linear_operator, names = curvlinops_operator(operator, params, x, y, **options)
     if linear_operator is None:
         return {}
-    vectors = [fnn.tree.flatten(v)[name] for name in names]
+    vectors = [fnn.tree.to_state_dict(v)[name] for name in names]
     return {"curvlinops": lambda: linear_operator @ vectors}
 
 
@@ -236,7 +236,7 @@ def curvlinops_operator(operator: str, params: dict, x: Tensor, y: Tensor, **opt
     for fan_in, fan_out in itertools.pairwise(SIZES):
         layers += [torch.nn.Linear(fan_in, fan_out), torch.nn.Tanh()]
     net = torch.nn.Sequential(*layers[:-1])
-    net.load_state_dict(fnn.tree.flatten(params))
+    net.load_state_dict(fnn.tree.to_state_dict(params))
     named = dict(net.named_parameters())
     linear_operator = getattr(library, operator)(
         net, torch.nn.CrossEntropyLoss(), list(named.values()), [(x, y)], check_deterministic=False, **options
@@ -250,7 +250,7 @@ def jax_rival(task: str, params: dict, x: Tensor, y: Tensor | None, v: dict | No
         import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
     except ImportError:
         return {}
-    to_jax = lambda tree: [jnp.array(leaf.numpy()) for leaf in fnn.tree.flatten(tree).values()]
+    to_jax = lambda tree: [jnp.array(leaf.numpy()) for leaf in fnn.tree.to_state_dict(tree).values()]
     p, images = to_jax(params), jnp.array(x.numpy())  # bias before weight, layer by layer
     labels: Any = None if y is None else jnp.array(y.numpy())
     tangent = None if v is None else to_jax(v)

@@ -46,7 +46,7 @@ def ours(name: str, params: list[Tensor], grads: list[Tensor], jit: dict[str, An
     optimizer = fnn.optim.adam(rate) if name == "adam" else fnn.optim.sgd(rate, momentum=0.9)
     paths = [f"layer{i // 2}.{'bias' if i % 2 else 'weight'}" for i in range(len(params))]
     tree, given = (
-        fnn.tree.unflatten({path: x.clone() for path, x in zip(paths, leaves, strict=True)})
+        fnn.tree.from_state_dict({path: x.clone() for path, x in zip(paths, leaves, strict=True)})
         for leaves in (params, grads)
     )
 

@@ -63,7 +63,7 @@ def model(name: str) -> fnn.Layer:
 def problem(name: str, count: int) -> tuple[nn.Module, Any, Callable, Batch]:
     torch.manual_seed(0)
     net, layers = network(name), model(name)
-    params = fnn.tree.unflatten({path: leaf.detach().clone() for path, leaf in net.named_parameters()})
+    params = fnn.tree.from_state_dict({path: leaf.detach().clone() for path, leaf in net.named_parameters()})
     shape = (784,) if name in WIDTHS else (1, 32, 32)
     batch = (
         fnn.random.normal(fnn.random.key(1), (count, *shape)),

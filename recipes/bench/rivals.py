@@ -167,7 +167,7 @@ def fnn_function(given: Problem) -> tuple[Callable, fnn.Optimizer]:
 
 
 def first_carry(given: Problem, optimizer: fnn.Optimizer) -> tuple:
-    params = fnn.tree.unflatten({path: leaf.clone() for path, leaf in given.start.items()})
+    params = fnn.tree.from_state_dict({path: leaf.clone() for path, leaf in given.start.items()})
     return params, optimizer.init(params)
 
 

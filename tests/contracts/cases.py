@@ -32,7 +32,7 @@ def module(layer: fnn.Layer, net: nn.Module, *shape: int) -> Case:
     net = net.double()
 
     def reference(params: Any, x: Tensor) -> Tensor:
-        return torch.func.functional_call(net, fnn.tree.flatten(params), (x,))
+        return torch.func.functional_call(net, fnn.tree.to_state_dict(params), (x,))
 
     return Case(layer.apply, reference, params, numbers(1, *shape))
 
@@ -51,8 +51,8 @@ def normed(layer: fnn.StatefulLayer, net: nn.Module, train: bool, *shape: int) -
     net = net.double().train(train)
 
     def reference(params: Any, x: Tensor) -> Tensor:
-        buffers = {name: leaf.clone() for name, leaf in fnn.tree.flatten(state).items()}
-        return torch.func.functional_call(net, fnn.tree.flatten(params) | buffers, (x,))
+        buffers = {name: leaf.clone() for name, leaf in fnn.tree.to_state_dict(state).items()}
+        return torch.func.functional_call(net, fnn.tree.to_state_dict(params) | buffers, (x,))
 
     return Case(lambda p, x: layer.apply(p, state, x, train=train)[0], reference, params, numbers(1, *shape))
 
@@ -61,7 +61,7 @@ def torch_attention(causal: bool, params: Any, x: Tensor) -> Tensor:
     net = nn.MultiheadAttention(6, 2, bias="in_proj_bias" in params, batch_first=True, dtype=torch.float64)
     mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=torch.float64) if causal else None
     options = {"need_weights": False, "attn_mask": mask}
-    return torch.func.functional_call(net, fnn.tree.flatten(params), (x, x, x), options)[0]
+    return torch.func.functional_call(net, fnn.tree.to_state_dict(params), (x, x, x), options)[0]
 
 
 def attention(causal: bool, bias: bool) -> Case:

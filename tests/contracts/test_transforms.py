@@ -35,8 +35,10 @@ class Setting:
     def autograd(self, params: Any) -> Any:
         """The gradient of the reference by ordinary autograd."""
         leaves = [leaf.detach().clone().requires_grad_() for leaf in tree.leaves(params)]
-        (self.reference(tree.rebuild(params, leaves), self.x) * self.cotangent).sum().backward()
-        return tree.rebuild(params, [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves])
+        (self.reference(tree.structure(params).unflatten(leaves), self.x) * self.cotangent).sum().backward()
+        return tree.structure(params).unflatten(
+            [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+        )
 
     def moved(self, step: float) -> Any:
         return tree.map(lambda p, t: p + step * t, self.params, self.tangent)

@@ -280,7 +280,7 @@ def test_equals_curvlinops(name, fisher_type):
     y = fnn.random.randint(key(5), (len(case.x), *output.shape[2:]), 0, 3)
     batches = [(case.x[:2], y[:2]), (case.x[2:], y[2:])]
     net = MODULES[name](torch.nn).double()
-    net.load_state_dict(fnn.tree.flatten(case.params))
+    net.load_state_dict(fnn.tree.to_state_dict(case.params))
     named = dict(net.named_parameters())
     order = torch.cat([case.places(path) for path in named])
     pairs = [(kfac, curvlinops.KFACLinearOperator), (ekfac, curvlinops.EKFACLinearOperator)]

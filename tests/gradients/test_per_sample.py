@@ -89,7 +89,9 @@ def case(request):
 def reference_grad(loss, params, row):
     """By torch.autograd, which shares nothing with torch.func's transforms."""
     leaves = [leaf.clone().requires_grad_() for leaf in fnn.tree.leaves(params)]
-    return fnn.tree.rebuild(params, torch.autograd.grad(loss(fnn.tree.rebuild(params, leaves), row), leaves))
+    return fnn.tree.structure(params).unflatten(
+        torch.autograd.grad(loss(fnn.tree.structure(params).unflatten(leaves), row), leaves)
+    )
 
 
 def norms_of(grads):

@@ -109,7 +109,7 @@ def problem(name: str) -> tuple[Case, Any, Callable, tuple[Tensor, Tensor]]:
     torch.manual_seed(0)
     case = cases()[name]
     case.net.double()
-    params = tree.unflatten({path: leaf.detach().clone() for path, leaf in case.net.named_parameters()})
+    params = tree.from_state_dict({path: leaf.detach().clone() for path, leaf in case.net.named_parameters()})
     loss = lambda p, batch: fnn.losses.cross_entropy(case.apply(p, batch[0]), batch[1])
     return case, params, loss, (case.x, LABELS)
 
@@ -149,15 +149,15 @@ def test_against_a_loop(name: str, record_property: Callable) -> None:
     norms = norms_of(expected)
     limit = float(norms.median())
     for chunk in (1, 7, None):
-        each = tree.flatten(fnn.per_sample_grad(loss, chunk_size=chunk)(params, batch))
+        each = tree.to_state_dict(fnn.per_sample_grad(loss, chunk_size=chunk)(params, batch))
         check(record_property, f"gradients, chunk {chunk}", furthest(each, expected))
         for method in ("exact", "ghost"):
             ours = fnn.gradients.per_sample_norms(loss, chunk_size=chunk, method=method)(params, batch)
             check(record_property, f"norms, {method}, chunk {chunk}", float((ours - norms).abs().max()))
-            total = tree.flatten(fnn.clipped_grad(loss, limit, chunk_size=chunk, method=method)(params, batch))
+            total = tree.to_state_dict(fnn.clipped_grad(loss, limit, chunk_size=chunk, method=method)(params, batch))
             check(record_property, f"clipped, {method}, chunk {chunk}", furthest(total, clipped_of(expected, limit)))
     mean = {path: leaf.mean(0) for path, leaf in each.items()}
-    check(record_property, "mean and batch gradient", furthest(mean, tree.flatten(fnn.grad(loss)(params, batch))))
+    check(record_property, "mean and batch gradient", furthest(mean, tree.to_state_dict(fnn.grad(loss)(params, batch))))
 
 
 @TABLE
@@ -171,7 +171,7 @@ def test_against_opacus(name: str, mode: str, record_property: Callable) -> None
             net = opacus.GradSampleModule(case.net, loss_reduction="mean")
             F.cross_entropy(net(batch[0]), batch[1]).backward()
             theirs = {path.removeprefix("_module."): leaf.grad_sample for path, leaf in net.named_parameters()}
-            each = tree.flatten(fnn.per_sample_grad(loss)(params, batch))
+            each = tree.to_state_dict(fnn.per_sample_grad(loss)(params, batch))
             check(record_property, "gradients", furthest(each, theirs))
         else:
             fast = pytest.importorskip("opacus.grad_sample.grad_sample_module_fast_gradient_clipping")
@@ -186,7 +186,7 @@ def test_against_opacus(name: str, mode: str, record_property: Callable) -> None
             losses = F.cross_entropy(net(batch[0]), batch[1], reduction="none")
             ((limit / norms).clamp(max=1.0).detach() * losses).sum().backward()
             theirs = {path.removeprefix("_module."): leaf.grad for path, leaf in net.named_parameters()}
-            total = tree.flatten(fnn.clipped_grad(loss, limit, method="ghost")(params, batch))
+            total = tree.to_state_dict(fnn.clipped_grad(loss, limit, method="ghost")(params, batch))
             check(record_property, "clipped", furthest(total, theirs))
 
 
@@ -200,7 +200,7 @@ def test_against_backpack(name: str, record_property: Callable) -> None:
         warnings.simplefilter("ignore")
         criterion(net(batch[0]), batch[1]).backward()
     theirs = {path: leaf.grad_batch * BATCH for path, leaf in net.named_parameters()}
-    check(record_property, "gradients", furthest(tree.flatten(fnn.per_sample_grad(loss)(params, batch)), theirs))
+    check(record_property, "gradients", furthest(tree.to_state_dict(fnn.per_sample_grad(loss)(params, batch)), theirs))
     norms = sum(leaf.batch_l2 for leaf in net.parameters()).sqrt() * BATCH
     ours = fnn.gradients.per_sample_norms(loss, method="ghost")(params, batch)
     check(record_property, "norms", float((ours - norms).abs().max()))

@@ -187,7 +187,7 @@ def test_to_scipy_finds_the_top_eigenvalue():
 def test_ggn_equals_curvlinops():
     curvlinops = pytest.importorskip("curvlinops", reason="curvlinops is the reference")
     net = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)).double()
-    net.load_state_dict(fnn.tree.flatten(PARAMS))
+    net.load_state_dict(fnn.tree.to_state_dict(PARAMS))
     named = dict(net.named_parameters())
     peer = curvlinops.GGNLinearOperator(net, torch.nn.CrossEntropyLoss(), list(named.values()), BATCHES)
     order = torch.cat(

@@ -1,0 +1,104 @@
+"""Many trees as one, and a tree as a vector."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fnn.tree.maps import leading_length
+from fnn.tree.treedef import Tree, flatten
+
+
+def stack(trees: Sequence[Tree]) -> Tree:
+    """Trees of equal structure as one tree with a new leading axis: an ensemble for ``vmap``.
+
+    Raises ``ValueError`` for no trees, for different structures, and for different shapes at a path.
+
+    >>> stack([{"w": torch.ones(2)}, {"w": torch.zeros(2)}])["w"].shape
+    torch.Size([2, 2])
+    """
+    return _join(trees, torch.stack, "stack")
+
+
+def concat(trees: Sequence[Tree], dim: int = 0) -> Tree:
+    """Trees of equal structure joined along an existing axis: batches into one batch.
+
+    Raises what :func:`stack` raises.
+
+    >>> concat([{"x": torch.ones(2, 3)}, {"x": torch.ones(1, 3)}])["x"].shape
+    torch.Size([3, 3])
+    """
+    return _join(trees, lambda leaves: torch.cat(leaves, dim), "concat")
+
+
+def _join(trees: Sequence[Tree], join: Callable, name: str) -> Tree:
+    trees = list(trees)
+    if not trees:
+        raise ValueError(f"{name} needs at least one tree, got none")
+    treedef = flatten(trees[0])[1]
+    columns = zip(
+        *[treedef.flatten_up_to(tree, ("trees[0]", f"trees[{i}]")) for i, tree in enumerate(trees)], strict=True
+    )
+    joined = []
+    for path, column in zip(treedef.paths, columns, strict=True):
+        try:
+            joined.append(join(column))
+        except RuntimeError as error:
+            shapes = [tuple(leaf.shape) for leaf in column]
+            raise ValueError(f"cannot {name} the leaves at {path!r}: their shapes are {shapes}") from error
+    return treedef.unflatten(joined)
+
+
+def unstack(tree: Tree) -> list[Tree]:
+    """The inverse of :func:`stack`: one tree for each entry of the leading axis, whose leaves are views.
+
+    Raises ``ValueError`` when leaves disagree about its length.
+
+    >>> len(unstack({"w": torch.ones(3, 2)}))
+    3
+    """
+    leading_length(tree, "tree", "entries")
+    found, treedef = flatten(tree)
+    return [treedef.unflatten(row) for row in zip(*[leaf.unbind(0) for leaf in found], strict=True)]
+
+
+def ravel(tree: Tree) -> tuple[Tensor, Callable[[Tensor], Tree]]:
+    """All leaves as one vector (their promoted dtype), and the function that turns it back.
+
+    ``unravel(vector)`` gives each leaf its shape and dtype and raises ``ValueError`` for a vector of
+    another length. Both are differentiable and may be vmapped.
+
+    >>> vector, unravel = ravel({"w": torch.ones(2, 2), "b": torch.zeros(1)})
+    >>> vector
+    tensor([0., 1., 1., 1., 1.])
+    >>> unravel(vector)["w"].shape
+    torch.Size([2, 2])
+    """
+    found, treedef = flatten(tree)
+    shapes = [(leaf.shape, leaf.dtype, leaf.numel()) for leaf in found]
+    total = sum(count for _, _, count in shapes)
+    dtype = result_type(tree)
+    vector = torch.cat([leaf.reshape(-1).to(dtype) for leaf in found]) if found else torch.zeros(0)
+
+    def unravel(vector: Tensor) -> Tree:
+        if vector.shape != (total,):
+            raise ValueError(f"unravel expects a vector of shape ({total},), got {tuple(vector.shape)}")
+        pieces = vector.split([count for _, _, count in shapes]) if shapes else ()
+        return treedef.unflatten(
+            [piece.reshape(shape).to(dtype) for piece, (shape, dtype, _) in zip(pieces, shapes, strict=True)]
+        )
+
+    return vector, unravel
+
+
+def result_type(tree: Tree) -> torch.dtype:
+    """The dtype that the leaves of a tree promote to, that of their :func:`ravel`; torch's default without leaves.
+
+    >>> result_type({"w": torch.ones(1), "b": torch.ones(1, dtype=torch.float64)})
+    torch.float64
+    """
+    dtypes = [leaf.dtype for leaf in flatten(tree)[0]]
+    dtype = dtypes[0] if dtypes else torch.get_default_dtype()
+    for other in dtypes:
+        dtype = torch.promote_types(dtype, other)
+    return dtype
