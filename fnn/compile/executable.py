@@ -55,6 +55,7 @@ class Signature:
 class Executable:
     """A traced function, called with leaves of the layouts that it was traced with.
 
+    references: makes of the tensors that the function closed over functions that give them again.
     backend, mode, options: those of :func:`fnn.jit`. background: generated code takes over from replay when a thread
     has made it, or, where this is a number, at the call of that number. rare: it is made at the second call.
     """
@@ -64,6 +65,7 @@ class Executable:
         f: Callable[..., Tree],
         signature: Signature,
         leaves: Sequence[Tensor],
+        references: Callable[[list[Tensor]], list[Callable[[], Tensor]]],
         *,
         backend: str,
         mode: str | None,
@@ -81,7 +83,7 @@ class Executable:
         layouts = [*map(layout_of, leaves)]
         replayed = backend == "replay" or rare or background is not False
         traced = trace_function(f, signature.treedef, layouts, for_replay=replayed)
-        self.treedef, self.constants = traced.treedef, traced.constants
+        self.treedef, self.constants = traced.treedef, references(traced.constants)
         self.kinds = [*map(layout_of, traced.constants)]
         self.places = _places(signature, layouts, traced)
         donated = dict(zip(self.donated, self.places, strict=True))
@@ -98,7 +100,7 @@ class Executable:
 
     def holds(self) -> bool:
         """Whether the tensors that the function closed over still have the layouts that they were traced with."""
-        return not self.constants or [*map(layout_of, self.constants)] == self.kinds
+        return not self.constants or [layout_of(constant()) for constant in self.constants] == self.kinds
 
     def __call__(self, leaves: list[Tensor], given: list[Tensor]) -> Tree:
         """``given`` are the donated tensors, of which ``leaves`` may hold copies."""
@@ -108,7 +110,7 @@ class Executable:
             stack.enter_context(torch.no_grad())
             for kind in self.autocast:  # its casts are operations of the graph
                 stack.enter_context(torch.autocast(kind, enabled=False))
-            results = self.run([*leaves, *self.constants])
+            results = self.run([*leaves, *[constant() for constant in self.constants]])
         if not self.donated:
             return self.treedef.unflatten(results)
         return self.hand_over(given, [leaves[i] for i in self.donated], self.places, results, self.treedef)

@@ -181,7 +181,7 @@ class _Jitted:
                     signature.check(leaves)
                     rare = self._only_sizes_differ(signature, leaves, statics)
                     f = self._with_statics(values)
-                    executable = Executable(f, signature, leaves, rare=rare, **self.settings)
+                    executable = Executable(f, signature, leaves, watch.references, rare=rare, **self.settings)
                     table[key] = executable
                     layouts = [*map(layout_of, leaves)]
                     self.records.append(_Record(signature.treedef, layouts, statics, state, watch.values()))

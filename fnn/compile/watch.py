@@ -102,6 +102,11 @@ class Watch:
             self._last = _Look(walk.places, list(map(id, found)), kept, table)
             return table
 
+    def references(self, tensors: Iterable[Tensor]) -> list[Callable[[], Tensor]]:
+        """Functions that give the tensors again, and keep none alive that stands in a place: its table goes with it."""
+        known = set(self._last.ids) if self._last else set()
+        return [weakref.ref(x) if id(x) in known else (lambda x=x: x) for x in tensors]  # type: ignore[misc]
+
     def values(self) -> dict[str, Any]:
         """What stands in all places now, by name: as it is compared, and as text."""
         self.look()
