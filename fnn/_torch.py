@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _swap_tensor_impl as swap_tensors
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import TransformType, is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch._higher_order_ops.scan import scan
 from torch.utils._pytree import SUPPORTED_NODES as pytree_containers  # noqa: N811
 from torch.utils._pytree import (  # no public pytree module in any supported version
@@ -74,20 +74,106 @@ def dispatch_modes() -> bool:
 
 
 class _Tracing(threading.local):
+    fake_mode: Any = None
     for_replay = False
 
 
 _tracing = _Tracing()
+_trace_lock = threading.RLock()  # torch keeps the flag that something is compiled once for all threads
+
+
+def data_dependent_errors() -> tuple[type[Exception], ...]:
+    """What torch raises where Python asks for the value of a traced tensor, or for a size that depends on one."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    return DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode
+
+
+def record(
+    function: Callable[..., list[Tensor]], leaves: Iterable[Tensor], *, for_replay: bool, stack_traces: bool = False
+) -> torch.fx.GraphModule:
+    """The operations of a function of tensors, run once on abstract tensors like the given ones.
+
+    Operations that change a tensor become operations that make one; a change of an argument is copied into it at the
+    end of the graph. With ``for_replay``, :func:`multi_tensor_kernels` is true meanwhile. A Python number that is read
+    from a tensor raises one of :func:`data_dependent_errors`.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    shapes = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes, static_shapes=True)
+    with mode:
+        abstract = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in leaves]
+    options = {"record_stack_traces": True} if stack_traces else {}
+    flat = make_fx(
+        torch.func.functionalize(function, remove="mutations"),
+        tracing_mode="fake",
+        _allow_non_fake_inputs=True,
+        **options,
+    )
+    before = _tracing.fake_mode, _tracing.for_replay
+    with _trace_lock, torch.no_grad(), _compiling():
+        _tracing.fake_mode, _tracing.for_replay = mode, for_replay
+        try:
+            return flat(*abstract)
+        finally:
+            _tracing.fake_mode, _tracing.for_replay = before
+
+
+def inductor(module: torch.fx.GraphModule, inputs: list[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
+    """A flat graph compiled by Inductor for inputs like these, called without torch.compile's guards."""
+    from torch._inductor import standalone_compile
+
+    with torch.no_grad():
+        return standalone_compile(module, inputs, options={"config_patches": options})
 
 
 @contextmanager
-def tracing_for_replay() -> Iterator[None]:
-    """While it lasts, :func:`multi_tensor_kernels` is true: the operations recorded will run as they are recorded."""
-    before, _tracing.for_replay = _tracing.for_replay, True
+def _compiling() -> Iterator[None]:
+    """While it lasts ``torch.compiler.is_compiling()`` is true, so that foreign code takes its traceable path."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
     try:
         yield
     finally:
-        _tracing.for_replay = before
+        torch.compiler._is_compiling_flag = before
+
+
+def is_abstract(tensor: Tensor) -> bool:
+    """Whether a tensor stands for a value that is not known while a function is traced."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor) or is_functorch_wrapped_tensor(tensor)
+
+
+def plain_call() -> bool:
+    """Whether a jitted function is called inside a trace, a transform or a mode, where it is the plain function."""
+    return (
+        _tracing.fake_mode is not None
+        or peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.compiler.is_dynamo_compiling()
+    )
+
+
+def host_number(tensor: Tensor) -> Any:
+    """The value of a 0-d CPU tensor as the Python number that multi-tensor kernels take.
+
+    In a trace for replay it is a symbol that supports arithmetic and no comparison; the replay reads the number.
+    """
+    shapes = _tracing.fake_mode and _tracing.fake_mode.shape_env
+    if not shapes:
+        return tensor.item()
+    settings = shapes.settings
+    before = settings.allow_scalar_outputs
+    object.__setattr__(settings, "allow_scalar_outputs", _tracing.for_replay)
+    try:
+        return tensor.item()
+    finally:
+        object.__setattr__(settings, "allow_scalar_outputs", before)
 
 
 def multi_tensor_kernels() -> bool:
@@ -96,9 +182,15 @@ def multi_tensor_kernels() -> bool:
     They may in ordinary eager code and in a graph that will be replayed operation by operation; not inside a
     transform of torch.func, nor where a compiler traces, which fuses code written leaf by leaf better.
     """
-    if peek_interpreter_stack() is not None:
-        return False
-    return _tracing.for_replay or not (torch.compiler.is_compiling() or dispatch_modes())
+    innermost = peek_interpreter_stack()
+    if _tracing.fake_mode is not None:
+        return _tracing.for_replay and innermost is not None and innermost.key() == TransformType.Functionalize
+    return innermost is None and not (torch.compiler.is_dynamo_compiling() or dispatch_modes())
+
+
+def storage_key(tensor: Tensor) -> int:
+    """Equal for two living tensors exactly where they share their memory."""
+    return tensor.untyped_storage()._cdata
 
 
 def storage_users(tensor: Tensor) -> int:
@@ -175,7 +267,6 @@ __all__ = [
     "size_hint",
     "storage_users",
     "swap_tensors",
-    "tracing_for_replay",
     "tree_flatten",
     "tree_flatten_with_path",
     "tree_leaves",
