@@ -14,7 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _swap_tensor_impl as swap_tensors
-from torch._C._functorch import TransformType, is_functorch_wrapped_tensor, peek_interpreter_stack
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    is_functorch_wrapped_tensor,
+    peek_interpreter_stack,
+)
 from torch._higher_order_ops.scan import scan
 from torch.utils._pytree import SUPPORTED_NODES as pytree_containers  # noqa: N811
 from torch.utils._pytree import (  # no public pytree module in any supported version
@@ -46,10 +51,11 @@ def __getattr__(name: str) -> Any:
 foreach = {
     name: getattr(torch, f"_foreach_{name}")
     for name in (
-        "abs", "add", "addcdiv", "addcmul", "div", "exp", "lerp", "maximum", "minimum", "mul", "neg", "pow",
-        "reciprocal", "rsqrt", "sign", "sqrt", "sub",
+        "abs", "add", "add_", "addcmul", "addcmul_", "div", "exp", "lerp", "lerp_", "log", "maximum", "minimum", "mul",
+        "neg", "norm", "pow", "reciprocal", "sign", "sqrt", "sub",
     )
 }  # fmt: skip
+foreach_add_scalar = torch.ops.aten._foreach_add.Tensor  # torch._foreach_add reads the value of a 0-d tensor
 fused_adam = torch._fused_adam_  # pyright: ignore[reportPrivateImportUsage]
 
 # oneDNN's product of rows and a transposed weight; None in a torch that was built without it
@@ -182,10 +188,12 @@ def multi_tensor_kernels() -> bool:
     They may in ordinary eager code and in a graph that will be replayed operation by operation; not inside a
     transform of torch.func, nor where a compiler traces, which fuses code written leaf by leaf better.
     """
-    innermost = peek_interpreter_stack()
+    levels = get_interpreter_stack() or []
+    if any(level.key() != TransformType.Functionalize for level in levels):
+        return False
     if _tracing.fake_mode is not None:
-        return _tracing.for_replay and innermost is not None and innermost.key() == TransformType.Functionalize
-    return innermost is None and not (torch.compiler.is_dynamo_compiling() or dispatch_modes())
+        return _tracing.for_replay
+    return not (levels or torch.compiler.is_dynamo_compiling() or dispatch_modes())
 
 
 def storage_key(tensor: Tensor) -> int:
@@ -254,6 +262,7 @@ __all__ = [
     "constant_when_traced",
     "dispatch_modes",
     "foreach",
+    "foreach_add_scalar",
     "fused_adam",
     "get_hash_for_files",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
     "is_view",
