@@ -27,4 +27,4 @@ def main() -> None:
         f"Time to draw {count:,} float32 numbers over that of `torch.randn`, CPU. The time is proportional to "
         "the count, so the ratios are those of initialising a network of 138 million parameters.\n\n"
     )
-    harness.report("random", "Random numbers", body + harness.table(["", "ratio"], rows))
+    harness.report("random_numbers", "Random numbers", body + harness.table(["", "ratio"], rows))
