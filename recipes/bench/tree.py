@@ -81,7 +81,6 @@ def main() -> None:
     parser.add_argument("--leaves", nargs="+", type=int, default=[10, 100, 1000])
     parser.add_argument("--seconds", type=float, default=2.0)
     options = parser.parse_args()
-    torch.set_num_threads(1)
     columns: dict[str, dict[str, float]] = {}
     for count in options.leaves:
         tree = params(count)
