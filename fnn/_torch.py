@@ -21,6 +21,7 @@ from torch._C._functorch import (
     peek_interpreter_stack,
 )
 from torch._higher_order_ops.scan import scan
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import SUPPORTED_NODES as pytree_containers  # noqa: N811
 from torch.utils._pytree import (  # no public pytree module in any supported version
     tree_flatten,
@@ -201,6 +202,17 @@ def storage_key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+def inside_vmap() -> bool:
+    """Whether a ``vmap`` is among the transforms of torch.func that are active."""
+    return any(level.key() == TransformType.Vmap for level in get_interpreter_stack() or ())
+
+
+def inside_derivative() -> bool:
+    """Whether a ``grad``, ``vjp`` or ``jvp`` is among the transforms of torch.func that are active."""
+    kinds = (TransformType.Grad, TransformType.Jvp)
+    return any(level.key() in kinds for level in get_interpreter_stack() or ())
+
+
 def storage_users(tensor: Tensor) -> int:
     """How many tensors share the memory of this one, itself included."""
     handle = tensor.untyped_storage()  # counts itself
@@ -255,6 +267,7 @@ def mark_static(tensors: Iterable[Tensor]) -> None:
 
 __all__ = [
     "CustomGraphPass",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
+    "TorchDispatchMode",
     "TorchDynamoException",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
     "cache_folder",
     "cached_libraries",
@@ -265,6 +278,8 @@ __all__ = [
     "foreach_add_scalar",
     "fused_adam",
     "get_hash_for_files",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
+    "inside_derivative",
+    "inside_vmap",
     "is_view",
     "mark_static",
     "mode_options",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
