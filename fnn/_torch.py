@@ -107,6 +107,11 @@ def storage_users(tensor: Tensor) -> int:
     return torch._C._storage_Use_Count(handle._cdata) - 1
 
 
+def storage_id(tensor: Tensor) -> int:
+    """A number that two tensors share exactly when they share memory, while both are alive."""
+    return tensor.untyped_storage()._cdata
+
+
 def is_view(tensor: Tensor) -> bool:
     """Whether the tensor is a view of another one."""
     return tensor._is_view()
@@ -173,6 +178,7 @@ __all__ = [
     "pytree_containers",
     "scan",
     "size_hint",
+    "storage_id",
     "storage_users",
     "swap_tensors",
     "tracing_for_replay",
