@@ -55,9 +55,6 @@ fused_adam = torch._fused_adam_  # pyright: ignore[reportPrivateImportUsage]
 # oneDNN's product of rows and a transposed weight; None in a torch that was built without it
 onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
-# before 2.15 compiled code does not show leaf.T, leaf.mT and iteration over a leaf to a TorchFunctionMode
-compiled_modes_see_all = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 15)
-
 
 def constant_when_traced(function: Callable) -> Callable:
     """Let the compiler call a function of Python values and not look inside it.
@@ -112,6 +109,11 @@ def storage_id(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+def version(tensor: Tensor) -> int:
+    """A number that grows when the tensor is changed in place."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def is_view(tensor: Tensor) -> bool:
     """Whether the tensor is a view of another one."""
     return tensor._is_view()
@@ -163,7 +165,6 @@ __all__ = [
     "TorchDynamoException",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
     "cache_folder",
     "cached_libraries",
-    "compiled_modes_see_all",
     "constant_when_traced",
     "dispatch_modes",
     "foreach",
@@ -188,4 +189,5 @@ __all__ = [
     "tree_map",
     "tree_unflatten",
     "varying",
+    "version",
 ]

@@ -37,7 +37,7 @@ def grad(f: Callable, argnums: Argnums = 0, has_aux: bool = False) -> Callable:
     """
 
     def grad_of(*args: Any, **kwargs: Any) -> Any:
-        _, aux, grads = _differentiate(f, "grad", argnums, has_aux, args, kwargs)
+        _, aux, grads = differentiate(f, "grad", argnums, has_aux, args, kwargs)
         return (grads, aux) if has_aux else grads
 
     return grad_of
@@ -54,7 +54,7 @@ def value_and_grad(f: Callable, argnums: Argnums = 0, has_aux: bool = False) -> 
     """
 
     def value_and_grad_of(*args: Any, **kwargs: Any) -> tuple:
-        value, aux, grads = _differentiate(f, "value_and_grad", argnums, has_aux, args, kwargs)
+        value, aux, grads = differentiate(f, "value_and_grad", argnums, has_aux, args, kwargs)
         return ((value, aux) if has_aux else value), grads
 
     return value_and_grad_of
@@ -123,7 +123,7 @@ def _hint(value: Any) -> str:
     return "write loss.mean()"
 
 
-def _differentiate(
+def differentiate(
     f: Callable, name: str, argnums: Argnums, has_aux: bool, args: tuple, kwargs: dict
 ) -> tuple[Tensor, Any, Any]:
     """The value of ``f``, what else it returned, and its gradient or tuple of gradients."""
