@@ -62,9 +62,6 @@ fused_adam = torch._fused_adam_  # pyright: ignore[reportPrivateImportUsage]
 # oneDNN's product of rows and a transposed weight; None in a torch that was built without it
 onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
-# before 2.15 compiled code does not show leaf.T, leaf.mT and iteration over a leaf to a TorchFunctionMode
-compiled_modes_see_all = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 15)
-
 
 def constant_when_traced(function: Callable) -> Callable:
     """Let the compiler call a function of Python values and not look inside it.
@@ -219,6 +216,16 @@ def storage_users(tensor: Tensor) -> int:
     return torch._C._storage_Use_Count(handle._cdata) - 1
 
 
+def storage_id(tensor: Tensor) -> int:
+    """A number that two tensors share exactly when they share memory, while both are alive."""
+    return tensor.untyped_storage()._cdata
+
+
+def version(tensor: Tensor) -> int:
+    """A number that grows when the tensor is changed in place."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def is_view(tensor: Tensor) -> bool:
     """Whether the tensor is a view of another one."""
     return tensor._is_view()
@@ -271,7 +278,6 @@ __all__ = [
     "TorchDynamoException",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
     "cache_folder",
     "cached_libraries",
-    "compiled_modes_see_all",
     "constant_when_traced",
     "dispatch_modes",
     "foreach",
@@ -289,6 +295,7 @@ __all__ = [
     "pytree_containers",
     "scan",
     "size_hint",
+    "storage_id",
     "storage_users",
     "swap_tensors",
     "tree_flatten",
@@ -297,4 +304,5 @@ __all__ = [
     "tree_map",
     "tree_unflatten",
     "varying",
+    "version",
 ]
