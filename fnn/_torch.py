@@ -4,6 +4,7 @@ Checked on torch 2.11, 2.13 and the newest release at the time of writing (see d
 tests/test_torch.py fails by name when one of them moves.
 """
 
+import functools
 import importlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -163,23 +164,6 @@ def plain_call() -> bool:
     )
 
 
-def host_number(tensor: Tensor) -> Any:
-    """The value of a 0-d CPU tensor as the Python number that multi-tensor kernels take.
-
-    In a trace for replay it is a symbol that supports arithmetic and no comparison; the replay reads the number.
-    """
-    shapes = _tracing.fake_mode and _tracing.fake_mode.shape_env
-    if not shapes:
-        return tensor.item()
-    settings = shapes.settings
-    before = settings.allow_scalar_outputs
-    object.__setattr__(settings, "allow_scalar_outputs", _tracing.for_replay)
-    try:
-        return tensor.item()
-    finally:
-        object.__setattr__(settings, "allow_scalar_outputs", before)
-
-
 def multi_tensor_kernels() -> bool:
     """Whether kernels of lists of tensors may be called here.
 
@@ -192,6 +176,63 @@ def multi_tensor_kernels() -> bool:
     if _tracing.fake_mode is not None:
         return _tracing.for_replay
     return not (levels or torch.compiler.is_dynamo_compiling() or dispatch_modes())
+
+
+def in_place_form(operation: Any) -> Any:
+    """The operation that writes the same into its arguments: ``aten.add_.Tensor`` for ``aten.add.Tensor``."""
+    if not isinstance(operation, torch._ops.OpOverload):
+        return None
+    packet = getattr(getattr(torch.ops, operation.namespace), f"{operation._opname}_", None)
+    return getattr(packet, operation._overloadname, None)
+
+
+def is_random(operation: Any) -> bool:
+    """Whether an operation draws from torch's global generator."""
+    return isinstance(operation, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in operation.tags
+
+
+class _ReachedError(Exception):
+    """Says which operation a call came to."""
+
+
+class _FirstOperation(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        raise _ReachedError(func)
+
+
+@functools.cache
+def _functions_of(name: str) -> list[Callable]:
+    """torch's own functions of this name, whose way to the kernel is shorter than that of ``torch.ops``."""
+    places = torch._C._VariableFunctions, torch._C._nn, torch._C.TensorBase
+    return [getattr(place, name) for place in places if hasattr(place, name)]
+
+
+_direct: dict[tuple, Callable] = {}
+
+
+def direct_call(operation: Any, args: tuple, kwargs: dict) -> Callable:
+    """The fastest function that calls this operation with arguments like these, whose tensors are nodes of a graph."""
+    if not isinstance(operation, torch._ops.OpOverload):
+        return operation
+    values = [torch.fx.map_arg(list(given), lambda node: node.meta["val"]) for given in (args, kwargs.values())]
+    key = operation, *[tuple(map(_kind, given)) for given in values], tuple(kwargs)
+    if key not in _direct:
+        _direct[key] = operation._op
+        for function in _functions_of(operation._opname) if operation.namespace == "aten" else ():
+            try:
+                with _FirstOperation():
+                    function(*values[0], **dict(zip(kwargs, values[1], strict=True)))
+            except _ReachedError as reached:
+                if reached.args[0] is operation:
+                    _direct[key] = function
+                    break
+            except (TypeError, RuntimeError, ValueError):
+                pass
+    return _direct[key]
+
+
+def _kind(value: Any) -> Any:
+    return tuple(map(_kind, value)) if isinstance(value, (list, tuple)) else (type(value), getattr(value, "ndim", None))
 
 
 def storage_key(tensor: Tensor) -> int:

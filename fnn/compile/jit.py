@@ -165,7 +165,7 @@ class _Signature:
         self.donated = [leaf for block in self.blocks for leaf in block]
 
     def check(self, leaves: Sequence[Any]) -> None:
-        """Raise ``TypeError`` naming a leaf that is not a tensor, ``ValueError`` one that is donated before or twice."""
+        """Raise ``TypeError`` for a leaf that is not a tensor, ``ValueError`` for one donated before or twice."""
         for name, leaf in zip(self.names, leaves, strict=True):
             if not isinstance(leaf, Tensor):
                 raise TypeError(

@@ -4,7 +4,7 @@ import linecache
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -94,6 +94,28 @@ def _hoist_constants(module: fx.GraphModule) -> list[Tensor]:
         node.replace_all_uses_with(inputs[id(tensor)])
         graph.erase_node(node)
     return constants
+
+
+def own_results(trace: Trace, donated: Mapping[int, int]) -> None:
+    """Copy each result that shares memory with an input or with another result, or that lies upon itself.
+
+    A result that is an input and takes its own memory, as ``donated`` says, stays.
+    """
+    graph, inputs = trace.module.graph, trace.inputs
+    output = _output(graph)
+    taken = {_torch.storage_key(node.meta["val"]) for node in inputs}
+    passed = {j: inputs[i] for i, j in donated.items()}
+    for j, node in enumerate(trace.results):
+        if not isinstance(node, fx.Node) or passed.get(j) is node:
+            continue
+        value = node.meta["val"]
+        key = _torch.storage_key(value)
+        if key in taken or (0 in value.stride() and value.numel() > 1):
+            with graph.inserting_before(output):
+                trace.results[j] = graph.call_function(torch.ops.aten.clone.default, (node,))
+                trace.results[j].meta["val"] = value.clone()
+        taken.add(key)
+    output.args = ([value for value in trace.results if isinstance(value, fx.Node)],)
 
 
 def _output(graph: fx.Graph) -> fx.Node:
