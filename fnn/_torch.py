@@ -100,7 +100,7 @@ def multi_tensor_kernels() -> bool:
     if torch.compiler.is_dynamo_compiling():
         return False
     levels = get_interpreter_stack() or []
-    if any(level.key() is not TransformType.Functionalize for level in levels):
+    if any(level.key() != TransformType.Functionalize for level in levels):
         return False
     return _tracing.for_replay or not (torch.compiler.is_compiling() or dispatch_modes())
 
