@@ -13,8 +13,8 @@ from torch import Tensor
 from fnn._numerics import widen
 from fnn.optim import scale_by, scale_by_adam
 from fnn.optim.base import Optimizer, chain, needs_params
-from fnn.optim.from_rule import from_rule
 from fnn.optim.hyperparams import Choice, Number, check_range, is_set
+from fnn.optim.rules import from_rule
 from fnn.optim.transforms import add_decayed_weights, negate, scale_by_learning_rate
 
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from fnn import _torch
 from fnn._numerics import safe_sqrt
 from fnn.optim.base import Optimizer, Update, list_form, needs_params, runs_together
-from fnn.optim.from_rule import State, from_rule
 from fnn.optim.hyperparams import Number, check_range, one_number
 from fnn.optim.layout import Layout
+from fnn.optim.rules import State, from_rule
 from fnn.optim.tensor_list import TensorList
 from fnn.tree import global_norm
 

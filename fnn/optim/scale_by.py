@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fnn.optim.base import Optimizer
-from fnn.optim.from_rule import from_rule
 from fnn.optim.hyperparams import Number, is_set
+from fnn.optim.rules import from_rule
 from fnn.optim.scale_by_adam import check_betas, unbias
 from fnn.optim.tensor_list import add_product, add_scaled, lerp, root
 

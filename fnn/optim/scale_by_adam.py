@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fnn.optim import kernels
 from fnn.optim.base import Optimizer
-from fnn.optim.from_rule import from_rule
 from fnn.optim.hyperparams import Number, check_range
+from fnn.optim.rules import from_rule
 from fnn.optim.tensor_list import add_product, lerp, root
 
 

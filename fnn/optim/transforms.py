@@ -9,9 +9,9 @@ from torch import Tensor
 from fnn import random
 from fnn.optim.base import Optimizer, Update, list_form, needs_params
 from fnn.optim.clipping import norm
-from fnn.optim.from_rule import State, from_rule
 from fnn.optim.hyperparams import Number, as_time, check_range, one_number
 from fnn.optim.layout import Layout
+from fnn.optim.rules import State, from_rule
 from fnn.optim.tensor_list import add_scaled
 from fnn.tree import Tree
 
