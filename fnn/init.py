@@ -26,7 +26,7 @@ def constant(value: float) -> Initializer:
     """
 
     def init(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.full(tuple(shape), value, dtype=dtype, device=key.device)
+        return torch.full(tuple(shape), value, dtype=dtype, device=random.device_of(key))
 
     return init
 

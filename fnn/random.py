@@ -168,7 +168,7 @@ def truncated_normal(
     True
     """
     _check_floating(dtype)
-    wide = torch.float64 if _device_of(key).type != "mps" else torch.float32
+    wide = torch.float64 if device_of(key).type != "mps" else torch.float32
     if _are_numbers(lower, upper):
         if not lower < upper or lower > _FARTHEST or upper < -_FARTHEST:
             raise ValueError(
@@ -229,7 +229,7 @@ def randint(
                 f"got minval={first}, maxval={last}"
             )
         narrow = last - first <= 1 << 32
-        span = torch.full((), _signed(last - first & _LONG, 64), dtype=torch.int64, device=_device_of(key))
+        span = torch.full((), _signed(last - first & _LONG, 64), dtype=torch.int64, device=device_of(key))
         offset = _below_span(key, shape, span, narrow, not narrow)
         return (offset + first).to(dtype)
     start, stop = (_as_integer_bound(bound, key) for bound in (minval, maxval))
@@ -251,7 +251,7 @@ def permutation(key: Tensor, x: int | Tensor) -> Tensor:
     if given is None or given < 0:
         raise TypeError(f"permutation expects a length or a tensor of at least one axis, got {_described(x)}")
     size = given
-    order = torch.arange(size, device=_device_of(key))
+    order = torch.arange(size, device=device_of(key))
     if size > 1:
         # sorting by 32-bit draws meets ties; repeating makes the leftover bias negligible
         for _ in range(math.ceil(3 * math.log(size) / math.log(_WORD))):
@@ -520,7 +520,7 @@ def _are_numbers(*values: Any) -> bool:
 def _as_bound(bound: Any, key: Tensor) -> float | Tensor:
     if isinstance(bound, numbers.Real):
         return float(bound)
-    return bound if isinstance(bound, Tensor) else torch.as_tensor(bound, device=_device_of(key))
+    return bound if isinstance(bound, Tensor) else torch.as_tensor(bound, device=device_of(key))
 
 
 def _as_integer_bound(bound: Any, key: Tensor) -> Tensor:
@@ -528,11 +528,11 @@ def _as_integer_bound(bound: Any, key: Tensor) -> Tensor:
     if number is not None:
         if not -(1 << 63) <= number < 1 << 63:
             raise ValueError(f"randint expects bounds of at most 64 bits, got {number}")
-        return torch.full((), number, dtype=torch.int64, device=_device_of(key))
+        return torch.full((), number, dtype=torch.int64, device=device_of(key))
     given = bound if isinstance(bound, (Tensor, float)) else torch.as_tensor(bound)
     if not isinstance(given, Tensor) or given.dtype not in _INTEGERS:
         raise TypeError(f"randint expects integer bounds, got {_described(given)}; write int(bound) or bound.long()")
-    return given.to(device=_device_of(key), dtype=torch.int64)
+    return given.to(device=device_of(key), dtype=torch.int64)
 
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -580,7 +580,12 @@ def _check_key(key: Any) -> None:
     )
 
 
-def _device_of(key: Any) -> torch.device:
+def device_of(key: Any) -> torch.device:
+    """The device of a key. Raises ``TypeError`` for anything else.
+
+    >>> device_of(key(0))
+    device(type='cpu')
+    """
     _check_key(key)
     return key.device
 

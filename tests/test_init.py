@@ -72,9 +72,9 @@ def test_16_bits_are_float32_rounded(name: str, dtype: torch.dtype) -> None:
     exact, rounded = initializer(KEY, SHAPE, torch.float32), initializer(KEY, SHAPE, dtype)
     assert rounded.dtype == dtype
     # one rounding, and at the bounds one more step inwards
-    torch.testing.assert_close(rounded.float(), exact, rtol=1.01 * torch.finfo(dtype).eps, atol=1e-6)
+    torch.testing.assert_close(rounded.float(), exact, rtol=2.01 * torch.finfo(dtype).eps, atol=1e-6)
     assert float(rounded.double().std()) == pytest.approx(float(exact.double().std()), rel=1e-3)
-    assert abs(float((rounded.double() - exact.double()).mean())) <= 0.3 * torch.finfo(dtype).eps * float(
+    assert abs(float((rounded.double() - exact.double()).mean())) <= 0.5 * torch.finfo(dtype).eps * float(
         exact.abs().max()
     )
 
