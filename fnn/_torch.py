@@ -14,8 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _swap_tensor_impl as swap_tensors
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    is_functorch_wrapped_tensor,
+    peek_interpreter_stack,
+)
 from torch._higher_order_ops.scan import scan
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import SUPPORTED_NODES as pytree_containers  # noqa: N811
 from torch.utils._pytree import (  # no public pytree module in any supported version
     tree_flatten,
@@ -46,17 +52,15 @@ def __getattr__(name: str) -> Any:
 foreach = {
     name: getattr(torch, f"_foreach_{name}")
     for name in (
-        "abs", "add", "addcdiv", "addcmul", "div", "exp", "lerp", "maximum", "minimum", "mul", "neg", "pow",
-        "reciprocal", "rsqrt", "sign", "sqrt", "sub",
+        "abs", "add", "add_", "addcmul", "addcmul_", "div", "exp", "lerp", "lerp_", "log", "maximum", "minimum", "mul",
+        "neg", "norm", "pow", "reciprocal", "sign", "sqrt", "sub",
     )
 }  # fmt: skip
+foreach_add_scalar = torch.ops.aten._foreach_add.Tensor  # torch._foreach_add reads the value of a 0-d tensor
 fused_adam = torch._fused_adam_  # pyright: ignore[reportPrivateImportUsage]
 
 # oneDNN's product of rows and a transposed weight; None in a torch that was built without it
 onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-
-# before 2.15 compiled code does not show leaf.T, leaf.mT and iteration over a leaf to a TorchFunctionMode
-compiled_modes_see_all = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 15)
 
 
 def constant_when_traced(function: Callable) -> Callable:
@@ -74,20 +78,106 @@ def dispatch_modes() -> bool:
 
 
 class _Tracing(threading.local):
+    fake_mode: Any = None
     for_replay = False
 
 
 _tracing = _Tracing()
+_trace_lock = threading.RLock()  # torch keeps the flag that something is compiled once for all threads
+
+
+def data_dependent_errors() -> tuple[type[Exception], ...]:
+    """What torch raises where Python asks for the value of a traced tensor, or for a size that depends on one."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    return DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode
+
+
+def record(
+    function: Callable[..., list[Tensor]], leaves: Iterable[Tensor], *, for_replay: bool, stack_traces: bool = False
+) -> torch.fx.GraphModule:
+    """The operations of a function of tensors, run once on abstract tensors like the given ones.
+
+    Operations that change a tensor become operations that make one; a change of an argument is copied into it at the
+    end of the graph. With ``for_replay``, :func:`multi_tensor_kernels` is true meanwhile. A Python number that is read
+    from a tensor raises one of :func:`data_dependent_errors`.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    shapes = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes, static_shapes=True)
+    with mode:
+        abstract = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in leaves]
+    options = {"record_stack_traces": True} if stack_traces else {}
+    flat = make_fx(
+        torch.func.functionalize(function, remove="mutations"),
+        tracing_mode="fake",
+        _allow_non_fake_inputs=True,
+        **options,
+    )
+    before = _tracing.fake_mode, _tracing.for_replay
+    with _trace_lock, torch.no_grad(), _compiling():
+        _tracing.fake_mode, _tracing.for_replay = mode, for_replay
+        try:
+            return flat(*abstract)
+        finally:
+            _tracing.fake_mode, _tracing.for_replay = before
+
+
+def inductor(module: torch.fx.GraphModule, inputs: list[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
+    """A flat graph compiled by Inductor for inputs like these, called without torch.compile's guards."""
+    from torch._inductor import standalone_compile
+
+    with torch.no_grad():
+        return standalone_compile(module, inputs, options={"config_patches": options})
 
 
 @contextmanager
-def tracing_for_replay() -> Iterator[None]:
-    """While it lasts, :func:`multi_tensor_kernels` is true: the operations recorded will run as they are recorded."""
-    before, _tracing.for_replay = _tracing.for_replay, True
+def _compiling() -> Iterator[None]:
+    """While it lasts ``torch.compiler.is_compiling()`` is true, so that foreign code takes its traceable path."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
     try:
         yield
     finally:
-        _tracing.for_replay = before
+        torch.compiler._is_compiling_flag = before
+
+
+def is_abstract(tensor: Tensor) -> bool:
+    """Whether a tensor stands for a value that is not known while a function is traced."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor) or is_functorch_wrapped_tensor(tensor)
+
+
+def plain_call() -> bool:
+    """Whether a jitted function is called inside a trace, a transform or a mode, where it is the plain function."""
+    return (
+        _tracing.fake_mode is not None
+        or peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.compiler.is_dynamo_compiling()
+    )
+
+
+def host_number(tensor: Tensor) -> Any:
+    """The value of a 0-d CPU tensor as the Python number that multi-tensor kernels take.
+
+    In a trace for replay it is a symbol that supports arithmetic and no comparison; the replay reads the number.
+    """
+    shapes = _tracing.fake_mode and _tracing.fake_mode.shape_env
+    if not shapes:
+        return tensor.item()
+    settings = shapes.settings
+    before = settings.allow_scalar_outputs
+    object.__setattr__(settings, "allow_scalar_outputs", _tracing.for_replay)
+    try:
+        return tensor.item()
+    finally:
+        object.__setattr__(settings, "allow_scalar_outputs", before)
 
 
 def multi_tensor_kernels() -> bool:
@@ -96,15 +186,44 @@ def multi_tensor_kernels() -> bool:
     They may in ordinary eager code and in a graph that will be replayed operation by operation; not inside a
     transform of torch.func, nor where a compiler traces, which fuses code written leaf by leaf better.
     """
-    if peek_interpreter_stack() is not None:
+    levels = get_interpreter_stack() or []
+    if any(level.key() != TransformType.Functionalize for level in levels):
         return False
-    return _tracing.for_replay or not (torch.compiler.is_compiling() or dispatch_modes())
+    if _tracing.fake_mode is not None:
+        return _tracing.for_replay
+    return not (levels or torch.compiler.is_dynamo_compiling() or dispatch_modes())
+
+
+def storage_key(tensor: Tensor) -> int:
+    """Equal for two living tensors exactly where they share their memory."""
+    return tensor.untyped_storage()._cdata
+
+
+def inside_vmap() -> bool:
+    """Whether a ``vmap`` is among the transforms of torch.func that are active."""
+    return any(level.key() == TransformType.Vmap for level in get_interpreter_stack() or ())
+
+
+def inside_derivative() -> bool:
+    """Whether a ``grad``, ``vjp`` or ``jvp`` is among the transforms of torch.func that are active."""
+    kinds = (TransformType.Grad, TransformType.Jvp)
+    return any(level.key() in kinds for level in get_interpreter_stack() or ())
 
 
 def storage_users(tensor: Tensor) -> int:
     """How many tensors share the memory of this one, itself included."""
     handle = tensor.untyped_storage()  # counts itself
     return torch._C._storage_Use_Count(handle._cdata) - 1
+
+
+def storage_id(tensor: Tensor) -> int:
+    """A number that two tensors share exactly when they share memory, while both are alive."""
+    return tensor.untyped_storage()._cdata
+
+
+def version(tensor: Tensor) -> int:
+    """A number that grows when the tensor is changed in place."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def is_view(tensor: Tensor) -> bool:
@@ -155,15 +274,18 @@ def mark_static(tensors: Iterable[Tensor]) -> None:
 
 __all__ = [
     "CustomGraphPass",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
+    "TorchDispatchMode",
     "TorchDynamoException",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
     "cache_folder",
     "cached_libraries",
-    "compiled_modes_see_all",
     "constant_when_traced",
     "dispatch_modes",
     "foreach",
+    "foreach_add_scalar",
     "fused_adam",
     "get_hash_for_files",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
+    "inside_derivative",
+    "inside_vmap",
     "is_view",
     "mark_static",
     "mode_options",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
@@ -173,13 +295,14 @@ __all__ = [
     "pytree_containers",
     "scan",
     "size_hint",
+    "storage_id",
     "storage_users",
     "swap_tensors",
-    "tracing_for_replay",
     "tree_flatten",
     "tree_flatten_with_path",
     "tree_leaves",
     "tree_map",
     "tree_unflatten",
     "varying",
+    "version",
 ]
