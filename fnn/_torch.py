@@ -95,10 +95,8 @@ def data_dependent_errors() -> tuple[type[Exception], ...]:
     return DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode
 
 
-def record(
-    function: Callable[..., list[Tensor]], leaves: Iterable[Tensor], *, for_replay: bool, stack_traces: bool = False
-) -> torch.fx.GraphModule:
-    """The operations of a function of tensors, run once on abstract tensors like the given ones.
+def record(function: Callable[..., list[Tensor]], layouts: Iterable[tuple], for_replay: bool) -> torch.fx.GraphModule:
+    """The operations of a function of tensors, run once on abstract tensors of these shapes, strides, dtypes, devices.
 
     Operations that change a tensor become operations that make one; a change of an argument is copied into it at the
     end of the graph. With ``for_replay``, :func:`multi_tensor_kernels` is true meanwhile. A Python number that is read
@@ -111,14 +109,9 @@ def record(
     shapes = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes, static_shapes=True)
     with mode:
-        abstract = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in leaves]
-    options = {"record_stack_traces": True} if stack_traces else {}
-    flat = make_fx(
-        torch.func.functionalize(function, remove="mutations"),
-        tracing_mode="fake",
-        _allow_non_fake_inputs=True,
-        **options,
-    )
+        abstract = [torch.empty_strided(*sizes, dtype=dtype, device=device) for *sizes, dtype, device in layouts]
+    pure = torch.func.functionalize(function, remove="mutations")
+    flat = make_fx(pure, tracing_mode="fake", _allow_non_fake_inputs=True)
     before = _tracing.fake_mode, _tracing.for_replay
     with _trace_lock, torch.no_grad(), _compiling():
         _tracing.fake_mode, _tracing.for_replay = mode, for_replay
@@ -233,6 +226,48 @@ def direct_call(operation: Any, args: tuple, kwargs: dict) -> Callable:
 
 def _kind(value: Any) -> Any:
     return tuple(map(_kind, value)) if isinstance(value, (list, tuple)) else (type(value), getattr(value, "ndim", None))
+
+
+_calls: list[Callable[[list[Tensor]], None]] = []
+_library = torch.library.Library("fnn", "FRAGMENT")
+_library.define("call(int number, Tensor[] values) -> ()")
+_library.impl("call", lambda number, values: _calls[number](values), "CompositeExplicitAutograd")
+torch.library.register_fake("fnn::call", lambda number, values: None, lib=_library)
+python_call = torch.ops.fnn.call.default
+torch.fx.node.has_side_effect(python_call)
+
+
+def call_when_run(function: Callable[[list[Tensor]], None], tensors: Iterable[Tensor]) -> None:
+    """Call a function of tensors for its effect: now, or where a graph is recorded, whenever that is replayed.
+
+    It is given the plain tensors below all transforms of torch.func.
+    """
+    plain = []
+    for tensor in tensors:
+        while is_functorch_wrapped_tensor(tensor):
+            if torch._C._functorch.is_functionaltensor(tensor):
+                torch._sync(tensor)
+            tensor = torch._C._functorch.get_unwrapped(tensor)
+        plain.append(tensor)
+    if _tracing.fake_mode is None:
+        function(plain)
+    else:
+        _calls.append(function)
+        python_call(len(_calls) - 1, plain)
+
+
+class after_each_operation(TorchDispatchMode):  # noqa: N801  (it is used as a context manager)
+    """Call ``check(name, arguments, results)`` after each operation that runs, with the tensors among them."""
+
+    def __init__(self, check: Callable[[str, list[Tensor], list[Tensor]], None]) -> None:
+        super().__init__()
+        self.check = check
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        results = func(*args, **(kwargs or {}))
+        self.check(func._opname, given, [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)])
+        return results
 
 
 def storage_key(tensor: Tensor) -> int:
