@@ -137,6 +137,21 @@ def from_rule(
     return Optimizer(init, Update(on_lists, map_slots))
 
 
+def filled(value: float | Tensor) -> Callable[[Tensor], Tensor]:
+    """The first value of a slot that is a number; of complex leaves in the real and in the imaginary part.
+
+    >>> filled(0.5)(torch.zeros(2))
+    tensor([0.5000, 0.5000])
+    """
+
+    def start(p: Tensor) -> Tensor:
+        if p.is_complex():
+            return torch.complex(start(p.real), start(p.imag))
+        return torch.zeros_like(p) + (value.to(p.device) if isinstance(value, Tensor) else value)
+
+    return start
+
+
 def _fresh(value: Tensor, param: Tensor) -> Tensor:
     """The first value of a slot, in memory of its own."""
     return value.clone() if value is param else value
