@@ -100,14 +100,14 @@ def test_a_state_of_other_shapes_is_refused_before_any_kernel(case: Case, traced
         other = opt.init(params | {"w": torch.zeros(wrong, dtype=torch.float64)})
         if tree.spec(other) == tree.spec(opt.init(params)):
             continue
-        with pytest.raises(ValueError, match=r"\['w'\] has shape|numbers, but the params have"):
+        with pytest.raises(ValueError, match=r"\['w'\] has shape|differ at \['w'\]|numbers, but the params have"):
             call(other)
     more = opt.init(params | {"extra": torch.zeros(2, dtype=torch.float64)})
     with pytest.raises(
         ValueError, match=r"differ at \['extra'\]|numbers, but the params have|says nothing|has the label"
     ):
         call(more)
-    with pytest.raises(ValueError, match="opt_state|got a state that is|State"):
+    with pytest.raises(ValueError, match=r"opt_state|got a state that is|State"):
         call({"something": torch.zeros(2)})
 
 
@@ -116,11 +116,9 @@ def test_a_state_of_other_slots_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"slots \['mean', 'square'\].*slots \['momentum_buffer'\]"):
         optim.momentum().update(params, optim.scale_by_adam().init(params), params)
     with pytest.raises(ValueError, match=r"mean\['w'\] has shape \(3, 2\), but params\['w'\] has \(2, 3\)"):
-        opt = optim.adam()
-        opt.update(params, opt.init(params | {"w": params["w"].T}), params)
-    with pytest.raises(ValueError, match="row.*'w'"):
-        opt = optim.adafactor()
-        opt.update(params, opt.init(params | {"w": params["w"].T}), params)
+        optim.adam().update(params, optim.adam().init(params | {"w": params["w"].T}), params)
+    with pytest.raises(ValueError, match=r"row.*'w'"):
+        optim.adafactor().update(params, optim.adafactor().init(params | {"w": params["w"].T}), params)
 
 
 @EAGER_AND_TRACED
@@ -357,7 +355,7 @@ def test_rates_and_decays_may_be_trees(traced: bool) -> None:
         optim.clip({"body": 0.1, "head": 1.0, "tail": 1.0}).init(params)
     with pytest.raises(ValueError, match=r"learning_rate.body must not be negative, got -0.1"):
         optim.adam({"body": -0.1, "head": 1.0})
-    with pytest.raises(TypeError, match="max_norm must be a number.*the same for all leaves"):
+    with pytest.raises(TypeError, match=r"max_norm must be a number.*the same for all leaves"):
         optim.clip_by_global_norm({"body": 0.1, "head": 1.0})
     with pytest.raises(TypeError, match=r"learning_rate must be a number.* got '0.1'"):
         optim.sgd("0.1")
