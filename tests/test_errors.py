@@ -110,7 +110,10 @@ SENTENCES = [
         lambda: fnn.value_and_grad(lambda p: p)(ONES(2)),
         r"scalar value, got a tensor of shape \(2,\); write loss.mean\(\)",
     ),
-    (lambda: fnn.value_and_grad(lambda p: p.sum(), argnums=1)(ONES(2)), "argnums=1, but the function got 1"),
+    (
+        lambda: fnn.value_and_grad(lambda p: p.sum(), argnums=1)(ONES(2)),
+        "argument 1 is asked for, but the function got 1 positional",
+    ),
 ]
 
 
