@@ -107,7 +107,7 @@ def from_rule(
                     leafwise = True
             results.append(_checked(_leaf_by_leaf(leaf, part, 1 + len(starts)), 1 + len(starts)))
         found = (
-            results[0] if groups[0][0] is None else _scattered([chosen for chosen, _ in groups], results, len(grads))
+            results[0] if len(groups) == 1 else _scattered([chosen or () for chosen, _ in groups], results, len(grads))
         )
         after = dict(zip(starts, found[1:], strict=True))
         return found[0], State(count, carry(state.hyperparams), scheduled, after)
