@@ -92,7 +92,7 @@ def trace_function(
 def _hoist_constants(module: fx.GraphModule) -> list[Tensor]:
     """Make each tensor that the function closed over an input of the graph, behind the arguments."""
     graph = module.graph
-    first = next(node for node in graph.nodes if node.op != "placeholder")
+    first = next(node for node in graph.nodes if node.op not in ("placeholder", "get_attr"))  # which stays
     inputs: dict[int, fx.Node] = {}
     constants: list[Tensor] = []
     for node in [*graph.nodes]:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases_optim import CASES, parabola
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -15,6 +14,7 @@ import fnn
 from fnn import _torch, optim, tree
 from fnn.optim.base import list_form
 from fnn.optim.tensor_list import LeafwiseError, TensorList
+from tests.optim.cases_optim import CASES, parabola
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
