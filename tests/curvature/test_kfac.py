@@ -312,7 +312,7 @@ ERRORS = {
     ),
     "inside vmap": (
         lambda: kfac(lambda p, x: torch.func.vmap(lambda row: LINEAR(p, row))(x), {"w": W, "b": B}, X),
-        r"\['b'\] is a vector used by addmm",
+        r"\['b'\] is a vector used by add;",
     ),
     "unused": (lambda: kfac(LINEAR, {"w": W, "b": B, "z": W}, X), r"params\['z'\] is not used by the function"),
     "also otherwise": (
