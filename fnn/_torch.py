@@ -4,6 +4,7 @@ Checked on torch 2.11, 2.13 and the newest release at the time of writing (see d
 tests/test_torch.py fails by name when one of them moves.
 """
 
+import functools
 import importlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -14,8 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _swap_tensor_impl as swap_tensors
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    is_functorch_wrapped_tensor,
+    peek_interpreter_stack,
+)
 from torch._higher_order_ops.scan import scan
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import SUPPORTED_NODES as pytree_containers  # noqa: N811
 from torch.utils._pytree import (  # no public pytree module in any supported version
     tree_flatten,
@@ -46,10 +53,11 @@ def __getattr__(name: str) -> Any:
 foreach = {
     name: getattr(torch, f"_foreach_{name}")
     for name in (
-        "abs", "add", "addcdiv", "addcmul", "div", "exp", "lerp", "maximum", "minimum", "mul", "neg", "pow",
-        "reciprocal", "rsqrt", "sign", "sqrt", "sub",
+        "abs", "add", "add_", "addcmul", "addcmul_", "div", "exp", "lerp", "lerp_", "log", "maximum", "minimum", "mul",
+        "neg", "norm", "pow", "reciprocal", "sign", "sqrt", "sub",
     )
 }  # fmt: skip
+foreach_add_scalar = torch.ops.aten._foreach_add.Tensor  # torch._foreach_add reads the value of a 0-d tensor
 fused_adam = torch._fused_adam_  # pyright: ignore[reportPrivateImportUsage]
 
 # oneDNN's product of rows and a transposed weight; None in a torch that was built without it
@@ -71,20 +79,89 @@ def dispatch_modes() -> bool:
 
 
 class _Tracing(threading.local):
+    fake_mode: Any = None
     for_replay = False
 
 
 _tracing = _Tracing()
+_trace_lock = threading.RLock()  # torch keeps the flag that something is compiled once for all threads
+
+
+def data_dependent_errors() -> tuple[type[Exception], ...]:
+    """What torch raises where Python asks for the value of a traced tensor, or for a size that depends on one."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    return DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode
+
+
+def record(
+    function: Callable[..., list[Tensor]], leaves: Iterable[Tensor], *, for_replay: bool, stack_traces: bool = False
+) -> torch.fx.GraphModule:
+    """The operations of a function of tensors, run once on abstract tensors like the given ones.
+
+    Operations that change a tensor become operations that make one; a change of an argument is copied into it at the
+    end of the graph. With ``for_replay``, :func:`multi_tensor_kernels` is true meanwhile. A Python number that is read
+    from a tensor raises one of :func:`data_dependent_errors`.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    shapes = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes, static_shapes=True)
+    with mode:
+        abstract = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in leaves]
+    options = {"record_stack_traces": True} if stack_traces else {}
+    flat = make_fx(
+        torch.func.functionalize(function, remove="mutations"),
+        tracing_mode="fake",
+        _allow_non_fake_inputs=True,
+        **options,
+    )
+    before = _tracing.fake_mode, _tracing.for_replay
+    with _trace_lock, torch.no_grad(), _compiling():
+        _tracing.fake_mode, _tracing.for_replay = mode, for_replay
+        try:
+            return flat(*abstract)
+        finally:
+            _tracing.fake_mode, _tracing.for_replay = before
+
+
+def inductor(module: torch.fx.GraphModule, inputs: list[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
+    """A flat graph compiled by Inductor for inputs like these, called without torch.compile's guards."""
+    from torch._inductor import standalone_compile
+
+    with torch.no_grad():
+        return standalone_compile(module, inputs, options={"config_patches": options})
 
 
 @contextmanager
-def tracing_for_replay() -> Iterator[None]:
-    """While it lasts, :func:`multi_tensor_kernels` is true: the operations recorded will run as they are recorded."""
-    before, _tracing.for_replay = _tracing.for_replay, True
+def _compiling() -> Iterator[None]:
+    """While it lasts ``torch.compiler.is_compiling()`` is true, so that foreign code takes its traceable path."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
     try:
         yield
     finally:
-        _tracing.for_replay = before
+        torch.compiler._is_compiling_flag = before
+
+
+def is_abstract(tensor: Tensor) -> bool:
+    """Whether a tensor stands for a value that is not known while a function is traced."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor) or is_functorch_wrapped_tensor(tensor)
+
+
+def plain_call() -> bool:
+    """Whether a jitted function is called inside a trace, a transform or a mode, where it is the plain function."""
+    return (
+        _tracing.fake_mode is not None
+        or peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.compiler.is_dynamo_compiling()
+    )
 
 
 def multi_tensor_kernels() -> bool:
@@ -93,9 +170,85 @@ def multi_tensor_kernels() -> bool:
     They may in ordinary eager code and in a graph that will be replayed operation by operation; not inside a
     transform of torch.func, nor where a compiler traces, which fuses code written leaf by leaf better.
     """
-    if peek_interpreter_stack() is not None:
+    levels = get_interpreter_stack() or []
+    if any(level.key() != TransformType.Functionalize for level in levels):
         return False
-    return _tracing.for_replay or not (torch.compiler.is_compiling() or dispatch_modes())
+    if _tracing.fake_mode is not None:
+        return _tracing.for_replay
+    return not (levels or torch.compiler.is_dynamo_compiling() or dispatch_modes())
+
+
+def in_place_form(operation: Any) -> Any:
+    """The operation that writes the same into its arguments: ``aten.add_.Tensor`` for ``aten.add.Tensor``."""
+    if not isinstance(operation, torch._ops.OpOverload):
+        return None
+    packet = getattr(getattr(torch.ops, operation.namespace), f"{operation._opname}_", None)
+    return getattr(packet, operation._overloadname, None)
+
+
+def is_random(operation: Any) -> bool:
+    """Whether an operation draws from torch's global generator."""
+    return isinstance(operation, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in operation.tags
+
+
+class _ReachedError(Exception):
+    """Says which operation a call came to."""
+
+
+class _FirstOperation(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        raise _ReachedError(func)
+
+
+@functools.cache
+def _functions_of(name: str) -> list[Callable]:
+    """torch's own functions of this name, whose way to the kernel is shorter than that of ``torch.ops``."""
+    places = torch._C._VariableFunctions, torch._C._nn, torch._C.TensorBase
+    return [getattr(place, name) for place in places if hasattr(place, name)]
+
+
+_direct: dict[tuple, Callable] = {}
+
+
+def direct_call(operation: Any, args: tuple, kwargs: dict) -> Callable:
+    """The fastest function that calls this operation with arguments like these, whose tensors are nodes of a graph."""
+    if not isinstance(operation, torch._ops.OpOverload):
+        return operation
+    values = [torch.fx.map_arg(list(given), lambda node: node.meta["val"]) for given in (args, kwargs.values())]
+    key = operation, *[tuple(map(_kind, given)) for given in values], tuple(kwargs)
+    if key not in _direct:
+        _direct[key] = operation._op
+        for function in _functions_of(operation._opname) if operation.namespace == "aten" else ():
+            try:
+                with _FirstOperation():
+                    function(*values[0], **dict(zip(kwargs, values[1], strict=True)))
+            except _ReachedError as reached:
+                if reached.args[0] is operation:
+                    _direct[key] = function
+                    break
+            except (TypeError, RuntimeError, ValueError):
+                pass
+    return _direct[key]
+
+
+def _kind(value: Any) -> Any:
+    return tuple(map(_kind, value)) if isinstance(value, (list, tuple)) else (type(value), getattr(value, "ndim", None))
+
+
+def storage_key(tensor: Tensor) -> int:
+    """Equal for two living tensors exactly where they share their memory."""
+    return tensor.untyped_storage()._cdata
+
+
+def inside_vmap() -> bool:
+    """Whether a ``vmap`` is among the transforms of torch.func that are active."""
+    return any(level.key() == TransformType.Vmap for level in get_interpreter_stack() or ())
+
+
+def inside_derivative() -> bool:
+    """Whether a ``grad``, ``vjp`` or ``jvp`` is among the transforms of torch.func that are active."""
+    kinds = (TransformType.Grad, TransformType.Jvp)
+    return any(level.key() in kinds for level in get_interpreter_stack() or ())
 
 
 def storage_users(tensor: Tensor) -> int:
@@ -162,14 +315,18 @@ def mark_static(tensors: Iterable[Tensor]) -> None:
 
 __all__ = [
     "CustomGraphPass",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
+    "TorchDispatchMode",
     "TorchDynamoException",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
     "cache_folder",
     "cached_libraries",
     "constant_when_traced",
     "dispatch_modes",
     "foreach",
+    "foreach_add_scalar",
     "fused_adam",
     "get_hash_for_files",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
+    "inside_derivative",
+    "inside_vmap",
     "is_view",
     "mark_static",
     "mode_options",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
@@ -182,7 +339,6 @@ __all__ = [
     "storage_id",
     "storage_users",
     "swap_tensors",
-    "tracing_for_replay",
     "tree_flatten",
     "tree_flatten_with_path",
     "tree_leaves",

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases_optim import CASES, Case, parabola, rosenbrock, start, step
 
 import fnn
 from fnn import optim, tree
+from tests.optim.cases_optim import CASES, Case, parabola, rosenbrock, start, step
 
 TABLE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
