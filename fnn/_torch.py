@@ -19,6 +19,7 @@ from torch._C._functorch import (
     TransformType,
     get_interpreter_stack,
     is_functorch_wrapped_tensor,
+    maybe_get_level,
     peek_interpreter_stack,
 )
 from torch._higher_order_ops.scan import scan
@@ -286,6 +287,31 @@ def inside_derivative() -> bool:
     return any(level.key() in kinds for level in get_interpreter_stack() or ())
 
 
+def values_can_be_read() -> bool:
+    """Whether a number may be taken out of a tensor here: not in a trace, nor under ``vmap``."""
+    return not (inside_vmap() or torch.compiler.is_compiling() or dispatch_modes())
+
+
+def is_of_outer_transform(tensor: Tensor) -> bool:
+    """Whether the tensor belongs to a transform of torch.func that is not active here."""
+    if not is_functorch_wrapped_tensor(tensor):
+        return False
+    innermost = peek_interpreter_stack()
+    return not 0 < maybe_get_level(tensor) <= (0 if innermost is None else innermost.level())
+
+
+def forward_mode_inside_jvp() -> Any:
+    """Forward mode for what the ``jvp`` of a ``torch.autograd.Function`` computes, so that it can be differentiated."""
+    return torch.autograd.forward_ad._set_fwd_grad_enabled(True)
+
+
+def without_tangent(tensor: Tensor) -> Tensor:
+    """The tensor as a constant to the innermost forward mode."""
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return tensor
+    return torch.autograd.forward_ad.unpack_dual(tensor, level=0).primal
+
+
 def storage_users(tensor: Tensor) -> int:
     """How many tensors share the memory of this one, itself included."""
     handle = tensor.untyped_storage()  # counts itself
@@ -358,10 +384,12 @@ __all__ = [
     "dispatch_modes",
     "foreach",
     "foreach_add_scalar",
+    "forward_mode_inside_jvp",
     "fused_adam",
     "get_hash_for_files",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
     "inside_derivative",
     "inside_vmap",
+    "is_of_outer_transform",
     "is_view",
     "mark_static",
     "mode_options",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
@@ -379,6 +407,8 @@ __all__ = [
     "tree_leaves",
     "tree_map",
     "tree_unflatten",
+    "values_can_be_read",
     "varying",
     "version",
+    "without_tangent",
 ]
