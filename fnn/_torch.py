@@ -236,13 +236,14 @@ def _is_recorded(tensor: Tensor, tracer: Any) -> bool:
 
 
 def closed_graph(
-    function: Callable, examples: Sequence[Tensor], differentiable: bool
+    function: Callable, examples: Sequence[Tensor], differentiable: bool, run: Callable
 ) -> tuple[torch.fx.GraphModule, list[Tensor]]:
     """The graph of a function of tensors that returns a list of tensors, and the tensors that it closes over.
 
     The graph takes the arguments and then those tensors. It means what the function means at the innermost transform of
     torch.func that is active here; no transform around the function is part of it. With ``differentiable`` the
     transforms inside the function work as inside another transform, so that the graph can be differentiated again.
+    No operation of the graph changes a tensor. ``run(graph, values)`` is called to run a graph that holds loops.
     """
     from torch._functorch import eager_transforms
     from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
@@ -271,7 +272,18 @@ def closed_graph(
     kept: list[Any] = []  # so that no identity is used twice
     with not_recorded(), outside_transforms():
         graph = make_fx(traced, _allow_non_fake_inputs=True)(*examples)
-    return graph, _hoist_constants(graph, originals)
+        constants = _hoist_constants(graph, originals)
+        if any(_writes(node) for node in graph.graph.nodes):
+            values = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+            graph = make_fx(torch.func.functionalize(lambda *values: run(graph, values)), _allow_non_fake_inputs=True)(*values)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph, constants
+
+
+def _writes(node: torch.fx.Node) -> bool:
+    """Whether the operation changes one of its arguments."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _hoist_constants(graph: torch.fx.GraphModule, originals: dict[int, Tensor]) -> list[Tensor]:

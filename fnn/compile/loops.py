@@ -76,7 +76,7 @@ def make_body(
     """The body of ``function(*carry, *x, *closed)`` for a loop over these, and what else the function closes over."""
     differentiable = torch.is_grad_enabled() or _torch.peek_interpreter_stack() is not None
     examples = [*map(_example, carry), *(_example(x, leading_axes=1) for x in xs), *map(_example, closed)]
-    graph, more = _torch.closed_graph(lambda *values: list(function(*values)), examples, differentiable)
+    graph, more = _torch.closed_graph(lambda *values: list(function(*values)), examples, differentiable, run)
     return Body(graph, len(carry), len(xs), remat), more
 
 
@@ -384,7 +384,7 @@ def _split_joint(body: Body, values: list[Tensor], active: list[bool], results_a
     inputs = [node.meta["val"] for node in _inputs(body.graph)]
     results = [node.meta["val"] for node in _results(body.graph)]
     examples = [_example(value) for value in (*inputs, *_chosen(results, results_active))]
-    graph, more = _torch.closed_graph(joint, examples, True)
+    graph, more = _torch.closed_graph(joint, examples, True, run)
     nodes = _inputs(graph)
     own, cotangents, further = nodes[:count], nodes[count : len(examples)], nodes[len(examples) :]
     of_results, of_inputs = _results(graph)[: len(results)], _results(graph)[len(results) :]
