@@ -159,7 +159,11 @@ def mark_static(tensors: Iterable[Tensor]) -> None:
 
 def recording() -> bool:
     """Whether make_fx is recording the operations that run here."""
-    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+    return _proxy_mode() is not None
+
+
+def _proxy_mode() -> Any:
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
 
 
 def not_recorded() -> Any:
@@ -190,21 +194,35 @@ class _OuterTensors(TorchFunctionMode):
     def __init__(self, tracer: Any) -> None:
         super().__init__()
         self.tracer = tracer
-        self.thread = threading.get_ident()
+        self.detaching = False
         self.stand_ins: dict[int, tuple[Tensor, Tensor]] = {}  # by the identity of the outer tensor: it, its stand-in
         self.originals: dict[int, Tensor] = {}  # by the identity of the stand-in
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         from torch._functorch.autograd_function import custom_function_call
 
+        if not self.is_recording():  # the step of a loop inside the function is being traced
+            return func(*args, **(kwargs or {}))
         if func is custom_function_call:
             raise NotClosedError("a custom torch.autograd.Function")
-        args, kwargs = tree_map(self.inside, (args, kwargs or {}))
-        results = func(*args, **kwargs)
+        if func in (torch.Tensor.data.__get__, torch.Tensor.detach_):
+            raise NotClosedError("a tensor without its history")
+        wrapping = getattr(func, "__name__", "") == "_make_dual"  # of torch.func.jvp
+        args, kwargs = tree_map(lambda value: self.inside(value, wrapping), (args, kwargs or {}))
+        self.detaching = func in (torch.Tensor.detach, torch.detach, torch.ops.aten.detach.default)
+        try:
+            results = func(*args, **kwargs)
+        finally:
+            self.detaching = False
         floating = any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in tree_leaves(results))
         if floating and not torch.is_grad_enabled() and self.at_function_level():
             raise NotClosedError("a region without gradients")
         return results
+
+    def is_recording(self) -> bool:
+        """Whether what runs here is recorded in the function's own graph; it is not in other threads."""
+        mode = _proxy_mode()
+        return mode is not None and mode.tracer is self.tracer
 
     @staticmethod
     def at_function_level() -> bool:
@@ -212,14 +230,17 @@ class _OuterTensors(TorchFunctionMode):
         innermost = peek_interpreter_stack()
         return innermost is not None and innermost.level() == 1
 
-    def inside(self, value: Any) -> Any:
-        """The tensor itself where it was made inside the function, otherwise its stand-in."""
-        if not isinstance(value, Tensor) or threading.get_ident() != self.thread:
+    def inside(self, value: Any, wrapping: bool = False) -> Any:
+        """The tensor itself where it was made inside the function, otherwise its stand-in.
+
+        A tensor of no transform needs one only where a transform inside the function is about to wrap it.
+        """
+        if not isinstance(value, Tensor) or not self.is_recording():
             return value
         bottom = value
         while torch._C._functorch.is_functorch_wrapped_tensor(bottom):
             bottom = torch._C._functorch.get_unwrapped(bottom)
-        if bottom is value or id(bottom) in self.originals or _is_recorded(bottom, self.tracer):
+        if (bottom is value and not wrapping) or id(bottom) in self.originals or _is_recorded(bottom, self.tracer):
             return value
         if id(value) not in self.stand_ins:
             with torch._C.DisableTorchFunction(), not_recorded(), outside_transforms():
@@ -227,6 +248,34 @@ class _OuterTensors(TorchFunctionMode):
             self.stand_ins[id(value)] = value, stand_in
             self.originals[id(stand_in)] = value
         return self.stand_ins[id(value)][1]
+
+
+@contextmanager
+def _wrapping(outer: _OuterTensors) -> Iterator[None]:
+    """Show the mode the tensors that torch.func's transforms are given, which they wrap without a visible operation."""
+    vmap = importlib.import_module("torch._functorch.vmap")
+    eager_transforms = importlib.import_module("torch._functorch.eager_transforms")
+    originals = eager_transforms._wrap_for_grad, vmap._add_batch_dim
+    wrap_for_grad, add_batch_dim = originals
+    eager_transforms._wrap_for_grad = lambda tensor, level: wrap_for_grad(outer.inside(tensor, True), level)
+    vmap._add_batch_dim = lambda tensor, dim, level: add_batch_dim(outer.inside(tensor, True), dim, level)
+    try:
+        yield
+    finally:
+        eager_transforms._wrap_for_grad, vmap._add_batch_dim = originals
+
+
+class _Closing(threading.local):
+    def __init__(self) -> None:
+        self.functions: list[_OuterTensors] = []
+
+
+_closing = _Closing()
+
+
+def inside(tensor: Tensor) -> Tensor:
+    """The tensor as the function sees it that :func:`closed_graph` is tracing, where that is the case."""
+    return _closing.functions[-1].inside(tensor) if _closing.functions else tensor
 
 
 def _is_recorded(tensor: Tensor, tracer: Any) -> bool:
@@ -246,36 +295,40 @@ def closed_graph(
     No operation of the graph changes a tensor. ``run(graph, values)`` is called to run a graph that holds loops.
     """
     from torch._functorch import eager_transforms
-    from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+    from torch.fx.experimental.proxy_tensor import make_fx
 
     originals: dict[int, Tensor] = {}
-    wrap_for_grad = eager_transforms._wrap_for_grad
 
     def traced(*arguments: Tensor) -> list[Tensor]:
-        mode = get_proxy_mode()
-        assert mode is not None
-        outer = _OuterTensors(mode.tracer)
         if not differentiable:
             return function(*arguments)
-        # the one place where torch.func takes in tensors without showing them to a TorchFunctionMode
-        eager_transforms._wrap_for_grad = lambda tensor, level: wrap_for_grad(outer.inside(tensor), level)
+        outer = _OuterTensors(_proxy_mode().tracer)
+        _closing.functions.append(outer)
         try:
-            with torch.enable_grad(), eager_transforms.grad_increment_nesting() as level, outer:
+            with _wrapping(outer), torch.enable_grad(), eager_transforms.grad_increment_nesting() as level, outer:
                 results = [outer.inside(result) for result in function(*arguments)]
                 results = [torch._C._functorch._unwrap_for_grad(result, level) for result in results]
             originals.update(outer.originals)
-            kept.extend(outer.stand_ins.values())
+            alive.extend(outer.stand_ins.values())
             return results
         finally:
-            eager_transforms._wrap_for_grad = wrap_for_grad
+            _closing.functions.pop()
 
-    kept: list[Any] = []  # so that no identity is used twice
+    def detach(tensor: Tensor) -> Tensor:
+        """As the function wrote it; autograd, which detaches what it saves, means the tensor itself."""
+        if _closing.functions and _closing.functions[-1].detaching:
+            return NotImplemented
+        return torch.ops.aten.alias.default(tensor)
+
+    alive: list[Any] = []  # so that no identity is used twice
     with not_recorded(), outside_transforms():
-        graph = make_fx(traced, _allow_non_fake_inputs=True)(*examples)
+        graph = make_fx(traced, {torch.ops.aten.detach.default: detach}, _allow_non_fake_inputs=True)(*examples)
         constants = _hoist_constants(graph, originals)
         if any(_writes(node) for node in graph.graph.nodes):
             values = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-            graph = make_fx(torch.func.functionalize(lambda *values: run(graph, values)), _allow_non_fake_inputs=True)(*values)
+            functional = torch.func.functionalize(lambda *values: run(graph, values))
+            kept = {torch.ops.aten.detach.default: lambda tensor: NotImplemented}
+            graph = make_fx(functional, kept, _allow_non_fake_inputs=True)(*values)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph, constants
@@ -394,11 +447,9 @@ def record_scan(
 
     As ``torch._higher_order_ops.scan.trace_scan`` does, without importing the compiler.
     """
-    from torch.fx.experimental.proxy_tensor import get_proxy_mode, track_tensor_tree
+    from torch.fx.experimental.proxy_tensor import track_tensor_tree
 
-    mode = get_proxy_mode()
-    assert mode is not None
-    tracer = mode.tracer
+    tracer = _proxy_mode().tracer
     length = xs[0].shape[0]
     results = [node.meta["val"] for node in body.graph.find_nodes(op="output")[0].args[0]]
     with not_recorded():
@@ -427,15 +478,16 @@ __all__ = [
     "closed_graph",
     "compiled_modes_see_all",
     "constant_when_traced",
+    "derivatives_enabled",
     "dispatch_modes",
     "foreach",
     "fused_adam",
     "get_hash_for_files",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
+    "inside",
     "is_view",
     "mark_static",
     "mode_options",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
     "multi_tensor_kernels",
-    "derivatives_enabled",
     "not_recorded",
     "onednn_linear",
     "outside_transforms",

@@ -48,7 +48,7 @@ def loop(body: Body, carry: Sequence[Tensor], xs: Sequence[Tensor], closed: Sequ
     kept = [i for i, result in enumerate(_results(body.graph)[: body.carries]) if result is _inputs(body.graph)[i]]
     if kept:
         return _without_kept(body, carry, xs, closed, length, kept)
-    flat = [_torch.unwrap_if_dead(value) for value in (*carry, *xs, *closed)]
+    flat = [_torch.inside(_torch.unwrap_if_dead(value)) for value in (*carry, *xs, *closed)]
     if _torch.peek_interpreter_stack() is None:
         if torch.is_grad_enabled() and any(value.requires_grad for value in flat):
             return _with_gradients(body, flat, length, None)
@@ -114,6 +114,14 @@ def replay(
     return (*carry, *ys)
 
 
+def run_as_python_loops(graph: GraphModule) -> None:
+    """Let the loops of a graph, and those in their steps, run by :func:`replay`."""
+    for node in graph.graph.find_nodes(op="call_function", target=_torch.scan_op):
+        run_as_python_loops(getattr(graph, node.args[0].target))
+        node.target = replay
+    graph.recompile()
+
+
 # No transform is left
 
 
@@ -125,7 +133,7 @@ def _record(body: Body, flat: list[Tensor], length: int) -> Result:
         xs = [torch.arange(length, device=carry[0].device if carry else None)]
         nodes = _inputs(graph)
         with graph.graph.inserting_before(nodes[body.carries] if nodes[body.carries :] else _first_operation(graph)):
-            graph.graph.placeholder("turn").meta["val"] = torch.zeros((), dtype=torch.int64)
+            graph.graph.placeholder("turn").meta["val"] = _example(xs[0], leading_axes=1)
     graph.recompile()
     graph.meta["remat"] = body.remat
     with torch.no_grad():
@@ -145,7 +153,7 @@ def _own(graph: GraphModule) -> None:
                 clone = graph.graph.call_function(
                     aten.clone.default, (result,), {"memory_format": torch.contiguous_format}
                 )
-            clone.meta["val"] = torch.empty(value.shape, dtype=value.dtype, device=value.device)
+            clone.meta["val"] = _example(value)
             result = clone
         taken.add(_storage(result))
         results.append(result)
@@ -443,7 +451,7 @@ def _split_joint(body: Body, values: list[Tensor], active: list[bool], results_a
         added = []
         for total, node in zip(totals, found[active_carries + active_xs :], strict=True):
             added.append(made.call_function(aten.add.Tensor, (total, node)))
-            added[-1].meta["val"] = total.meta["val"].clone()
+            added[-1].meta["val"] = _example(total.meta["val"])
         of_xs = found[active_carries : active_carries + active_xs]
         made.output([*found[:active_carries], *added, *of_xs])
         return Body(GraphModule(graph, made), active_carries + len(totals), len(xs), body.remat), used

@@ -183,8 +183,6 @@ def _one_loop(
     try:
         body, closed = loops.make_body(turn, values, xs, remat=remat)
     except Exception:
-        import os, traceback
-        if os.environ.get('DEBUGSCAN'): traceback.print_exc()
         if _torch.peek_interpreter_stack() is None and not torch.is_grad_enabled():
             raise
         return None  # an error of the step's own comes again
