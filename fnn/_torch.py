@@ -4,6 +4,7 @@ Checked on torch 2.11, 2.13 and the newest release at the time of writing (see d
 tests/test_torch.py fails by name when one of them moves.
 """
 
+import functools
 import importlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,9 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _swap_tensor_impl as swap_tensors
-from torch._C._functorch import peek_interpreter_stack, unwrap_if_dead
+from torch._C._functorch import (
+    TransformType,
+    is_functorch_wrapped_tensor,
+    peek_interpreter_stack,
+    unwrap_if_dead,
+)
 from torch._higher_order_ops.scan import scan_op
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import SUPPORTED_NODES as pytree_containers  # noqa: N811
 from torch.utils._pytree import (  # no public pytree module in any supported version
     tree_flatten,
@@ -75,20 +82,82 @@ def dispatch_modes() -> bool:
 
 
 class _Tracing(threading.local):
+    fake_mode: Any = None
     for_replay = False
 
 
 _tracing = _Tracing()
+_trace_lock = threading.RLock()  # torch keeps the flag that something is compiled once for all threads
+
+
+def data_dependent_errors() -> tuple[type[Exception], ...]:
+    """What torch raises where Python asks for the value of a traced tensor, or for a size that depends on one."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    return DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode
+
+
+def record(function: Callable[..., list[Tensor]], layouts: Iterable[tuple], for_replay: bool) -> torch.fx.GraphModule:
+    """The operations of a function of tensors, run once on abstract tensors of these shapes, strides, dtypes, devices.
+
+    Operations that change a tensor become operations that make one; a change of an argument is copied into it at the
+    end of the graph. With ``for_replay``, :func:`multi_tensor_kernels` is true meanwhile. A Python number that is read
+    from a tensor raises one of :func:`data_dependent_errors`.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    shapes = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes, static_shapes=True)
+    with mode:
+        abstract = [torch.empty_strided(*sizes, dtype=dtype, device=device) for *sizes, dtype, device in layouts]
+    pure = torch.func.functionalize(function, remove="mutations")
+    flat = make_fx(pure, tracing_mode="fake", _allow_non_fake_inputs=True)
+    before = _tracing.fake_mode, _tracing.for_replay
+    with _trace_lock, torch.no_grad(), _compiling():
+        _tracing.fake_mode, _tracing.for_replay = mode, for_replay
+        try:
+            return flat(*abstract)
+        finally:
+            _tracing.fake_mode, _tracing.for_replay = before
+
+
+def inductor(module: torch.fx.GraphModule, inputs: list[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
+    """A flat graph compiled by Inductor for inputs like these, called without torch.compile's guards."""
+    from torch._inductor import standalone_compile
+
+    with torch.no_grad():
+        return standalone_compile(module, inputs, options={"config_patches": options})
 
 
 @contextmanager
-def tracing_for_replay() -> Iterator[None]:
-    """While it lasts, :func:`multi_tensor_kernels` is true: the operations recorded will run as they are recorded."""
-    before, _tracing.for_replay = _tracing.for_replay, True
+def _compiling() -> Iterator[None]:
+    """While it lasts ``torch.compiler.is_compiling()`` is true, so that foreign code takes its traceable path."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
     try:
         yield
     finally:
-        _tracing.for_replay = before
+        torch.compiler._is_compiling_flag = before
+
+
+def is_abstract(tensor: Tensor) -> bool:
+    """Whether a tensor stands for a value that is not known while a function is traced."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor) or is_functorch_wrapped_tensor(tensor)
+
+
+def plain_call() -> bool:
+    """Whether a jitted function is called inside a trace, a transform or a mode, where it is the plain function."""
+    return (
+        _tracing.fake_mode is not None
+        or peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.compiler.is_dynamo_compiling()
+    )
 
 
 def multi_tensor_kernels() -> bool:
@@ -97,9 +166,114 @@ def multi_tensor_kernels() -> bool:
     They may in ordinary eager code and in a graph that will be replayed operation by operation; not inside a
     transform of torch.func, nor where a compiler traces, which fuses code written leaf by leaf better.
     """
-    if peek_interpreter_stack() is not None:
-        return False
-    return _tracing.for_replay or not (torch.compiler.is_compiling() or dispatch_modes())
+    innermost = peek_interpreter_stack()
+    if _tracing.fake_mode is not None:
+        return _tracing.for_replay and innermost is not None and innermost.key() == TransformType.Functionalize
+    return innermost is None and not (torch.compiler.is_dynamo_compiling() or dispatch_modes())
+
+
+def in_place_form(operation: Any) -> Any:
+    """The operation that writes the same into its arguments: ``aten.add_.Tensor`` for ``aten.add.Tensor``."""
+    if not isinstance(operation, torch._ops.OpOverload):
+        return None
+    packet = getattr(getattr(torch.ops, operation.namespace), f"{operation._opname}_", None)
+    return getattr(packet, operation._overloadname, None)
+
+
+def is_random(operation: Any) -> bool:
+    """Whether an operation draws from torch's global generator."""
+    return isinstance(operation, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in operation.tags
+
+
+class _ReachedError(Exception):
+    """Says which operation a call came to."""
+
+
+class _FirstOperation(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        raise _ReachedError(func)
+
+
+@functools.cache
+def _functions_of(name: str) -> list[Callable]:
+    """torch's own functions of this name, whose way to the kernel is shorter than that of ``torch.ops``."""
+    places = torch._C._VariableFunctions, torch._C._nn, torch._C.TensorBase
+    return [getattr(place, name) for place in places if hasattr(place, name)]
+
+
+_direct: dict[tuple, Callable] = {}
+
+
+def direct_call(operation: Any, args: tuple, kwargs: dict) -> Callable:
+    """The fastest function that calls this operation with arguments like these, whose tensors are nodes of a graph."""
+    if not isinstance(operation, torch._ops.OpOverload):
+        return operation
+    values = [torch.fx.map_arg(list(given), lambda node: node.meta["val"]) for given in (args, kwargs.values())]
+    key = operation, *[tuple(map(_kind, given)) for given in values], tuple(kwargs)
+    if key not in _direct:
+        _direct[key] = operation._op
+        for function in _functions_of(operation._opname) if operation.namespace == "aten" else ():
+            try:
+                with _FirstOperation():
+                    function(*values[0], **dict(zip(kwargs, values[1], strict=True)))
+            except _ReachedError as reached:
+                if reached.args[0] is operation:
+                    _direct[key] = function
+                    break
+            except (TypeError, RuntimeError, ValueError):
+                pass
+    return _direct[key]
+
+
+def _kind(value: Any) -> Any:
+    return tuple(map(_kind, value)) if isinstance(value, (list, tuple)) else (type(value), getattr(value, "ndim", None))
+
+
+_calls: list[Callable[[list[Tensor]], None]] = []
+_library = torch.library.Library("fnn", "FRAGMENT")
+_library.define("call(int number, Tensor[] values) -> ()")
+_library.impl("call", lambda number, values: _calls[number](values), "CompositeExplicitAutograd")
+torch.library.register_fake("fnn::call", lambda number, values: None, lib=_library)
+python_call = torch.ops.fnn.call.default
+torch.fx.node.has_side_effect(python_call)
+
+
+def call_when_run(function: Callable[[list[Tensor]], None], tensors: Iterable[Tensor]) -> None:
+    """Call a function of tensors for its effect: now, or where a graph is recorded, whenever that is replayed.
+
+    It is given the plain tensors below all transforms of torch.func.
+    """
+    plain = []
+    for tensor in tensors:
+        while is_functorch_wrapped_tensor(tensor):
+            if torch._C._functorch.is_functionaltensor(tensor):
+                torch._sync(tensor)
+            tensor = torch._C._functorch.get_unwrapped(tensor)
+        plain.append(tensor)
+    if _tracing.fake_mode is None:
+        function(plain)
+    else:
+        _calls.append(function)
+        python_call(len(_calls) - 1, plain)
+
+
+class after_each_operation(TorchDispatchMode):  # noqa: N801  (it is used as a context manager)
+    """Call ``check(name, arguments, results)`` after each operation that runs, with the tensors among them."""
+
+    def __init__(self, check: Callable[[str, list[Tensor], list[Tensor]], None]) -> None:
+        super().__init__()
+        self.check = check
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        results = func(*args, **(kwargs or {}))
+        self.check(func._opname, given, [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)])
+        return results
+
+
+def storage_key(tensor: Tensor) -> int:
+    """Equal for two living tensors exactly where they share their memory."""
+    return tensor.untyped_storage()._cdata
 
 
 def storage_users(tensor: Tensor) -> int:
@@ -238,7 +412,7 @@ class _OuterTensors(TorchFunctionMode):
         if not isinstance(value, Tensor) or not self.is_recording():
             return value
         bottom = value
-        while torch._C._functorch.is_functorch_wrapped_tensor(bottom):
+        while is_functorch_wrapped_tensor(bottom):
             bottom = torch._C._functorch.get_unwrapped(bottom)
         if (bottom is value and not wrapping) or id(bottom) in self.originals or _is_recorded(bottom, self.tracer):
             return value
@@ -500,7 +674,6 @@ __all__ = [
     "size_hint",
     "storage_users",
     "swap_tensors",
-    "tracing_for_replay",
     "tree_flatten",
     "tree_flatten_with_path",
     "tree_leaves",

@@ -126,7 +126,7 @@ def test_one_graph_of_every_transform_equals_eager(name: str) -> None:
         return [function(s, *args) for function, _, _ in TRANSFORMS.values()]
 
     args = (s.params, s.x, s.tangent, s.stack)
-    compiled = fnn.jit(everything, backend="aot_eager")
+    compiled = fnn.jit(everything)
     assert_close(compiled(*args), everything(*args), 1e-10)
     compiled(*args)
     assert fnn.compile_count(compiled) == 1
