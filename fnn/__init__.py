@@ -12,7 +12,7 @@
 True
 """
 
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
+from torch.func import hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
 from fnn import (
     checkpoint,
@@ -45,7 +45,7 @@ from fnn.compile import (
 )
 from fnn.gradients.clipping import clipped_grad
 from fnn.gradients.per_sample import per_sample_grad
-from fnn.gradients.value_and_grad import value_and_grad
+from fnn.gradients.value_and_grad import grad, value_and_grad
 from fnn.layers import Layer, StatefulLayer
 from fnn.optim import Optimizer
 from fnn.summary import summary

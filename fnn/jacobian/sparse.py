@@ -92,10 +92,10 @@ def sparse_jacobian(f: Callable, pattern: Tensor, chunk_size: int | None = None)
 
         if forward:
             _check_size("input", x, shape[1])
-            output, products = push(differentiable_output(f), (x,), [(s,) for s in seeds(x)], "sparse_jacobian")
+            output, products = push(f, (x,), [(s,) for s in seeds(x)], "sparse_jacobian")
             _check_size("output", output, shape[0])
         else:
-            result: tuple = torch.func.vjp(differentiable_output(f), x)
+            result: tuple = torch.func.vjp(differentiable_output(f, "sparse_jacobian"), x)
             output, pullback = result
             _check_size("output", output, shape[0])
             _check_size("input", x, shape[1])

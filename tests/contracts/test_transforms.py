@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cases
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch.func import grad, jvp, vmap
 
 import fnn
 from fnn import tree
+from tests.contracts import cases
 
 PAGE = Path(__file__).parents[2] / "docs" / "transforms.md"
 STEP = 1e-6  # of central differences in float64
