@@ -699,7 +699,6 @@ __all__ = [
     "cache_folder",
     "cached_libraries",
     "closed_graph",
-    "compiled_modes_see_all",
     "constant_when_traced",
     "derivatives_enabled",
     "dispatch_modes",
