@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _swap_tensor_impl as swap_tensors
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch._higher_order_ops.scan import scan
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import SUPPORTED_NODES as pytree_containers  # noqa: N811
 from torch.utils._pytree import (  # no public pytree module in any supported version
     tree_flatten,
@@ -101,6 +102,15 @@ def multi_tensor_kernels() -> bool:
     return _tracing.for_replay or not (torch.compiler.is_compiling() or dispatch_modes())
 
 
+def readable(tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor may be looked at here: not under vmap, nor where a function is traced."""
+    while is_functorch_wrapped_tensor(tensor):
+        if is_batchedtensor(tensor):
+            return False
+        tensor = get_unwrapped(tensor)
+    return not (torch.compiler.is_compiling() or isinstance(tensor, FakeTensor) or tensor.is_meta)
+
+
 def storage_users(tensor: Tensor) -> int:
     """How many tensors share the memory of this one, itself included."""
     handle = tensor.untyped_storage()  # counts itself
@@ -171,6 +181,7 @@ __all__ = [
     "onednn_linear",
     "peek_interpreter_stack",
     "pytree_containers",
+    "readable",
     "scan",
     "size_hint",
     "storage_users",

@@ -10,9 +10,9 @@ from fnn import tree as _tree
 from fnn.curvature.products import Mode, in_mode, product_in
 from fnn.gradients.value_and_grad import scalar_valued
 from fnn.jacobian.arguments import differentiable_output, forward_mode
-from fnn.jacobian.dense import Argnums, blocks_of_rows, differentiated, one_hot
+from fnn.jacobian.dense import Argnums, blocks_of_rows, differentiated
 from fnn.jacobian.products import bounds, join, single
-from fnn.linalg.linear_operator import unravel
+from fnn.linalg.vector_space import VectorSpace, one_hot
 from fnn.tree import Tree
 
 
@@ -71,7 +71,7 @@ def hessian_diagonal(f: Callable, argnums: Argnums = 0, mode: Mode = "auto", chu
             mapped = torch.func.vmap(entry)
             return join([mapped(*one_hot(primals, *rows)) for rows in bounds(_tree.size(primals), chunk_size)])
 
-        return choose(unravel(in_mode(mode, entries_in, "hessian_diagonal"), primals))
+        return choose(VectorSpace(primals).tree(in_mode(mode, entries_in, "hessian_diagonal")))
 
     return diagonal_of
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fnn import tree as _tree
 from fnn.gradients.value_and_grad import check_differentiable
-from fnn.linalg.linear_operator import check_like
+from fnn.linalg.vector_space import check_like
 from fnn.tree import Tree, describe
 
 

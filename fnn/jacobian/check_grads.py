@@ -9,7 +9,7 @@ from torch import Tensor
 from fnn import random
 from fnn import tree as _tree
 from fnn.jacobian.arguments import check_primals, differentiable_output, forward_mode
-from fnn.linalg.linear_operator import check_like
+from fnn.linalg.vector_space import check_like
 from fnn.tree import Tree
 
 

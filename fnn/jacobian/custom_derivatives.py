@@ -5,7 +5,7 @@ from typing import Any
 
 from fnn import tree as _tree
 from fnn.jacobian.arguments import check_primals
-from fnn.linalg.linear_operator import check_like
+from fnn.linalg.vector_space import check_like
 from fnn.tree import Tree
 
 # nodes and weights of Gauss and Legendre's quadrature on [0, 1]
