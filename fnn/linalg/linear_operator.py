@@ -176,7 +176,10 @@ class LinearOperator:
 
     def __add__(self, other: "LinearOperator") -> "LinearOperator":
         if not isinstance(other, LinearOperator):
-            return NotImplemented
+            raise TypeError(
+                f"an operator is added to another one, got {_tree.describe(other)}; with a matrix write "
+                "A + matrix_operator(matrix), with a number A.damped(number)"
+            )
         check_like(self.input, other.input, "left.input", "right.input")
         check_like(self.output, other.output, "left.output", "right.output")
         back = None
@@ -214,9 +217,9 @@ class LinearOperator:
         return self * -1.0
 
     def __sub__(self, other: "LinearOperator") -> "LinearOperator":
-        if not isinstance(other, LinearOperator):
-            return NotImplemented
-        return self + (-other)
+        return self + (-other if isinstance(other, LinearOperator) else other)
+
+    __radd__ = __rsub__ = __add__  # reached with what is not an operator, to say so
 
     def damped(self, damping: float | Tensor) -> "LinearOperator":
         """``A + damping * I``. Raises ``ValueError`` for an operator whose input and output differ."""
@@ -295,6 +298,8 @@ def matrix_operator(matrix: Tensor, symmetric: bool | None = None) -> LinearOper
     if not isinstance(matrix, Tensor) or matrix.dim() != 2 or matrix.numel() == 0:
         given = f"shape {tuple(matrix.shape)}" if isinstance(matrix, Tensor) else f"{type(matrix).__name__}"
         raise ValueError(f"matrix_operator expects a tensor of shape (rows, columns), got {given}")
+    if not matrix.is_floating_point():
+        raise TypeError(f"matrix_operator expects real floating numbers, got a {matrix.dtype} tensor")
     if matrix.layout != torch.strided:
         matrix = matrix.to_dense()
     square = matrix.shape[0] == matrix.shape[1]
