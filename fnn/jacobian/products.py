@@ -119,10 +119,12 @@ def push(f: Callable, primals: tuple, parts: Sequence[tuple], name: str, has_aux
     def along(*tangents: Tree) -> tuple:
         return torch.func.jvp(f, primals, tangents, has_aux=has_aux)
 
-    out_dims: Any = (None, 0, None) if has_aux else (None, 0)
+    # the output is the same for all tangents, but out_dims=None is refused where an outer vmap has mapped it
+    out_dims: Any = (0, 0, None) if has_aux else (0, 0)
     mapped = torch.func.vmap(along, out_dims=out_dims)
     results = [forward_mode(lambda part=part: mapped(*part), name) for part in parts]
-    return (results[0][0], join([result[1] for result in results]), *results[0][2:])
+    output = _tree.map(lambda leaf: leaf[0], results[0][0])
+    return (output, join([result[1] for result in results]), *results[0][2:])
 
 
 def pull(pullback: Callable, parts: Sequence[Tree]) -> Tree:

@@ -337,13 +337,13 @@ class _System:
         names = "operator.input", "what the preconditioner returned"
         return lambda r: space.ravel(space.fit(given(space.unravel(r)), names)).to(r.dtype)
 
-    def products(self, v: Tensor, checks: Tensor | bool, choose: Callable) -> tuple[Tensor, ...]:
+    def products(self, v: Tensor, checks: Tensor, choose: Callable) -> tuple[Tensor, ...]:
         """A v, or b - A v where ``checks`` is true."""
         product = self.operator.times_vector(v)
         return (choose(checks, lambda: self.b - product, lambda: product),)
 
     def residuals(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.products(x, True, lambda _, first, second: first())
+        return self.products(x, self.norm, lambda _, first, second: first())
 
     def relative(self, x: Tensor, *norms: Tensor) -> Tensor:
         """The figure that is compared with the tolerance, from the norms of the residuals."""
@@ -353,11 +353,13 @@ class _System:
         x = self.start_at(x0)
         residuals = self.first_residuals() if x0 is None else self.residuals(x)
         first = self.relative(x, *map(torch.linalg.vector_norm, residuals))
-        concrete = early_stop and _torch.readable(first)
 
-        def choose(condition: Any, first: Callable[[], Any], second: Callable[[], Any]) -> Any:
-            if concrete:
-                return first() if condition else second()
+        def known(condition: Tensor) -> bool:
+            return early_stop and _torch.readable(condition)
+
+        def choose(condition: Tensor, first: Callable[[], Any], second: Callable[[], Any]) -> Any:
+            if known(condition):
+                return first() if bool(condition) else second()
             return _tree.where(condition, first(), second())
 
         state, nought = method.start(x, *residuals), torch.zeros_like(first)
@@ -367,9 +369,9 @@ class _System:
         count = torch.zeros((), dtype=torch.int64, device=x.device)
         for routine in _schedule(self.max_iterations):
             over = s.done | s.stuck
-            if concrete and bool(over):
+            if known(over) and bool(over):
                 break
-            checks = (s.doubt | routine) if not concrete else bool(s.doubt) or routine
+            checks = s.doubt | routine
             vector = choose(checks, lambda s=s: s.best, lambda s=s: method.direction(s.state))
             products = self.products(vector, checks, choose)
             new = choose(
@@ -377,7 +379,7 @@ class _System:
                 lambda s=s, products=products: self.check(method, s, products),
                 lambda s=s, v=vector, products=products: self.advance(method, s, v, products),
             )
-            s = new if concrete else _tree.where(over, s, new)
+            s = new if known(over) else _tree.where(over, s, new)
             if not routine:
                 count = count + torch.where(over, 0, 1)
         return self.finish(s, count)
@@ -455,7 +457,7 @@ class _LeastSquares(_System):
     def checked(self, operator: Any) -> LinearOperator:
         return as_operator(operator, "lsmr")
 
-    def products(self, v: Tensor, checks: Tensor | bool, choose: Callable) -> tuple[Tensor, ...]:
+    def products(self, v: Tensor, checks: Tensor, choose: Callable) -> tuple[Tensor, ...]:
         """A v and (A^T A + damping^2) v, or b - A v and A^T (b - A v) - damping^2 v where ``checks`` is true."""
         product = self.operator.times_vector(v)
         product = choose(checks, lambda: self.b - product, lambda: product)
