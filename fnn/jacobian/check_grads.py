@@ -48,7 +48,7 @@ def check_grads(
     if order < 1 or not modes or set(modes) - {"fwd", "rev"}:
         raise ValueError(f"check_grads needs order >= 1 and modes out of 'fwd' and 'rev', got {order} and {modes}")
     check_primals(args, "check_grads")
-    output = differentiable_output(f)(*args)
+    output = differentiable_output(f, "check_grads")(*args)
     leaves = [*_tree.leaves(args), *_tree.leaves(output)]
     if any(leaf.is_complex() for leaf in leaves):
         raise TypeError(

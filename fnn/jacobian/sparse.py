@@ -127,7 +127,6 @@ class _Coloured:
 
     def jacobian(self, f: Callable, x: Tree, chunk_size: int | None, check: bool) -> SparseJacobian:
         check_primals((x,), "sparse_jacobian")
-        f = differentiable_output(f)
         inputs = VectorSpace(x)
         _check_size("input", inputs.size, self.shape[1])
         if self.forward:
@@ -135,7 +134,7 @@ class _Coloured:
             output, products = push(f, (x,), [(part,) for part in seeds], "sparse_jacobian")
             outputs = VectorSpace(output)
         else:
-            result: tuple = torch.func.vjp(f, x)
+            result: tuple = torch.func.vjp(differentiable_output(f, "sparse_jacobian"), x)
             output, pullback = result
             outputs = VectorSpace(output)
             _check_size("output", outputs.size, self.shape[0])
