@@ -17,10 +17,10 @@ from fnn.jacobian.arguments import (
     real_scalar,
     reverse_mode,
 )
-from fnn.jacobian.dense import blocks_of_rows, differentiated, one_hot
+from fnn.jacobian.dense import blocks_of_rows, differentiated
 from fnn.jacobian.operator import NO_BATCH
 from fnn.jacobian.products import bounds, join, single
-from fnn.linalg.linear_operator import unravel
+from fnn.linalg.vector_space import VectorSpace, one_hot
 from fnn.tree import Tree
 
 
@@ -67,7 +67,7 @@ def hessian_diagonal(f: Callable, argnums: Argnums = 0, mode: Mode = "auto", chu
         diagonal_entry = lambda *v: _tree.dot(v, product(v))
         chunks = bounds(_tree.size(primals), chunk_size)
         entries = join([mapped(diagonal_entry, one_hot(primals, *chunk), loop=loop) for chunk in chunks])
-        return choose(unravel(entries, primals))
+        return choose(VectorSpace(primals).tree(entries))
 
     return diagonal_of
 

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from fnn import _torch
 from fnn import tree as _tree
 from fnn.jacobian.arguments import irregular_like
-from fnn.linalg.linear_operator import check_like
+from fnn.linalg.vector_space import check_like
 from fnn.tree import Tree
 
 

@@ -25,6 +25,7 @@ from fnn.jacobian.arguments import (
     reverse_mode,
 )
 from fnn.jacobian.products import bounds, forward_or_reverse, pull, push_forward, second_by_reverse, single
+from fnn.linalg.vector_space import one_hot
 from fnn.tree import Tree
 
 
@@ -179,18 +180,6 @@ def blocks_to_matrix(blocks: Tree, input: Tree) -> Tensor:
                 )
         rows.append(torch.cat([b.reshape(-1, leaf.numel()) for b, leaf in zip(row, columns, strict=True)], 1))
     return torch.cat(rows)
-
-
-def one_hot(like: Tree, start: int, stop: int) -> Tree:
-    """Rows ``start`` to ``stop`` of the identity, each a tree like the given one."""
-    leaves = _tree.leaves(like)
-    rows = torch.arange(start, stop, device=leaves[0].device)
-    stacks, first = [], 0
-    for leaf in leaves:
-        places = torch.arange(first, first + leaf.numel(), device=leaf.device)
-        stacks.append((rows[:, None] == places).to(leaf.dtype).reshape(len(rows), *leaf.shape))
-        first += leaf.numel()
-    return _tree.structure(like).unflatten(stacks)
 
 
 def differentiated(

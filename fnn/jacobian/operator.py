@@ -87,14 +87,4 @@ class Calls:
     def __iter__(self) -> Any:
         if self.batches is None:
             return iter(self.single)
-        return ((_batch_size(batch), (batch,)) for batch in self.batches)
-
-
-def _batch_size(batch: Any) -> int:
-    lengths = {path: leaf.shape[:1] for path, leaf in _tree.items(batch)}
-    if len(set(lengths.values())) != 1 or () in lengths.values():
-        raise ValueError(
-            "the leaves of a batch must share their first axis, the samples, so that batches are weighted by their "
-            f"sizes; got first axes { {path: tuple(length) for path, length in lengths.items()} }"
-        )
-    return next(iter(lengths.values()))[0]
+        return ((_tree.leading_length(batch), (batch,)) for batch in self.batches)

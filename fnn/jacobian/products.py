@@ -208,8 +208,10 @@ def push_forward(f: Callable, primals: tuple, parts: Sequence[tuple], name: str,
     def slope(*tangents: Tree) -> tuple:
         return torch.func.jvp(f, primals, tangents, has_aux=has_aux)
 
-    results = [mapped(slope, part, (None, 0, None) if has_aux else (None, 0)) for part in parts]
-    return (results[0][0], join([result[1] for result in results]), *results[0][2:])
+    # the output is the same for all tangents, but out_dims=None is refused where an outer vmap has mapped it
+    results = [mapped(slope, part, (0, 0, None) if has_aux else (0, 0)) for part in parts]
+    output = _tree.map(lambda leaf: leaf[0], results[0][0])
+    return (output, join([result[1] for result in results]), *results[0][2:])
 
 
 def _push_reverse(f: Callable, primals: tuple, parts: Sequence[tuple], name: str, has_aux: bool) -> tuple[Any, ...]:
