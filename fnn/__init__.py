@@ -12,7 +12,7 @@
 True
 """
 
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
+from torch.func import hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
 from fnn import (
     checkpoint,
@@ -34,7 +34,7 @@ from fnn import (
 from fnn.compile import compile_count, fori_loop, jit, load_compiled, save_compiled, scan
 from fnn.gradients.clipping import clipped_grad
 from fnn.gradients.per_sample import per_sample_grad
-from fnn.gradients.value_and_grad import value_and_grad
+from fnn.gradients.value_and_grad import grad, value_and_grad
 from fnn.layers import Layer, StatefulLayer
 from fnn.optim import Optimizer
 from fnn.summary import summary

@@ -1,265 +1,136 @@
 """Donation: the results of a step take over the memory of its arguments.
 
-Inside the graph every result is computed from the old values and then written over a donated leaf of the
-same shape and dtype; the compiler fuses that write into the update. Outside, the results get tensor objects
-of their own and the donated objects lose their memory, so that an old tree cannot show new values.
+An executable writes each result into the memory of a donated leaf of the same shape and dtype. Then the results get
+tensor objects of their own and the donated objects lose their memory, so that an old tree cannot show new values.
+
+What an interrupt leaves behind is the old state or the new one: it is held back while memory is written, and if it
+comes then, the old tree keeps the new values. The exchange of memory is one call into C, in the middle of which Python
+delivers no signal; an exception right after it exchanges back.
 """
 
-import operator
+import collections
+import signal
 import sys
-import weakref
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fnn import _torch
-from fnn import tree as _tree
-from fnn.tree import Tree
+from fnn.tree import TreeDef
 
 
-def write(donated: Sequence[Tree], out: Tree) -> Tree:
-    """Write results over donated leaves: ``out`` with those leaves in the results' places.
+def hold_interrupts() -> Any:
+    """Keep Ctrl-C back until :func:`release_interrupts`, where Python would handle it: in its main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):
+        return None
+    came: list[tuple] = []
+    signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
+    return handler, came
 
-    Copies of all results are made before the first write, so swapped leaves, an old leaf among the results
-    and one result in two places come out right; compiled, they cost nothing.
+
+def release_interrupts(held: Any) -> None:
+    """Let Ctrl-C through again, and let its handler have the one that came meanwhile."""
+    if held is not None:
+        handler, came = held
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            handler(*came[0])
+
+
+def sweep(function: Callable, *columns: Iterable) -> None:
+    """Call a function of C for every row, without a moment at which Python could deliver a signal."""
+    collections.deque(map(function, *columns), maxlen=0)
+
+
+def assign(donated: Sequence[Sequence[Any]], results: Sequence[Any], parts: Sequence[int]) -> list[int | None]:
+    """For each donated leaf the number of the result that takes its memory, or None where there is none.
+
+    ``donated`` are the leaves of each donated argument, ``results`` the leaves of the result, each described by what
+    must be equal (shape, dtype, device), and ``parts`` the numbers of leaves of the result's elements. Each donated
+    argument takes the first element of its shapes and dtypes in order; a leaf without such a place takes the first
+    free result that fits. Any choice is exact; this one lets each update be merged with its write.
     """
-    olds = [leaves(tree) for tree in donated]
-    flat = leaves(out)
-    places = _assign(olds, out, flat)
-    if places is None:
-        raise ValueError("a donated leaf has no result")  # check_results says which
-    copies = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in flat]
-    taken = [leaf for tree in olds for leaf in tree]
-    for old, place in zip(taken, places, strict=True):
-        if flat[place] is not old:
-            old.copy_(copies[place])
-        copies[place] = old
-    return _like(out, iter(copies))
-
-
-def _assign(olds: list[list[Tensor]], out: Tree, flat: list) -> list[int] | None:
-    """For each donated leaf the number of the result that takes its memory, or None if one has no result.
-
-    Each donated argument takes the first element of the result (or the whole result) with its shapes and
-    dtypes in order; a leaf without such a place takes the first free result of its shape, dtype and device.
-    Any choice is exact; this one lets each update be fused with its write.
-    """
-    parts = list(out) if type(out) in (tuple, list) else [out]
-    counts = [len(leaves(part)) for part in parts]
-    starts = [sum(counts[:i]) for i in range(len(counts))]
-    free = set(range(len(flat)))
-    places: list[int] = []
-    for tree in olds:
-        block = None
-        for start, count in zip(starts, counts, strict=True):
-            places_here = range(start, start + count)
-            if (
-                block is None
-                and count == len(tree)
-                and all(
-                    place in free and _fits(flat[place], leaf) for place, leaf in zip(places_here, tree, strict=True)
-                )
-            ):
-                block = list(places_here)
-        if block is None:
-            block = []
-            for leaf in tree:
-                candidates = [i for i in range(len(flat)) if i in free and i not in block and _fits(flat[i], leaf)]
-                if not candidates:
-                    return None
-                block.append(candidates[0])
-        places.extend(block)
-        free -= set(block)
+    starts = [sum(parts[:i]) for i in range(len(parts))]
+    free = dict.fromkeys(range(len(results)))
+    places: list[int | None] = []
+    for leaves in donated:
+        block: list[int | None] | None = None
+        for start, count in zip(starts, parts, strict=True):
+            if block is None and start in free and list(results[start : start + count]) == list(leaves):
+                block = list(range(start, start + count))
+        for leaf in leaves if block is None else ():
+            place = next((i for i in free if results[i] == leaf), None)
+            free.pop(place, None)
+            places.append(place)
+        for place in block or ():
+            free.pop(place)
+            places.append(place)
     return places
 
 
-def check_results(donated: dict[str, Tree], out: Tree) -> None:
-    """Raise ``ValueError`` naming a donated leaf for which no result has its shape, dtype and device."""
-    flat = leaves(out)
-    if _assign([leaves(tree) for tree in donated.values()], out, flat) is not None:
-        return
-    free = list(flat)
-    for name, tree in donated.items():
-        for path, leaf in _named(tree):
-            place = next((i for i, new in enumerate(free) if _fits(new, leaf)), None)
-            if place is None:
-                left = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in free if isinstance(x, Tensor)) or "nothing"
-                raise ValueError(
-                    f"{name}{path} is donated, but no result is left with its shape {tuple(leaf.shape)} and dtype "
-                    f"{leaf.dtype} to take its memory; left are: {left}. Return its new value in the same shape and "
-                    "dtype, or leave the argument out of donate_argnums"
-                )
-            del free[place]
-    raise ValueError("results do not cover the donated leaves")
+def own(leaves: list[Any], donated: Sequence[int]) -> None:
+    """Put a copy in the place of each donated leaf whose memory somebody else sees, or that cannot be written in place.
 
-
-def _fits(new: Any, old: Tensor) -> bool:
-    return isinstance(new, Tensor) and new.shape == old.shape and new.dtype == old.dtype and new.device == old.device
-
-
-# Short flatten and unflatten: the general ones take the compiler seconds to trace for a large tree
-
-
-def leaves(tree: Tree) -> list:
-    """All leaves, in the containers' own order."""
-    found: list = []
-    _collect(tree, found)
-    return found
-
-
-def _collect(tree: Tree, found: list) -> None:
-    if isinstance(tree, Tensor):
-        found.append(tree)
-    elif isinstance(tree, dict):
-        for child in tree.values():
-            _collect(child, found)
-    elif isinstance(tree, (list, tuple)):
-        for child in tree:
-            _collect(child, found)
-    else:
-        found.extend(_torch.tree_leaves(tree))
-
-
-def _like(tree: Tree, values: Iterator) -> Tree:
-    if type(tree) is dict:
-        return {key: _like(child, values) for key, child in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*[_like(child, values) for child in tree])
-    if type(tree) in (list, tuple):
-        children = [_like(child, values) for child in tree]
-        return children if type(tree) is list else tuple(children)
-    return next(values) if isinstance(tree, Tensor) else _torch.tree_map(lambda _: next(values), tree)
-
-
-def _named(tree: Tree) -> list[tuple[str, Any]]:
-    return list(zip(_tree.keystrs(tree), _tree.leaves(tree), strict=True))
-
-
-def check_leaves(trees: dict[str, Tree]) -> None:
-    """Raise ``TypeError`` naming a leaf that is no tensor, ``ValueError`` naming one that was donated before."""
-    for name, tree in trees.items():
-        for path, leaf in _named(tree):
-            if not isinstance(leaf, Tensor):
-                raise TypeError(
-                    f"{name}{path} is {leaf!r}, a {type(leaf).__name__}, which would be frozen into the graph; pass "
-                    f"torch.tensor(...), keep it in a closure, or name the argument {name} in static_argnums"
-                )
-            if leaf.is_meta:
-                raise ValueError(
-                    f"{name}{path} holds no data: it was donated to an earlier call, whose result has its memory now. "
-                    "Go on with that result, as in params = step(params, ...), or donate a copy (leaf.clone())"
-                )
-
-
-def owned(donated: dict[str, Tree]) -> dict[str, Tree]:
-    """The donated trees with a copy of each leaf whose memory somebody else sees (a view, its base, an alias).
-
-    Raises ``ValueError`` for one tensor in two places: its memory could take only one of the two results.
+    A donated leaf may also be an argument that is not donated: that one is then copied, as it is read meanwhile.
     """
-    places: dict[int, str] = {}
-    for name, tree in donated.items():
-        for path, leaf in _named(tree):
-            if id(leaf) in places:
-                raise ValueError(
-                    f"{places[id(leaf)]} and {name}{path} are the same tensor, and a donated tensor's memory can take "
-                    "only one result; pass leaf.clone() in one of the two places"
-                )
-            places[id(leaf)] = name + path
-    return {name: _torch.tree_map(_own, tree) for name, tree in donated.items()}
+    for i in donated:
+        if not _is_own(leaves[i]):
+            leaves[i] = leaves[i].detach().clone()
+    taken = {id(leaves[i]) for i in donated}
+    if len({*map(id, leaves)}) < len(leaves):
+        places = set(donated)
+        for i, leaf in enumerate(leaves):
+            if id(leaf) in taken and i not in places:
+                leaves[i] = leaf.clone()
 
 
-def _own(leaf: Tensor) -> Tensor:
-    # a fresh tensor has one tensor object on its storage, besides the handle that the question itself makes
-    return leaf if _torch.storage_users(leaf) == 1 and not _torch.is_view(leaf) else leaf.clone()
+def _is_own(leaf: Tensor) -> bool:
+    return (
+        _torch.storage_users(leaf) == 1
+        and 0 not in leaf.stride()
+        and not leaf.requires_grad
+        and not _torch.is_view(leaf)
+        and not leaf.is_inference()
+        and not leaf.is_conj()
+        and not leaf.is_neg()
+    )
 
 
-def identities(tree: Tree, into: list[int]) -> None:
-    """Append the ``id`` of every leaf: a flatten cheap enough for every call."""
-    for child in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else (tree,):
-        if isinstance(child, (dict, list, tuple)):
-            identities(child, into)
-        else:
-            into.append(id(child))
+class Handover:
+    """Gives the memory of donated tensors to tensor objects of its own.
 
-
-def signature(leaf: Tensor) -> tuple:
-    """What a graph takes for granted of a donated leaf."""
-    kind = (type(leaf), leaf.dtype, leaf.device, leaf.requires_grad, leaf.is_conj(), leaf.is_neg())
-    return leaf.shape, leaf.stride(), *kind
-
-
-class Hands:
-    """Hands the memory of donated tensors to tensor objects of its own.
-
-    The old objects become empty, so that an old tree cannot show new values. They are kept, as they hold no data, and
-    serve as the next call's new objects unless the caller still holds them: making tensors anew costs more.
+    The emptied objects serve as the next call's new ones unless somebody still holds them: to make tensors costs more
+    than all else here.
     """
 
     def __init__(self) -> None:
-        # by the id of the first tensor: what kind of set it is, and references to its tensors
-        self.sets: dict[int, tuple[Any, list[weakref.ref]]] = {}
-        self.spare: list[Tensor] = []
-        self.spare_references: list[weakref.ref] = []
+        self._spare: list[Tensor] = []
 
-    def gave(self, tensors: Sequence[Tensor], kind: Any) -> bool:
-        """Whether they are, in order, a set of this kind that was handed out, and hold their memory still."""
-        known, references = self.sets.get(id(tensors[0]), (None, [])) if tensors else (kind, [])
-        objects = [reference() for reference in references]
-        same = known is kind and len(tensors) == len(objects) and all(map(operator.is_, tensors, objects))
-        return same and not any(map(_is_empty, tensors))
-
-    def gave_each(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether they are different tensors, each of which was handed out and holds its memory still."""
-        if any(map(_is_empty, tensors)):
-            return False
-        ids = {id(reference()) for _, references in self.sets.values() for reference in references}
-        return len(set(map(id, tensors))) == len(tensors) and ids.issuperset(map(id, tensors))
-
-    def keep(self, tensors: Sequence[Tensor], kind: Any) -> None:
-        """Note that these are handed out as they are."""
-        self._note(tensors, kind, [weakref.ref(tensor) for tensor in tensors])
-
-    def over(self, olds: list[Tensor], kind: Any, mine: bool) -> tuple[list[Tensor], bool]:
-        """Tensor objects with the memory of the old ones, and whether they were made for this call.
-
-        mine: the old ones are a set of this kind that was handed out.
-        """
-        news, references = self.spare, self.spare_references
-        fresh = len(news) != len(olds) or max(_users(news), default=0) > ALONE
-        if fresh:
-            news = [*torch.empty((len(olds), 0), device="meta").unbind()]
-            references = [weakref.ref(tensor) for tensor in news]
-        for old, new in zip(olds, news, strict=True):
-            _torch.swap_tensors(old, new)
-        if mine and olds:
-            self.spare, self.spare_references = olds, self.sets.pop(id(olds[0]))[1]
-        else:
-            self.spare, self.spare_references = [], []
-            gone = set(map(id, olds))
-            self.sets = {key: s for key, s in self.sets.items() if gone.isdisjoint(id(ref()) for ref in s[1])}
-        self._note(news, kind, references)
-        return news, fresh
-
-    def _note(self, tensors: Sequence[Tensor], kind: Any, references: list[weakref.ref]) -> None:
-        if tensors:
-            self.sets[id(tensors[0])] = kind, references
-        if len(self.sets) > 100:
-            self.sets = {key: held for key, held in self.sets.items() if held[1][0]() is not None}
+    def __call__(
+        self, given: list[Tensor], own: list[Tensor], places: Sequence[int], results: list, treedef: TreeDef
+    ) -> Any:
+        """The tree of the results. ``given`` are the donated tensors and ``own`` they, or what was copied of them."""
+        news, self._spare = self._spare, []
+        if len(news) != len(given) or max(map(sys.getrefcount, news), default=0) > _ALONE:
+            news = [*torch.empty((len(given), 0), device="meta").unbind()]
+        for place, old, copy, new in zip(places, given, own, news, strict=True):
+            results[place] = new if copy is old else copy
+        try:
+            sweep(_torch.swap_tensors, given, news)
+            self._spare = given
+            return treedef.unflatten(results)
+        except BaseException:
+            if given and given[0].is_meta:
+                self._spare = []
+                sweep(_torch.swap_tensors, given, news)
+            raise
 
 
-_is_empty = operator.attrgetter("is_meta")  # another function may have been given a tensor that this one handed out
-
-
-def _users(objects: list) -> list[int]:
-    return list(map(sys.getrefcount, objects))
-
-
-ALONE = _users([object()])[0]  # the count of an object that nothing but one list holds
-
-
-def empty(tensors: Sequence[Tensor]) -> None:
-    """Take the memory from tensor objects."""
-    for tensor in tensors:
-        _torch.swap_tensors(tensor, torch.empty(0, device="meta"))
+# how often an object is referred to that one list and one variable, or element of results, hold while they are counted
+_ALONE = next(map(sys.getrefcount, [object()]))

@@ -12,7 +12,7 @@ from fnn import tree as _tree
 from fnn.curvature.kronecker import Block
 from fnn.curvature.operators import NO_BATCH, Calls
 from fnn.curvature.products import check_likelihood, check_logits, drawn_gradients, output_root
-from fnn.gradients.layer_capture import Recorder, gradient_rows, input_rows, record, zero_taps
+from fnn.gradients.layer_capture import Record, Taps, gradient_rows, input_rows, record, zero_taps
 from fnn.gradients.per_sample import as_batch_of_one, check_chunk_size, count_samples, over_samples
 from fnn.gradients.value_and_grad import check_differentiable
 from fnn.tree import Tree
@@ -69,19 +69,19 @@ class LayerSweep:
             yield self._rows(batch, key)
 
     def _rows(self, batch: Any, key: Tensor | None) -> LayerRows:
-        count = count_samples(batch)
-        leaves, paths = _tree.leaves(self.params), _tree.paths(self.params)
-        recorder = record(self.function, (self.params, batch), {}, (None, 0), 1)
-        blocks = find_blocks(recorder, self.params)
-        uses = recorder.uses
+        count = count_samples((self.params, batch), (1,))
+        leaves, treedef = _tree.flatten(self.params)
+        leaves = [leaf.view_as(leaf) for leaf in leaves]  # objects that stand nowhere else
+        recorded = record(self.function, (self.params, batch), {}, (None, 0), (1,))
+        blocks = find_blocks(recorded, self.params)
+        uses, paths = recorded.uses, treedef.paths
 
         def of_sample(taps: list[Tensor], row: Any) -> tuple[Tensor, list[Tensor]]:
-            tapped = Recorder(dict(enumerate(leaves)), taps)
-            with tapped:
-                output = as_batch_of_one(self.function, 1)(self.params, row)
-            return _check_output(output), tapped.inputs
+            with Taps(dict(enumerate(leaves)), uses, taps) as listener:
+                output = as_batch_of_one(self.function, (1,))(treedef.unflatten(leaves), row)
+            return _check_output(output), listener.inputs
 
-        mapped = over_samples(of_sample, (0, 0), None)
+        mapped = over_samples(of_sample, (0, 0))
         output, pullback, *aux = torch.func.vjp(
             lambda taps: mapped(taps, batch), zero_taps(uses, (count,)), has_aux=True
         )
@@ -123,13 +123,14 @@ class LayerSweep:
             yield output_root(self.likelihood, output, part.reshape(-1, 1, *output.shape[1:]))
 
 
-def find_blocks(recorder: Recorder, params: Tree) -> dict[str, Block]:
+def find_blocks(recorded: Record, params: Tree) -> dict[str, Block]:
     """The block of each layer by the path of its weight. ``ValueError`` for a leaf that is in none, or in two."""
-    paths, brackets = _tree.paths(params), _tree.keystrs(params)
-    reasons = dict(recorder.others)
+    treedef = _tree.structure(params)
+    paths, brackets = treedef.paths, treedef.keystrs
+    reasons = dict(recorded.others)
     blocks: dict[int, Block] = {}
     layer_of: dict[int, int] = {}
-    for use in recorder.uses:
+    for use in recorded.uses:
         groups = use.options[3] if use.kind == "conv" else 1
         block = Block(use.leaf, use.bias, use.kind == "matmul", groups)
         if use.kind == "embedding":
@@ -140,7 +141,7 @@ def find_blocks(recorder: Recorder, params: Tree) -> dict[str, Block]:
             reasons[use.bias] = "the bias of two layers with different weights"
     for place in range(len(paths)):
         if place not in blocks and place not in layer_of:
-            reasons.setdefault(place, "not seen in any call of a torch function")
+            reasons.setdefault(place, "not used by the function")
     if reasons:
         place = min(reasons)
         left_out = [paths[place] for place in sorted(reasons)]

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-import cases
 import pytest
 import torch
-from test_transforms import Setting, assert_close
 from torch import Tensor
 
 import fnn
 from fnn import tree
+from tests.contracts import cases
+from tests.contracts.test_transforms import Setting, assert_close
 
 QUICK = {"linear", "conv2d", "batch_norm, training", "multi_head_attention", "cross_entropy, weight, classes"}
 OPTIMIZER = fnn.optim.sgd(0.05, momentum=0.9)
@@ -34,8 +34,8 @@ def test_two_donated_steps_equal_undonated_and_eager_ones(name: str) -> None:
     def step(params: Any, state: Any, x: Tensor) -> tuple:
         return update(fnn.value_and_grad(lambda p: s.scalar(p, x).sum())(params), params, state)
 
-    pure = fnn.jit(step, backend="aot_eager")
-    donated = fnn.jit(step, backend="aot_eager", donate_argnums=(0, 1))
+    pure = fnn.jit(step)
+    donated = fnn.jit(step, donate_argnums=(0, 1))
     runs = []
     for function in (step, pure, donated):
         params, state = tree.map(torch.clone, s.params), OPTIMIZER.init(s.params)
@@ -65,7 +65,7 @@ def test_running_statistics_may_be_donated_with_the_params() -> None:
         params, state, value = update((value, grads), params, state)
         return params, after, state, value
 
-    donated = fnn.jit(step, backend="aot_eager", donate_argnums=(0, 1, 2))
+    donated = fnn.jit(step, donate_argnums=(0, 1, 2))
     runs = []
     for function in (step, donated):
         (params, statistics), state = tree.map(torch.clone, start), OPTIMIZER.init(start[0])

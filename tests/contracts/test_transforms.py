@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cases
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch.func import grad, jvp, vmap
 
 import fnn
 from fnn import tree
+from tests.contracts import cases
 
 PAGE = Path(__file__).parents[2] / "docs" / "transforms.md"
 STEP = 1e-6  # of central differences in float64
@@ -126,7 +126,7 @@ def test_one_graph_of_every_transform_equals_eager(name: str) -> None:
         return [function(s, *args) for function, _, _ in TRANSFORMS.values()]
 
     args = (s.params, s.x, s.tangent, s.stack)
-    compiled = fnn.jit(everything, backend="aot_eager")
+    compiled = fnn.jit(everything)
     assert_close(compiled(*args), everything(*args), 1e-10)
     compiled(*args)
     assert fnn.compile_count(compiled) == 1

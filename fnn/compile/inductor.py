@@ -1,0 +1,63 @@
+"""The compiled form of a traced graph: one call of Inductor, the code generator behind ``torch.compile``."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fnn import _torch
+from fnn.compile.donation import hold_interrupts, release_interrupts
+from fnn.compile.replay import Run
+from fnn.compile.trace import Trace, own_results
+
+aten = torch.ops.aten
+
+
+def compile_graph(trace: Trace, donated: Mapping[int, int], mode: str | None, options: dict[str, Any]) -> Run:
+    """As :func:`fnn.compile.replay.replay`: the results of the graph, by generated code.
+
+    New values of donated inputs are copied into them at the end of the graph, which the compiler merges with the last
+    operation that computes them.
+    """
+    if any(node.target is _torch.python_call for node in trace.module.graph.nodes):
+        raise TypeError('fnn.debug.print works with backend="replay" only; take it out, or jit without "inductor"')
+    own_results(trace, donated)
+    graph, inputs = trace.module.graph, trace.inputs
+    output = next(node for node in reversed(graph.nodes) if node.op == "output")
+    with graph.inserting_before(output):
+        for i, j in donated.items():
+            if trace.results[j] is not inputs[i]:
+                copy = graph.call_function(aten.copy_.default, (inputs[i], trace.results[j]))
+                copy.meta["val"] = inputs[i].meta["val"]
+    owners = {j: i for i, j in donated.items()}
+    made = [j for j, value in enumerate(trace.results) if isinstance(value, fx.Node) and j not in owners]
+    output.args = ([trace.results[j] for j in made],)
+    trace.module.recompile()
+    code = _torch.inductor(trace.module, [node.meta["val"] for node in inputs], _options(trace, mode, options))
+    values = [None if isinstance(value, fx.Node) else value for value in trace.results]
+    in_graph_memory = mode == "reduce-overhead"  # where the next call of the graph overwrites it
+
+    def run(inputs: list[Tensor]) -> list[Any]:
+        held = hold_interrupts() if owners else None
+        try:
+            outputs = code(*inputs)
+        finally:
+            release_interrupts(held)
+        results = list(values)
+        for j, i in owners.items():
+            results[j] = inputs[i]
+        for j, value in zip(made, outputs, strict=True):
+            results[j] = value.clone() if in_graph_memory else value
+        return results
+
+    return run
+
+
+def _options(trace: Trace, mode: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    defaults: dict[str, Any] = {}
+    if all(node.meta["val"].device.type == "cpu" for node in trace.inputs):
+        from fnn.compile.cpu_matmul import Products, onednn_is_faster  # only here, as it imports the compiler
+
+        defaults = {"layout_optimization": False, "post_grad_custom_pre_pass": Products(onednn_is_faster())}
+    return defaults | (_torch.mode_options(mode) if mode else {}) | options
