@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases_optim import CASES, parabola
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -15,6 +14,7 @@ import fnn
 from fnn import _torch, optim, tree
 from fnn.optim.base import list_form
 from fnn.optim.tensor_list import LeafwiseError, TensorList
+from tests.optim.cases_optim import CASES, parabola
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -257,7 +257,7 @@ def test_chains_take_trees_apart_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_replace_keeps_the_list_form_and_pairs_of_ones_own_chain() -> None:
     params = {"w": torch.ones(2, dtype=torch.bfloat16), "b": torch.ones(())}
     doubled = optim.scale(2.0)._replace(init=lambda params: optim.scale(4.0).init(params))
-    assert list_form(doubled) is doubled.update
+    assert list_form(doubled) is doubled.update.lists
     count = lambda grads, state, params=None, **_: (tree.scale(3.0, grads), {"calls": state["calls"] + 1})
     own = fnn.Optimizer(lambda params: {"calls": torch.tensor(0)}, count)
     opt = optim.chain(doubled, optim.chain(own, optim.accumulate(own, 1)), optim.freeze(own, lambda path: path == "b"))
