@@ -73,8 +73,8 @@ def sweep(flags: Flags) -> dict[str, float]:
 
     low, high = math.log10(flags.lowest), math.log10(flags.highest)
     rates = torch.logspace(low, high, flags.rates, dtype=torch.float64, device=device)
-    all_at_once = command_line.jit(fnn.vmap(train_step, in_dims=(0, 0, None)), flags)
-    one = command_line.jit(train_step, flags)
+    all_at_once: Callable = command_line.jit(fnn.vmap(train_step, in_dims=(0, 0, None)), flags)
+    one: Callable = command_line.jit(train_step, flags)
     first = fnn.vmap(start)(rates)
     all_at_once(*first, batches[0])  # compilation and caches are not measured
     trained, seconds = train(all_at_once, *first, f"{flags.rates} rates at once")
