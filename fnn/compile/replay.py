@@ -14,12 +14,12 @@ from torch import Tensor, fx
 
 from fnn import _torch
 from fnn.compile.donation import hold_interrupts, release_interrupts
-from fnn.compile.trace import Trace, own_results
+from fnn.compile.trace import Trace, own_results, producer
 
-Executable = Callable[[list[Tensor]], list[Any]]
+Run = Callable[[list[Tensor]], list[Any]]
 
 
-def replay(trace: Trace, donated: Mapping[int, int]) -> Executable:
+def replay(trace: Trace, donated: Mapping[int, int]) -> Run:
     """A function of the graph's inputs: the leaves of the result, each of which owns its memory.
 
     ``donated`` maps the number of an input to that of the result which takes its memory: that result is the input
@@ -68,10 +68,10 @@ def _writes(trace: Trace, taken_over: Mapping[fx.Node, fx.Node]) -> tuple[dict[f
     """The nodes that can write into donated leaves, and all nodes that come after the first of them."""
     nodes = [node for node in trace.module.graph.nodes if node.op == "call_function"]
     writes = {}
-    for producer in {_producer(new): None for new in taken_over}:
-        write = _in_place(producer, taken_over)
+    for last in {producer(new): None for new in taken_over}:
+        write = _in_place(last, taken_over)
         if write is not None:
-            writes[producer] = write
+            writes[last] = write
     while True:
         late: set[fx.Node] = set()
         for node in nodes:
@@ -90,12 +90,6 @@ def _writes(trace: Trace, taken_over: Mapping[fx.Node, fx.Node]) -> tuple[dict[f
             return writes, late
         for node in refused:
             del writes[node]
-
-
-def _producer(node: fx.Node) -> fx.Node:
-    while node.target is operator.getitem:
-        node = node.args[0]
-    return node
 
 
 def _in_place(node: fx.Node, taken_over: Mapping[fx.Node, fx.Node]) -> _Write | None:
@@ -203,7 +197,7 @@ class _Source:
         if dying:
             self.add(f"del {', '.join(map(self.name, dying))}")
 
-    def function(self) -> Executable:
+    def function(self) -> Run:
         parameters = ", ".join(["inputs", *(f"{name}={name}" for name in self.values)])  # locals are fast to look up
         scope = dict(self.values)
         exec(f"def replay({parameters}):\n" + "".join(f"    {line}\n" for line in self.lines), scope)

@@ -1,7 +1,7 @@
 """Jacobians of functions of trees: products, dense and sparse matrices, checks, derivatives of one's own."""
 
 from fnn.jacobian.check_grads import check_grads
-from fnn.jacobian.custom_derivatives import stop_gradient, straight_through, with_derivative
+from fnn.jacobian.custom_derivatives import custom_jvp, custom_vjp, stop_gradient, straight_through
 from fnn.jacobian.dense import blocks_to_matrix, dense_jacobian, laplacian
 from fnn.jacobian.ntk import ntk
 from fnn.jacobian.operator import jacobian_operator
@@ -13,6 +13,8 @@ __all__ = [
     "blocks_to_matrix",
     "check_grads",
     "colours",
+    "custom_jvp",
+    "custom_vjp",
     "dense_jacobian",
     "directional_derivatives",
     "jacobian_operator",
@@ -24,5 +26,4 @@ __all__ = [
     "sparse_jacobian",
     "stop_gradient",
     "straight_through",
-    "with_derivative",
 ]

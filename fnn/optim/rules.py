@@ -107,7 +107,7 @@ def from_rule(
                     leafwise = True
             results.append(_checked(_leaf_by_leaf(leaf, part, 1 + len(starts)), 1 + len(starts)))
         found = (
-            results[0] if groups[0][0] is None else _scattered([chosen for chosen, _ in groups], results, len(grads))
+            results[0] if len(groups) == 1 else _scattered([chosen or () for chosen, _ in groups], results, len(grads))
         )
         after = dict(zip(starts, found[1:], strict=True))
         return found[0], State(count, carry(state.hyperparams), scheduled, after)
@@ -135,6 +135,21 @@ def from_rule(
         return shape
 
     return Optimizer(init, Update(on_lists, map_slots))
+
+
+def filled(value: float | Tensor) -> Callable[[Tensor], Tensor]:
+    """The first value of a slot that is a number; of complex leaves in the real and in the imaginary part.
+
+    >>> filled(0.5)(torch.zeros(2))
+    tensor([0.5000, 0.5000])
+    """
+
+    def start(p: Tensor) -> Tensor:
+        if p.is_complex():
+            return torch.complex(start(p.real), start(p.imag))
+        return torch.zeros_like(p) + (value.to(p.device) if isinstance(value, Tensor) else value)
+
+    return start
 
 
 def _fresh(value: Tensor, param: Tensor) -> Tensor:

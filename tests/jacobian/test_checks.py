@@ -1,12 +1,10 @@
 """Checks find wrong derivatives and pass right ones; own derivatives nest to the promised order."""
 
-import itertools
-
 import pytest
 import torch
 
 import fnn
-from fnn.jacobian import check_grads, stop_gradient, straight_through, with_derivative
+from fnn.jacobian import check_grads, stop_gradient, straight_through
 
 X = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64)
 PARAMS = {"w": X, "b": [torch.tensor(0.7, dtype=torch.float64)]}
@@ -94,48 +92,6 @@ def test_errors_are_sentences():
         check_grads(torch.sqrt, (-X.abs(),))
 
 
-SCALAR = torch.tensor(0.4, dtype=torch.float64)
-STEPS = {
-    "fwd": lambda f: lambda x: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1],
-    "rev": torch.func.grad,
-}
-
-
-@pytest.mark.parametrize("order", [1, 2, 3, 4, 6])
-def test_own_derivative_is_right_to_the_promised_order_in_every_mixture_of_modes(order):
-    """exp with the derivative of sin: values of exp, then cos, -sin, -cos, ..."""
-    own = with_derivative(torch.exp, lambda p, t: torch.cos(p[0]) * t[0], order)
-    assert torch.equal(own(SCALAR), torch.exp(SCALAR))
-    mixtures = itertools.product(STEPS, repeat=order) if order <= 4 else [("rev", "fwd") * 3]
-    for modes in mixtures:
-        ours, theirs = own, torch.sin
-        for mode in modes:
-            ours, theirs = STEPS[mode](ours), torch.func.grad(theirs)
-            torch.testing.assert_close(ours(SCALAR), theirs(SCALAR))
-
-
-def test_own_derivative_of_trees_mapped_and_compiled():
-    """x / |x| with the rule written out, against torch's own derivative of the plain form."""
-    plain = lambda p, s: {"y": s * p["x"] / p["x"].norm()}
-
-    def rule(primals, tangents):
-        (p, s), (dp, ds) = primals, tangents
-        length = p["x"].norm()
-        unit = p["x"] / length
-        return {"y": ds * unit + s * (dp["x"] - unit * (unit * dp["x"]).sum()) / length}
-
-    own = with_derivative(plain, rule)
-    args = {"x": X}, SCALAR
-    check_grads(own, args, order=2)
-    energy = lambda f: lambda x, s: f({"x": x}, s)["y"].pow(2).dot(X)
-    for transform in (
-        lambda f: torch.func.hessian(energy(f), (0, 1))(X, SCALAR),
-        lambda f: torch.func.vmap(torch.func.grad(energy(f)), (0, None))(torch.stack([X, 2.0 * X]), SCALAR),
-        lambda f: fnn.jit(lambda x, s: torch.func.hessian(energy(f))(x, s), backend="aot_eager")(X, SCALAR),
-    ):
-        fnn.tree.map(torch.testing.assert_close, transform(own), transform(plain))
-
-
 def test_straight_through_and_stop_gradient():
     rounded = straight_through(torch.round, torch.tanh)
     assert torch.equal(rounded(X), torch.round(X))
@@ -144,10 +100,3 @@ def test_straight_through_and_stop_gradient():
     assert torch.equal(torch.func.hessian(lambda x: (stop_gradient({"a": x})["a"] ** 2).sum())(X), torch.zeros(3, 3))
     with pytest.raises(ValueError, match=r"shape \(\).*\(3,\)"):
         straight_through(torch.round, torch.sum)(X)
-
-
-def test_own_derivative_errors():
-    with pytest.raises(ValueError, match="between 1 and 6, got order=7"):
-        with_derivative(torch.sin, lambda p, t: t[0], 7)
-    with pytest.raises(ValueError, match=r"output of its derivative has shape \(\)"):
-        with_derivative(torch.sin, lambda p, t: t[0].sum())(X)

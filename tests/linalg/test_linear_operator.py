@@ -85,7 +85,7 @@ def test_fisher_likelihoods(likelihood):
 
 def test_monte_carlo_fisher_is_one_matrix_with_draws_of_its_own_for_each_batch():
     key = fnn.random.key(5)
-    operator = fisher_operator(model_fn, PARAMS, batches=BATCHES, key=key, samples=3)
+    operator = fisher_operator(model_fn, PARAMS, batches=BATCHES, key=key, draws=3)
     expected = torch.zeros(N, N, dtype=torch.float64)
     for number, batch in enumerate(BATCHES):  # one batch's draws by the product, at the basis
         draws = fnn.random.fold_in(key, number)
@@ -103,7 +103,7 @@ def test_monte_carlo_fisher_is_one_matrix_with_draws_of_its_own_for_each_batch()
 
 @pytest.mark.slow
 def test_monte_carlo_fisher_tends_to_the_exact_one():
-    drawn = fisher_operator(model_fn, PARAMS, (X, Y), key=fnn.random.key(6), samples=4000).dense()
+    drawn = fisher_operator(model_fn, PARAMS, (X, Y), key=fnn.random.key(6), draws=4000).dense()
     assert (drawn - dense_ggn()).norm() < 0.1 * dense_ggn().norm()
 
 
@@ -224,9 +224,9 @@ ERRORS = {
     "integer leaf": (lambda H: hessian_operator(loss, {"n": torch.tensor(1)}), TypeError, r"\['n'\]"),
     "likelihood": (lambda H: fisher_operator(model_fn, PARAMS, (X, Y), likelihood="poisson"), ValueError, "poisson"),
     "samples": (
-        lambda H: fisher_operator(model_fn, PARAMS, (X, Y), key=fnn.random.key(0), samples=0),
+        lambda H: fisher_operator(model_fn, PARAMS, (X, Y), key=fnn.random.key(0), draws=0),
         ValueError,
-        "samples=0",
+        "draws=0",
     ),
     "mean loss": (
         lambda H: empirical_fisher_operator(loss, PARAMS, (X, Y)) @ PARAMS,

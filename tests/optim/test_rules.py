@@ -95,8 +95,8 @@ def run(opt: fnn.Optimizer, params: Any, steps: int = 3) -> Any:
     return params, state
 
 
-RULES = {name: case.make for name, case in CASES.items() if name != "partition"}
-RULES["partition"] = lambda r: optim.multi_transform(
+RULES = {name: case.make for name, case in CASES.items()}
+RULES["multi_transform"] = lambda r: optim.multi_transform(
     {"a": optim.adam(r), "b": optim.rmsprop(r)}, lambda path: "ab"[path.startswith("body")]
 )
 
