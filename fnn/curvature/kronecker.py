@@ -110,7 +110,7 @@ class KroneckerOperator(LinearOperator):
         )
 
     def _product(self, v: Tree) -> Tree:
-        leaves = _tree.leaves(v)
+        leaves, treedef = _tree.flatten(v)
         for path, block in self.blocks.items():
             factors = self.factors[path]
             lead, out = factors.output.shape[:-2], factors.output.shape[-1]
@@ -118,9 +118,9 @@ class KroneckerOperator(LinearOperator):
             matrix = (weight.T if block.transposed else weight).reshape(*lead, out, -1)
             if block.bias is not None:
                 matrix = torch.cat([matrix, leaves[block.bias].reshape(*lead, out, 1)], -1)
-            matrix = factors.times(matrix)
+            matrix = factors.times(matrix.to(factors.output.dtype)).to(weight.dtype)
             if block.bias is not None:
-                leaves[block.bias] = matrix[..., -1].reshape(leaves[block.bias].shape)
-                matrix = matrix[..., :-1]
+                leaves[block.bias] = matrix[..., -1].reshape(leaves[block.bias].shape).clone()
+                matrix = matrix[..., :-1].clone()
             leaves[block.weight] = matrix.mT if block.transposed else matrix.reshape(weight.shape)
-        return _tree.structure(v).unflatten(leaves)
+        return treedef.unflatten(leaves)
