@@ -18,12 +18,15 @@ from torch._C import _swap_tensor_impl as swap_tensors
 from torch._C._functorch import (
     TransformType,
     get_interpreter_stack,
+    get_unwrapped,
+    is_batchedtensor,
     is_functorch_wrapped_tensor,
     maybe_get_level,
     peek_interpreter_stack,
     unwrap_if_dead,
 )
 from torch._higher_order_ops.scan import scan_op
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import SUPPORTED_NODES as pytree_containers  # noqa: N811
@@ -326,6 +329,15 @@ def without_tangent(tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point() and not tensor.is_complex():
         return tensor
     return torch.autograd.forward_ad.unpack_dual(tensor, level=0).primal
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor may be looked at here: not under vmap, nor where a function is traced."""
+    while is_functorch_wrapped_tensor(tensor):
+        if is_batchedtensor(tensor):
+            return False
+        tensor = get_unwrapped(tensor)
+    return not (torch.compiler.is_compiling() or isinstance(tensor, FakeTensor) or tensor.is_meta)
 
 
 def storage_users(tensor: Tensor) -> int:
@@ -734,6 +746,7 @@ __all__ = [
     "outside_transforms",
     "peek_interpreter_stack",
     "pytree_containers",
+    "readable",
     "record_scan",
     "recording",
     "scan_op",
