@@ -114,7 +114,11 @@ class Executable:
             stack.enter_context(torch.no_grad())
             for kind in self.autocast:  # its casts are operations of the graph
                 stack.enter_context(torch.autocast(kind, enabled=False))
-            results = self.run([*leaves, *[constant() for constant in self.constants]])
+            closed_over = [constant() for constant in self.constants]
+            if closed_over and given:
+                taken = set(map(id, given))
+                closed_over = [x.clone() if id(x) in taken else x for x in closed_over]
+            results = self.run([*leaves, *closed_over])
         if not self.donated:
             return self.treedef.unflatten(results)
         return self.hand_over(given, [leaves[i] for i in self.donated], self.places, results, self.treedef)
@@ -122,15 +126,15 @@ class Executable:
     def _switch(self) -> None:
         """Go on with generated code if it is time."""
         self.calls += 1
-        if self.thread is None:
-            if self.calls == self.switch_at:
-                self._compile()
-        elif self.switch_at is None:
-            if self.thread.is_alive():
-                return
-        elif self.calls < self.switch_at:
+        if self.switch_at is None:
+            ready = self.thread is not None and not self.thread.is_alive()
+        else:
+            ready = self.calls >= self.switch_at
+        if not ready:
             return
-        if self.thread is not None:
+        if self.thread is None:
+            self._compile()
+        else:
             self.thread.join()
         self.run, self.build = getattr(self, "compiled", self.run), None
 

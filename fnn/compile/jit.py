@@ -187,6 +187,11 @@ class _Jitted:
                 executable = table.get(key)
                 if executable is None or not executable.holds():
                     signature.check(leaves)
+                    if emptied := watch.emptied():
+                        raise ValueError(
+                            f"{emptied} holds no data: it was donated to an earlier call. Pass it to "
+                            f"{name_of(self.f)} as an argument, or let it refer to a copy (tensor.clone())"
+                        )
                     rare = self._only_sizes_differ(signature, leaves, statics)
                     f = self._with_statics(values)
                     executable = Executable(f, signature, leaves, watch.references, rare=rare, **self.settings)
