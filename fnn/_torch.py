@@ -101,8 +101,12 @@ def data_dependent_errors() -> tuple[type[Exception], ...]:
     return DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode
 
 
-def record(function: Callable[..., list[Tensor]], layouts: Iterable[tuple], for_replay: bool) -> torch.fx.GraphModule:
+def record(
+    function: Callable[..., list[Tensor]], layouts: Iterable[tuple], for_replay: bool
+) -> tuple[torch.fx.GraphModule, Callable[[Tensor], Tensor]]:
     """The operations of a function of tensors, run once on abstract tensors of these shapes, strides, dtypes, devices.
+
+    The second result gives the abstract tensor that stood for one that the function closed over.
 
     Operations that change a tensor become operations that make one; a change of an argument is copied into it at the
     end of the graph. With ``for_replay``, :func:`multi_tensor_kernels` is true meanwhile. A Python number that is read
@@ -122,7 +126,7 @@ def record(function: Callable[..., list[Tensor]], layouts: Iterable[tuple], for_
     with _trace_lock, torch.no_grad(), _compiling():
         _tracing.fake_mode, _tracing.for_replay = mode, for_replay
         try:
-            return flat(*abstract)
+            return flat(*abstract), mode.from_tensor
         finally:
             _tracing.fake_mode, _tracing.for_replay = before
 

@@ -29,9 +29,10 @@ def dense_hessian(
 ) -> Callable:
     """The function ``*args -> H`` of a scalar function, a tree of blocks; ``(H, aux)`` with ``has_aux``.
 
-    The modes are those of ``hvp``. Cost n products for an input of n numbers, 8 n calls; memory n^2 numbers, the
-    activations, and chunk_size times the largest of them, twice. Raises what ``hvp`` raises. For the second derivatives
-    of a function that is not scalar write ``dense_jacobian(dense_jacobian(f))``.
+    The modes are those of ``hvp``. The gradient is linearised once: cost 3 + 5 n calls for n params, 3 + 2 n for an
+    input of n numbers; memory n^2 numbers, the activations twice, and chunk_size times the largest of them, twice.
+    Raises what ``hvp`` raises. For the second derivatives of a function that is not scalar write
+    ``dense_jacobian(dense_jacobian(f))``.
 
     >>> dense_hessian(lambda p: p["w"] ** 2 * p["b"])({"w": torch.tensor(2.0), "b": torch.tensor(3.0)})["w"]
     {'w': tensor(6.), 'b': tensor(4.)}
