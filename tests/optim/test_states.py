@@ -398,6 +398,7 @@ def test_optimizers_that_take_the_loss_may_be_for_a_part() -> None:
 
 
 MAXIMIZED = {
+    "ademamix": optim.ademamix, "adopt": optim.adopt, "novograd": optim.novograd,
     "lion": optim.lion, "lamb": optim.lamb, "lars": optim.lars, "adabelief": optim.adabelief, "yogi": optim.yogi,
     "adan": optim.adan, "sophia": optim.sophia, "lbfgs": lambda **given: optim.lbfgs(max_iter=3, **given),
     "rprop": optim.rprop, "asgd": optim.asgd, "adafactor": optim.adafactor, "sgd": optim.sgd, "adam": optim.adam,
