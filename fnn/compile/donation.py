@@ -1,13 +1,17 @@
 """Donation: the results of a step take over the memory of its arguments.
 
-An executable computes every result from the old values and then writes it into the memory of a donated leaf of the same
-shape and dtype. The results get tensor objects of their own and the donated objects lose their memory, so that an old
-tree cannot show new values. Python delivers Ctrl-C and other signals between its own instructions only, so the writing
-and the exchange of memory are each one call into C: what an exception leaves behind is the old state or the new one.
+An executable writes each result into the memory of a donated leaf of the same shape and dtype. Then the results get
+tensor objects of their own and the donated objects lose their memory, so that an old tree cannot show new values.
+
+What an interrupt leaves behind is the old state or the new one: it is held back while memory is written, and if it
+comes then, the old tree keeps the new values. The exchange of memory is one call into C, in the middle of which Python
+delivers no signal; an exception right after it exchanges back.
 """
 
 import collections
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,6 +20,27 @@ from torch import Tensor
 
 from fnn import _torch
 from fnn.tree import TreeDef
+
+
+def hold_interrupts() -> Any:
+    """Keep Ctrl-C back until :func:`release_interrupts`, where Python would handle it: in its main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):
+        return None
+    came: list[tuple] = []
+    signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
+    return handler, came
+
+
+def release_interrupts(held: Any) -> None:
+    """Let Ctrl-C through again, and let its handler have the one that came meanwhile."""
+    if held is not None:
+        handler, came = held
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            handler(*came[0])
 
 
 def sweep(function: Callable, *columns: Iterable) -> None:

@@ -1,27 +1,27 @@
 """The compiled form of a traced graph: one call of Inductor, the code generator behind ``torch.compile``."""
 
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fnn import _torch
-from fnn.compile.replay import Executable, own_results
-from fnn.compile.trace import Trace
+from fnn.compile.donation import hold_interrupts, release_interrupts
+from fnn.compile.replay import Run
+from fnn.compile.trace import Trace, own_results
 
 aten = torch.ops.aten
 
 
-def compile_graph(trace: Trace, donated: Mapping[int, int], mode: str | None, options: dict[str, Any]) -> Executable:
+def compile_graph(trace: Trace, donated: Mapping[int, int], mode: str | None, options: dict[str, Any]) -> Run:
     """As :func:`fnn.compile.replay.replay`: the results of the graph, by generated code.
 
     New values of donated inputs are copied into them at the end of the graph, which the compiler merges with the last
     operation that computes them.
     """
+    if any(node.target is _torch.python_call for node in trace.module.graph.nodes):
+        raise TypeError('fnn.debug.print works with backend="replay" only; take it out, or jit without "inductor"')
     own_results(trace, donated)
     graph, inputs = trace.module.graph, trace.inputs
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
@@ -39,8 +39,11 @@ def compile_graph(trace: Trace, donated: Mapping[int, int], mode: str | None, op
     in_graph_memory = mode == "reduce-overhead"  # where the next call of the graph overwrites it
 
     def run(inputs: list[Tensor]) -> list[Any]:
-        with _signals_held(bool(owners)):
+        held = hold_interrupts() if owners else None
+        try:
             outputs = code(*inputs)
+        finally:
+            release_interrupts(held)
         results = list(values)
         for j, i in owners.items():
             results[j] = inputs[i]
@@ -58,23 +61,3 @@ def _options(trace: Trace, mode: str | None, options: dict[str, Any]) -> dict[st
 
         defaults = {"layout_optimization": False, "post_grad_custom_pre_pass": Products(onednn_is_faster())}
     return defaults | (_torch.mode_options(mode) if mode else {}) | options
-
-
-@contextmanager
-def _signals_held(wanted: bool) -> Iterator[None]:
-    """Keep Ctrl-C back until the code has written all donated memory. Python handles signals in its main thread."""
-    if not wanted or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    if not callable(before):
-        yield
-        return
-    came: list[Any] = []
-    signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        before(*came[0])

@@ -1,80 +1,175 @@
-"""Replay: a traced graph as straight Python code, one line for each operation, run by eager's own kernels."""
+"""Replay: a traced graph as straight Python code, one line for each operation, run by eager's own kernels.
+
+Operations that write the result of a donated leaf straight into its memory, such as the multi-tensor kernel at the end
+of an optimizer's step, come last, behind everything that does not need their results. Only this last part is held
+together against Ctrl-C; before it nothing has been changed.
+"""
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
 from fnn import _torch
-from fnn.compile.trace import Trace
+from fnn.compile import loops
+from fnn.compile.donation import hold_interrupts, release_interrupts
+from fnn.compile.trace import Trace, own_results, producer
+from fnn.tree.treedef import LEAF
 
-aten = torch.ops.aten
-Executable = Callable[[list[Tensor]], list[Any]]
+Run = Callable[[list[Tensor]], list[Any]]
 
 
-def replay(trace: Trace, donated: Mapping[int, int]) -> Executable:
+def replay(trace: Trace, donated: Mapping[int, int]) -> Run:
     """A function of the graph's inputs: the leaves of the result, each of which owns its memory.
 
     ``donated`` maps the number of an input to that of the result which takes its memory: that result is the input
     itself, with the new value.
     """
     own_results(trace, donated)
-    source = _Source(trace)
-    for node in trace.module.graph.nodes:
-        source.write(node)
     inputs = trace.inputs
-    changed = [(i, j) for i, j in donated.items() if trace.results[j] is not inputs[i]]
+    taken_over = {trace.results[j]: inputs[i] for i, j in donated.items() if trace.results[j] is not inputs[i]}
+    writes, late = _writes(trace, taken_over)
+    copied = {new: old for new, old in taken_over.items() if not any(new in write.results for write in writes.values())}
+    nodes = [node for node in trace.module.graph.nodes if node.op == "call_function"]
+    source = _Source()
+    early = [node for node in nodes if node not in late]
     results = [source.name(value) for value in trace.results]
     for i, j in donated.items():
         results[j] = source.name(inputs[i])
-    if changed:
-        olds = ", ".join(source.name(inputs[i]) for i, _ in changed)
-        news = ", ".join(source.name(trace.results[j]) for _, j in changed)
-        source.lines.append(f"{source.constant(torch._foreach_copy_)}([{olds}], [{news}])")
-    source.lines.append(f"return [{', '.join(results)}]")
+    source.lines += [f"{''.join(f'{source.name(node)}, ' for node in inputs)} = inputs"] * bool(inputs)
+    last_use = _last_use([*early, *(node for node in nodes if node in late)], {*inputs, *trace.results})
+    for node in early:
+        source.write(node, None, last_use[node])
+    if taken_over:
+        source.lines += [f"held = {source.constant(hold_interrupts)}()", "try:"]
+        source.indent = "    "
+        for node in nodes:
+            if node in late:
+                source.write(node, writes.get(node), last_use[node])
+        if copied:
+            olds, news = map(source.name, (list(copied.values()), list(copied)))
+            source.add(f"{source.constant(torch._foreach_copy_)}({olds}, {news})")
+        source.indent = ""
+        source.lines += ["finally:", f"    {source.constant(release_interrupts)}(held)"]
+    source.add(f"return [{', '.join(results)}]")
     return source.function()
 
 
-def own_results(trace: Trace, donated: Mapping[int, int]) -> None:
-    """Copy each result that shares memory with an input or with another result, or that lies upon itself."""
-    graph = trace.module.graph
-    inputs = trace.inputs
-    output = next(node for node in reversed(graph.nodes) if node.op == "output")
-    taken = {_torch.storage_key(node.meta["val"]) for node in inputs if "val" in node.meta}
-    passed = {j: inputs[i] for i, j in donated.items()}
-    for j, node in enumerate(trace.results):
-        if not isinstance(node, fx.Node) or passed.get(j) is node:
-            continue
-        value = node.meta["val"]
-        key = _torch.storage_key(value)
-        if node.op == "placeholder" or key in taken or (0 in value.stride() and value.numel() > 1):
-            with graph.inserting_before(output):
-                copy = graph.call_function(aten.clone.default, (node,))
-                copy.meta["val"] = value
-                trace.results[j] = copy
-        taken.add(key)
-    output.args = ([value for value in trace.results if isinstance(value, fx.Node)],)
+def _step(module: fx.GraphModule) -> Callable[..., list[Any]]:
+    """The step of a loop as a function of its carry, its x and what it closes over."""
+    run = replay(Trace(module, [], list(module.graph.find_nodes(op="output")[0].args[0]), LEAF), {})
+    return lambda *values: run(list(values))
+
+
+class _Write(NamedTuple):
+    """A node that is run as the operation that computes the same in the memory of some arguments."""
+
+    operation: Any
+    returned: int  # how many of the node's values the operation returns; the others are these arguments
+    arguments: list[fx.Node | list[fx.Node]]
+    results: set[fx.Node]
+
+
+def _writes(trace: Trace, taken_over: Mapping[fx.Node, fx.Node]) -> tuple[dict[fx.Node, _Write], set[fx.Node]]:
+    """The nodes that can write into donated leaves, and all nodes that come after the first of them."""
+    nodes = [node for node in trace.module.graph.nodes if node.op == "call_function"]
+    writes = {}
+    for last in {producer(new): None for new in taken_over}:
+        write = _in_place(last, taken_over)
+        if write is not None:
+            writes[last] = write
+    while True:
+        late: set[fx.Node] = set()
+        for node in nodes:
+            if node in writes or any(used in late for used in node.all_input_nodes):
+                late.add(node)
+        order = [node for node in nodes if node in late]
+        refused = [
+            node
+            for at, node in enumerate(order)
+            if node in writes
+            and any(memory in _read(reader) for memory in _memory(writes[node]) for reader in order[at + 1 :])
+        ]
+        if any(node.is_impure() or _torch.is_random(node.target) for node in late):
+            refused = list(writes)
+        if not refused:
+            return writes, late
+        for node in refused:
+            del writes[node]
+
+
+def _in_place(node: fx.Node, taken_over: Mapping[fx.Node, fx.Node]) -> _Write | None:
+    """How a node writes all that it may write into donated leaves; None where it cannot."""
+    operation = _torch.in_place_form(node.target)
+    if operation is None or node.kwargs.keys() - {argument.name for argument in operation._schema.arguments}:
+        return None
+    written = [
+        i for i, a in enumerate(operation._schema.arguments) if a.alias_info is not None and a.alias_info.is_write
+    ]
+    if any(i >= len(node.args) for i in written):
+        return None
+    values = len(node.target._schema.returns)
+    returned = values - len(written)
+    results: set[fx.Node] = set()
+    for place, i in enumerate(written, returned):
+        value = _select(node, place) if values > 1 else [node]
+        arguments = node.args[i] if isinstance(node.args[i], (list, tuple)) else None
+        pairs = [] if arguments is None else [(argument, _select_all(value, k)) for k, argument in enumerate(arguments)]
+        if arguments is None:
+            pairs = [(node.args[i], value)]
+        for argument, news in pairs:
+            if not any(taken_over.get(new) is argument for new in news):
+                return None
+            results |= set(news)
+    return _Write(operation, returned, [node.args[i] for i in written], results)
+
+
+def _select(node: fx.Node, k: int) -> list[fx.Node]:
+    return [user for user in node.users if user.target is operator.getitem and user.args[1] == k]
+
+
+def _select_all(nodes: list[fx.Node], k: int) -> list[fx.Node]:
+    return [found for node in nodes for found in _select(node, k)]
+
+
+def _memory(write: _Write) -> set[int]:
+    arguments = [node for item in write.arguments for node in (item if isinstance(item, (list, tuple)) else [item])]
+    return {_torch.storage_key(node.meta["val"]) for node in arguments}
+
+
+def _read(node: fx.Node) -> set[int]:
+    """The memory that a node reads, by what it was in the trace."""
+    values = [used.meta.get("val") for used in node.all_input_nodes]
+    return {_torch.storage_key(value) for value in values if isinstance(value, Tensor)}
+
+
+def _last_use(nodes: list[fx.Node], kept: set[Any]) -> dict[fx.Node, list[fx.Node]]:
+    """For each node the values that nothing needs after it."""
+    last = {
+        used: node
+        for node in nodes
+        for used in (*node.all_input_nodes, node)
+        if used not in kept and used.op != "get_attr"
+    }
+    dying: dict[fx.Node, list[fx.Node]] = {node: [] for node in nodes}
+    for used, node in last.items():
+        dying[node].append(used)
+    return dying
 
 
 class _Source:
     """The lines of a function, and the values that they refer to."""
 
-    def __init__(self, trace: Trace) -> None:
-        self.trace = trace
+    def __init__(self) -> None:
         self.lines: list[str] = []
+        self.indent = ""
         self.values: dict[str, Any] = {}
         self.names: dict[int, str] = {}
-        self.last_use: dict[fx.Node, fx.Node] = {}
-        kept = {value for value in trace.results if isinstance(value, fx.Node)} | set(trace.inputs)
-        for node in trace.module.graph.nodes:
-            for used in (*node.all_input_nodes, node):
-                if used not in kept:
-                    self.last_use[used] = node
-        self.dying: dict[fx.Node, list[fx.Node]] = {}
-        for node, last in self.last_use.items():
-            self.dying.setdefault(last, []).append(node)
+
+    def add(self, line: str) -> None:
+        self.lines.append(self.indent + line)
 
     def constant(self, value: Any) -> str:
         if value is None or type(value) in (bool, int, str):
@@ -86,31 +181,38 @@ class _Source:
 
     def name(self, value: Any) -> str:
         if isinstance(value, fx.Node):
+            if value.op == "get_attr":  # the graph of a loop's step
+                module = getattr(value.graph.owning_module, str(value.target))
+                if id(module) not in self.names:
+                    self.constant(module)
+                    self.values[self.names[id(module)]] = _step(module)
+                return self.names[id(module)]
             return f"v_{value.name}"
-        if type(value) in (list, fx.immutable_collections.immutable_list):
+        if isinstance(value, list):
             return f"[{', '.join(map(self.name, value))}]"
-        if type(value) is tuple:
+        if isinstance(value, tuple) and type(value) is not torch.Size:
             return f"({''.join(f'{self.name(item)}, ' for item in value)})"
         return self.constant(value)
 
-    def write(self, node: fx.Node) -> None:
-        if node.op != "call_function":
-            return
+    def write(self, node: fx.Node, write: _Write | None, dying: list[fx.Node]) -> None:
         arguments = [*map(self.name, node.args), *(f"{key}={self.name(value)}" for key, value in node.kwargs.items())]
         if node.target is operator.getitem:
-            line = f"{self.name(node)} = {arguments[0]}[{arguments[1]}]"
+            self.add(f"{self.name(node)} = {arguments[0]}[{arguments[1]}]")
+        elif node.target is _torch.scan_op:
+            self.add(f"{self.name(node)} = {self.constant(loops.replay)}({', '.join(arguments)})")
         else:
-            function = node.target._op if isinstance(node.target, torch._ops.OpOverload) else node.target
-            line = f"{self.name(node)} = {self.constant(function)}({', '.join(arguments)})"
-        self.lines.append(line)
-        dead = [self.name(dying) for dying in self.dying.get(node, ()) if dying.op != "output"]
-        if dead:
-            self.lines.append(f"del {', '.join(dead)}")
+            function = _torch.direct_call(write.operation if write else node.target, node.args, node.kwargs)
+            self.add(f"{self.name(node)} = {self.constant(function)}({', '.join(arguments)})")
+        if write:
+            values = [*map(self.name, write.arguments)]
+            if write.returned:
+                values.insert(0, self.name(node) if write.returned == 1 else f"*{self.name(node)}")
+            self.add(f"{self.name(node)} = {values[0] if len(values) == 1 else '(' + ', '.join(values) + ')'}")
+        if dying:
+            self.add(f"del {', '.join(map(self.name, dying))}")
 
-    def function(self) -> Executable:
+    def function(self) -> Run:
         parameters = ", ".join(["inputs", *(f"{name}={name}" for name in self.values)])  # locals are fast to look up
-        unpack = "".join(f"{self.name(node)}, " for node in self.trace.inputs)
-        lines = [f"{unpack} = inputs"] * bool(unpack) + self.lines
         scope = dict(self.values)
-        exec(f"def replay({parameters}):\n" + "".join(f"    {line}\n" for line in lines), scope)
+        exec(f"def replay({parameters}):\n" + "".join(f"    {line}\n" for line in self.lines), scope)
         return scope["replay"]

@@ -197,13 +197,16 @@ def _explained(error: str) -> str | None:
             "repeated per sample; write fnn.layers.dropout(rate) in the model and give a key: "
             "per_sample_grad(loss)(params, batch, key=key)"
         )
-    if ".item()" in error:
+    if ".item()" in error or "data-dependent control flow" in error:
         return (
-            "the loss asks for the number in a tensor that is different for each sample (.item(), int(x), a slice "
-            "y[x : x + 2]); write y[x + torch.arange(2)] for a slice"
+            "the loss asks for the number in a tensor that is different for each sample: by .item(), if x > 0, or a "
+            "slice y[x : x + 2]. Write torch.where(x > 0, ...) for the choice, y[x + torch.arange(2)] for the slice"
         )
-    if "data-dependent control flow" in error:
-        return "the loss decides by the value of a tensor that is different for each sample; write torch.where for if"
+    if "embedding_renorm_" in error:
+        return (
+            "F.embedding(..., max_norm=...) changes its table in place, which a pure function does not; scale the rows "
+            "of the table in the loss, or in the training step after the update"
+        )
     return None
 
 

@@ -23,12 +23,12 @@ from fnn.optim.clipping import (
     clip_by_global_norm,
     zero_nans,
 )
-from fnn.optim.from_rule import State, from_rule
 from fnn.optim.hyperparams import get_hyperparams, set_hyperparams
 from fnn.optim.lbfgs import lbfgs
 from fnn.optim.multi_transform import freeze, identity, mask, multi_transform, named_chain, zero
 from fnn.optim.muon import muon, orthogonalize, scale_by_muon
 from fnn.optim.optax_aliases import adabelief, adan, lamb, lars, lion, sophia, yogi
+from fnn.optim.rules import State, from_rule
 from fnn.optim.sam import sam
 from fnn.optim.scale_by import (
     ema,

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from fnn.optim.base import Optimizer, chain, needs_params
-from fnn.optim.from_rule import from_rule
 from fnn.optim.hyperparams import Choice, Number, check_range, is_set
+from fnn.optim.rules import from_rule
 from fnn.optim.transforms import negate
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fnn.optim.aliases import adamw
 from fnn.optim.base import Optimizer, chain
-from fnn.optim.from_rule import from_rule
 from fnn.optim.hyperparams import Choice, Number, check_range
 from fnn.optim.multi_transform import multi_transform
+from fnn.optim.rules import from_rule
 from fnn.optim.transforms import add_decayed_weights, scale_by_learning_rate
 from fnn.tree import Tree, items
 
