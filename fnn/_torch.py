@@ -18,12 +18,15 @@ from torch._C import _swap_tensor_impl as swap_tensors
 from torch._C._functorch import (
     TransformType,
     get_interpreter_stack,
+    get_unwrapped,
+    is_batchedtensor,
     is_functorch_wrapped_tensor,
     maybe_get_level,
     peek_interpreter_stack,
     unwrap_if_dead,
 )
 from torch._higher_order_ops.scan import scan_op
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import SUPPORTED_NODES as pytree_containers  # noqa: N811
@@ -98,8 +101,12 @@ def data_dependent_errors() -> tuple[type[Exception], ...]:
     return DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode
 
 
-def record(function: Callable[..., list[Tensor]], layouts: Iterable[tuple], for_replay: bool) -> torch.fx.GraphModule:
+def record(
+    function: Callable[..., list[Tensor]], layouts: Iterable[tuple], for_replay: bool
+) -> tuple[torch.fx.GraphModule, Callable[[Tensor], Tensor]]:
     """The operations of a function of tensors, run once on abstract tensors of these shapes, strides, dtypes, devices.
+
+    The second result gives the abstract tensor that stood for one that the function closed over.
 
     Operations that change a tensor become operations that make one; a change of an argument is copied into it at the
     end of the graph. With ``for_replay``, :func:`multi_tensor_kernels` is true meanwhile. A Python number that is read
@@ -119,7 +126,7 @@ def record(function: Callable[..., list[Tensor]], layouts: Iterable[tuple], for_
     with _trace_lock, torch.no_grad(), _compiling():
         _tracing.fake_mode, _tracing.for_replay = mode, for_replay
         try:
-            return flat(*abstract)
+            return flat(*abstract), mode.from_tensor
         finally:
             _tracing.fake_mode, _tracing.for_replay = before
 
@@ -312,6 +319,15 @@ def without_tangent(tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point() and not tensor.is_complex():
         return tensor
     return torch.autograd.forward_ad.unpack_dual(tensor, level=0).primal
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor may be looked at here: not under vmap, nor where a function is traced."""
+    while is_functorch_wrapped_tensor(tensor):
+        if is_batchedtensor(tensor):
+            return False
+        tensor = get_unwrapped(tensor)
+    return not (torch.compiler.is_compiling() or isinstance(tensor, FakeTensor) or tensor.is_meta)
 
 
 def storage_users(tensor: Tensor) -> int:
@@ -720,6 +736,7 @@ __all__ = [
     "outside_transforms",
     "peek_interpreter_stack",
     "pytree_containers",
+    "readable",
     "record_scan",
     "recording",
     "scan_op",

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import fnn
+from fnn._torch import TorchDispatchMode
 
 KEY = fnn.random.key(0)
 

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, fx
 
 from fnn import _torch
+from fnn.compile import loops
 from fnn.compile.donation import hold_interrupts, release_interrupts
 from fnn.compile.trace import Trace, own_results, producer
+from fnn.tree.treedef import LEAF
 
 Run = Callable[[list[Tensor]], list[Any]]
 
@@ -53,6 +55,12 @@ def replay(trace: Trace, donated: Mapping[int, int]) -> Run:
         source.lines += ["finally:", f"    {source.constant(release_interrupts)}(held)"]
     source.add(f"return [{', '.join(results)}]")
     return source.function()
+
+
+def _step(module: fx.GraphModule) -> Callable[..., list[Any]]:
+    """The step of a loop as a function of its carry, its x and what it closes over."""
+    run = replay(Trace(module, [], list(module.graph.find_nodes(op="output")[0].args[0]), LEAF), {})
+    return lambda *values: run(list(values))
 
 
 class _Write(NamedTuple):
@@ -174,7 +182,11 @@ class _Source:
     def name(self, value: Any) -> str:
         if isinstance(value, fx.Node):
             if value.op == "get_attr":  # the graph of a loop's step
-                return self.constant(getattr(value.graph.owning_module, str(value.target)))
+                module = getattr(value.graph.owning_module, str(value.target))
+                if id(module) not in self.names:
+                    self.constant(module)
+                    self.values[self.names[id(module)]] = _step(module)
+                return self.names[id(module)]
             return f"v_{value.name}"
         if isinstance(value, list):
             return f"[{', '.join(map(self.name, value))}]"
@@ -186,6 +198,8 @@ class _Source:
         arguments = [*map(self.name, node.args), *(f"{key}={self.name(value)}" for key, value in node.kwargs.items())]
         if node.target is operator.getitem:
             self.add(f"{self.name(node)} = {arguments[0]}[{arguments[1]}]")
+        elif node.target is _torch.scan_op:
+            self.add(f"{self.name(node)} = {self.constant(loops.replay)}({', '.join(arguments)})")
         else:
             function = _torch.direct_call(write.operation if write else node.target, node.args, node.kwargs)
             self.add(f"{self.name(node)} = {self.constant(function)}({', '.join(arguments)})")

@@ -28,9 +28,10 @@ def scan(
     learn what the y's look like.
 
     In eager mode this is a Python loop. Inside :func:`fnn.jit` it is one loop in the graph, so that the time to trace
-    and to compile does not grow with the length; ``unroll`` steps are written out per turn. Every transform goes through
-    it: its derivatives and batches are loops in the graph, too. The backward pass keeps what it needs of each step, or,
-    with ``remat=True``, the carries alone, from which it computes each step again; eager code ignores ``remat``.
+    and to compile does not grow with the length; ``unroll`` steps are written out per turn. Every transform goes
+    through it: its derivatives and batches are loops in the graph, too. The backward pass keeps what it needs of each
+    step, or, with ``remat=True``, the carries alone, from which it computes each step again; eager code ignores
+    ``remat``. A step that holds a ``torch.autograd.Function`` or disables gradients is written out ``length`` times.
 
     Raises ``TypeError`` for a leaf that is not a tensor, and ``ValueError`` for xs of different leading lengths, for a
     length that does not fit or is missing, and for a carry or y that changes its structure, shape or dtype.

@@ -6,7 +6,7 @@ from fnn.jacobian.dense import blocks_to_matrix, dense_jacobian, laplacian
 from fnn.jacobian.ntk import ntk
 from fnn.jacobian.operator import jacobian_operator
 from fnn.jacobian.products import directional_derivatives, jmp, linearize_by_vjp, mjp
-from fnn.jacobian.sparse import SparseJacobian, colours, sparse_jacobian
+from fnn.jacobian.sparse import SparseJacobian, colours, detect_pattern, sparse_jacobian
 
 __all__ = [
     "SparseJacobian",
@@ -16,6 +16,7 @@ __all__ = [
     "custom_jvp",
     "custom_vjp",
     "dense_jacobian",
+    "detect_pattern",
     "directional_derivatives",
     "jacobian_operator",
     "jmp",

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from fnn import _torch
 from fnn import tree as _tree
 from fnn.jacobian.arguments import irregular_like
-from fnn.linalg.linear_operator import check_like
+from fnn.linalg.vector_space import check_like
 from fnn.tree import Tree
 
 
@@ -63,8 +63,8 @@ def custom_jvp(f: Callable, rule: Callable, check: bool = True) -> Callable:
     ``check`` tests the rule at every derivative with two more calls of it: a rule that is not linear in the tangents
     to a hundredth raises ``ValueError``, and where values cannot be read (in a trace, under vmap) it turns the
     derivative into nan. Costs one call of f, and of the rule what its mode costs. Raises ``ValueError`` for a rule
-    whose results do not fit those of f, and for an f that closes over a tensor that is differentiated or mapped: give it as
-    an argument.
+    whose results do not fit those of f, and for an f that closes over a tensor that is differentiated or mapped: give
+    it as an argument.
 
     >>> softplus = custom_jvp(
     ...     lambda x: (1 + x.exp()).log(), lambda p, t: ((1 + p[0].exp()).log(), torch.sigmoid(p[0]) * t[0])

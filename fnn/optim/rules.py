@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fnn.optim.base import Optimizer, Update, runs_together
+from fnn.optim.base import Optimizer, from_lists, runs_together
 from fnn.optim.hyperparams import Choice, Hyperparams, as_time, carry, counter
 from fnn.optim.layout import Layout
 from fnn.optim.tensor_list import TensorList
@@ -63,7 +63,6 @@ def from_rule(
     """
     numbers, starts = Hyperparams(hyperparams or {}), dict(slots or {})
     leafwise = False  # whether the rule has asked for what differs between leaves
-    shapes: dict[tuple, torch.Size] = {}  # of slots unlike the params
 
     def init(params: Tree) -> State:
         layout = Layout.of(params)
@@ -123,33 +122,25 @@ def from_rule(
 
     def shape_of(name: str) -> Callable[[Tensor], torch.Size] | None:
         start = starts[name]
-        if start in _LIKE_PARAMS:
-            return None
+        like_params = isinstance(start, Filled) or start in _LIKE_PARAMS
+        return None if like_params else lambda param: start(param).shape
 
-        def shape(param: Tensor) -> torch.Size:
-            key = name, param.shape
-            if key not in shapes:
-                shapes[key] = start(param).shape
-            return shapes[key]
-
-        return shape
-
-    return Optimizer(init, Update(on_lists, map_slots))
+    return from_lists(init, on_lists, map_slots)
 
 
-def filled(value: float | Tensor) -> Callable[[Tensor], Tensor]:
-    """The first value of a slot that is a number; of complex leaves in the real and in the imaginary part.
+class Filled(NamedTuple):
+    """The first value of a slot that is one number; of complex leaves in the real and in the imaginary part.
 
-    >>> filled(0.5)(torch.zeros(2))
+    >>> Filled(0.5)(torch.zeros(2))
     tensor([0.5000, 0.5000])
     """
 
-    def start(p: Tensor) -> Tensor:
-        if p.is_complex():
-            return torch.complex(start(p.real), start(p.imag))
-        return torch.zeros_like(p) + (value.to(p.device) if isinstance(value, Tensor) else value)
+    value: float | Tensor
 
-    return start
+    def __call__(self, p: Tensor) -> Tensor:
+        if p.is_complex():
+            return torch.complex(self(p.real), self(p.imag))
+        return torch.zeros_like(p) + (self.value.to(p.device) if isinstance(self.value, Tensor) else self.value)
 
 
 def _fresh(value: Tensor, param: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fnn import random
-from fnn.optim.base import Optimizer, Update, list_form, needs_params
+from fnn.optim.base import Optimizer, from_lists, list_form, needs_params
 from fnn.optim.hyperparams import Number, as_time, check_range, one_number
 from fnn.optim.layout import Layout
 from fnn.optim.rules import State, from_rule
@@ -148,4 +148,4 @@ def add_noise(key: Tensor, eta: Number, gamma: Number = 0.55) -> Optimizer:
         noisy = [g + std.to(g.dtype) * draw for g, draw in zip(grads, draws, strict=True)]
         return noisy, NoiseState(inner, after.clone())
 
-    return Optimizer(init, Update(on_lists, lambda f, layout, state: state))
+    return from_lists(init, on_lists, lambda f, layout, state: state)

@@ -555,7 +555,7 @@ def test_as_jax_does():
     got = fnn.scan(step, H.float(), XS.float())
     for a, b in zip(got, expected, strict=True):
         assert torch.allclose(a, torch.from_numpy(jax.device_get(b).copy()), rtol=1e-6)
-    carry, ys = jax.lax.scan(lambda c, x: (c, x * 2), as_jax(H), as_jax(XS[:0]))
+    _, ys = jax.lax.scan(lambda c, x: (c, x * 2), as_jax(H), as_jax(XS[:0]))
     assert fnn.scan(lambda c, x: (c, x * 2), H, XS[:0])[1].shape == ys.shape
 
 
@@ -622,6 +622,14 @@ def test_inductor(transform):
     options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
     got = torch.compile(graph, fullgraph=True, options=options)(*fnn.tree.leaves(args))
     close(list(got), fnn.tree.leaves(through(plain_scan)(*args)))
+
+
+@pytest.mark.parametrize("problem", [gru, train_steps, named_tuple, nested], ids=lambda problem: problem.__name__)
+@pytest.mark.parametrize("transform", ["plain", "grad", "per-sample gradients"])
+def test_jit_replays_loops(problem, transform):
+    through = lambda scan: TRANSFORMS[transform](lambda *args: problem(scan, *args))
+    args = PARAMS, H, XS
+    close(fnn.jit(through(fnn.scan), backend="replay")(*args), through(plain_scan)(*args))
 
 
 @pytest.mark.parametrize("problem", [several_carries, no_ys], ids=lambda problem: problem.__name__)

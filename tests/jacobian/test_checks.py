@@ -54,6 +54,78 @@ def test_wrong_derivatives_are_found(name):
         check_grads(f, (TREE,), modes=modes)
 
 
+def test_networks_of_every_dtype_pass():
+    """Right derivatives of right magnitudes: sums that cancel, slopes of zero, tiny and huge values."""
+    x = fnn.random.normal(fnn.random.key(3), (6, 4), torch.float64)
+    functions = {
+        "cube at zero": lambda x: (x - x.detach()) ** 3,
+        "cancels": lambda x: (x + 3.0) - 3.0,
+        "softmax": lambda x: torch.softmax(x, 1).sum(1),
+        "scales": lambda x: torch.tanh(x) * torch.logspace(-6, 6, 4, dtype=x.dtype),
+        "tiny": lambda x: 1e-9 * torch.sin(x),
+        "constant": lambda x: torch.ones_like(x),
+        "half": lambda x: torch.relu(x),
+        "attention": lambda x: torch.softmax(x @ x.T, 1) @ x,
+        "log": lambda x: torch.logsumexp(30.0 * x, 1),
+    }
+    for name, f in functions.items():
+        for dtype in (torch.float64, torch.float32):
+            for key in fnn.random.split(fnn.random.key(4), 3):
+                try:
+                    check_grads(f, (x.to(dtype),), order=2, key=key)
+                except AssertionError as error:
+                    raise AssertionError(f"{name}, {dtype}") from error
+
+
+def beside(large, factor, kind):
+    """A second number whose derivative is wrong by a factor, beside a large one."""
+
+    def f(params):
+        first, second = params["w"][:1], params["w"][1:2]
+        d = second - second.detach()
+        wrong = torch.sin(second) + (factor - 1.0) * torch.cos(second.detach()) * d
+        if kind == "second":
+            wrong = torch.sin(second) - 0.5 * (factor - 1.0) * torch.sin(second.detach()) * d**2
+        if kind == "argument":
+            return large * torch.sin(first) + wrong
+        return torch.cat([large * torch.sin(first), wrong])
+
+    return f
+
+
+@pytest.mark.parametrize("modes", [("fwd",), ("rev",)], ids=str)
+@pytest.mark.parametrize("kind", ["first", "second", "argument"])
+@pytest.mark.parametrize("large", [1.0, 1e4, 1e7])
+def test_a_wrong_entry_beside_a_large_one_is_found(large, kind, modes):
+    if kind == "argument" and modes == ("fwd",) and large > 1.0:
+        return  # the sum of both: what is wrong is below the rounding of J v
+    args = ({"w": X},)
+    check_grads(beside(large, 1.0, kind), args, modes=modes)
+    for factor in (2.0, 0.5, 1.01):
+        with pytest.raises(AssertionError, match="order 2" if kind == "second" else "order 1"):
+            check_grads(beside(large, factor, kind), args, modes=modes)
+
+
+def test_small_values_are_checked_too():
+    for scale in (1e-3, 1e-8):
+        wrong = lambda x, scale=scale: scale * (torch.sin(x) + (x - x.detach()))
+        with pytest.raises(AssertionError, match="at entry"):
+            check_grads(wrong, (X,))
+
+
+def test_float32_finds_a_wrong_entry_beside_ten_million():
+    args = ({"w": X.to(torch.float32)},)
+    for modes in (("fwd",), ("rev",), ("fwd", "rev")):
+        check_grads(beside(1e7, 1.0, "first"), args, modes=modes)
+        with pytest.raises(AssertionError, match="order 1"):
+            check_grads(beside(1e7, 2.0, "first"), args, modes=modes)
+
+
+def test_complex_arguments_are_refused():
+    with pytest.raises(TypeError, match="real"):
+        check_grads(lambda x: x * x, (X.to(torch.complex128),))
+
+
 class Lopsided(torch.autograd.Function):
     generate_vmap_rule = True
 

@@ -169,7 +169,7 @@ def test_functions_without_forward_rules():
     for mode in ("auto", "reverse"):
         close(dense_jacobian(near, mode=mode)(X), torch.func.jacrev(distances)(X))
     close(dense_hessian(lambda x: near(x).sum())(X), torch.func.hessian(lambda x: distances(x).sum())(X))
-    with pytest.raises(TypeError, match="cdist.* has a wrong backward rule under vmap"):
+    with pytest.raises(TypeError, match=r"cdist.* has a wrong backward rule under vmap"):
         torch.func.vmap(dense_jacobian(near))(X[None])
 
 

@@ -1,5 +1,7 @@
 """Products against dense matrices from plain torch.func in float64, also compiled, vmapped and differentiated."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -211,7 +213,7 @@ def test_auto_is_right_where_other_modes_are_not():
         assert reason in why, name
         expected = torch.autograd.functional.hvp(f, x, x)[1]
         torch.testing.assert_close(hvp(f, (x,), (x,))[1], expected)
-        traced = make_fx(lambda x, f=f: hvp(f, (x,), (x,))[1], tracing_mode="fake")(x)
+        traced = make_fx(functools.partial(lambda f, x: hvp(f, (x,), (x,))[1], f), tracing_mode="fake")(x)
         torch.testing.assert_close(traced(x), expected)
 
 
@@ -303,7 +305,7 @@ ERRORS = {
     "no forward rule": (
         lambda: hvp(lambda x: F.huber_loss(x, ONE), (ONE,), (ONE,), "forward-over-reverse"),
         TypeError,
-        r"huber_loss_backward has no forward rule.*mode='reverse-over-reverse'",
+        r"huber_loss_backward has no forward rule.*fnn.losses.huber.*reverse mode: hvp\(f, primals, tangents\)$",
     ),
     "losses": (lambda: empirical_fisher_product(torch.sum, (ONE,), (ONE,)), ValueError, "reduction='none'"),
     "likelihood": (lambda: fisher_product(torch.sin, (ONE,), (ONE,), "poisson"), ValueError, "poisson"),  # type: ignore[arg-type]

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases_optim import CASES, Case, parabola, start, step
 from torch import Tensor
 
 import fnn
 from fnn import optim, tree
+from tests.optim.cases_optim import CASES, Case, parabola, start, step
 
 TABLE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 EAGER_AND_TRACED = pytest.mark.parametrize("traced", [False, True], ids=["eager", "in vmap"])
