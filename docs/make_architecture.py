@@ -63,8 +63,8 @@ def draw(imports: dict[str, set[str]]) -> str:
         for other in sorted(below - implied):
             (x1, y1), (x2, y2) = place[room], place[other]
             lines.append(
-                f'<path d="M{x1:.0f} {y1 + 17:.0f} C {x1:.0f} {y1 + 50:.0f} {x2:.0f} {y2 - 50:.0f} {x2:.0f} {y2 - 18:.0f}"'
-                ' fill="none" stroke="#7a7a7a" stroke-width="1.2" marker-end="url(#tip)"/>'
+                f'<path d="M{x1:.0f} {y1 + 17:.0f} C {x1:.0f} {y1 + 50:.0f} {x2:.0f} {y2 - 50:.0f} '
+                f'{x2:.0f} {y2 - 18:.0f}" fill="none" stroke="#7a7a7a" stroke-width="1.2" marker-end="url(#tip)"/>'
             )
     for room, (x, y) in place.items():
         lines.append(

@@ -19,6 +19,7 @@ from fnn import (
     compile,
     curvature,
     data,
+    debug,
     gradients,
     init,
     jacobian,
@@ -31,7 +32,17 @@ from fnn import (
     random,
     tree,
 )
-from fnn.compile import compile_count, fori_loop, jit, load_compiled, save_compiled, scan
+from fnn.compile import (
+    compile_count,
+    disable_jit,
+    fori_loop,
+    jit,
+    keep_freed_memory,
+    load_compiled,
+    save_compiled,
+    scan,
+    trace,
+)
 from fnn.gradients.clipping import clipped_grad
 from fnn.gradients.per_sample import per_sample_grad
 from fnn.gradients.value_and_grad import grad, value_and_grad
@@ -51,6 +62,8 @@ __all__ = [
     "compile_count",
     "curvature",
     "data",
+    "debug",
+    "disable_jit",
     "fori_loop",
     "grad",
     "gradients",
@@ -61,6 +74,7 @@ __all__ = [
     "jacrev",
     "jit",
     "jvp",
+    "keep_freed_memory",
     "layers",
     "linalg",
     "linearize",
@@ -74,6 +88,7 @@ __all__ = [
     "save_compiled",
     "scan",
     "summary",
+    "trace",
     "tree",
     "value_and_grad",
     "vjp",

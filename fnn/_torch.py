@@ -7,8 +7,8 @@ tests/test_torch.py fails by name when one of them moves.
 import functools
 import importlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,16 @@ from torch._C import _swap_tensor_impl as swap_tensors
 from torch._C._functorch import (
     TransformType,
     get_interpreter_stack,
+    get_unwrapped,
+    is_batchedtensor,
     is_functorch_wrapped_tensor,
+    maybe_get_level,
     peek_interpreter_stack,
+    unwrap_if_dead,
 )
-from torch._higher_order_ops.scan import scan
+from torch._higher_order_ops.scan import scan_op
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import SUPPORTED_NODES as pytree_containers  # noqa: N811
 from torch.utils._pytree import (  # no public pytree module in any supported version
@@ -96,9 +102,11 @@ def data_dependent_errors() -> tuple[type[Exception], ...]:
 
 
 def record(
-    function: Callable[..., list[Tensor]], leaves: Iterable[Tensor], *, for_replay: bool, stack_traces: bool = False
-) -> torch.fx.GraphModule:
-    """The operations of a function of tensors, run once on abstract tensors like the given ones.
+    function: Callable[..., list[Tensor]], layouts: Iterable[tuple], for_replay: bool
+) -> tuple[torch.fx.GraphModule, Callable[[Tensor], Tensor]]:
+    """The operations of a function of tensors, run once on abstract tensors of these shapes, strides, dtypes, devices.
+
+    The second result gives the abstract tensor that stood for one that the function closed over.
 
     Operations that change a tensor become operations that make one; a change of an argument is copied into it at the
     end of the graph. With ``for_replay``, :func:`multi_tensor_kernels` is true meanwhile. A Python number that is read
@@ -111,19 +119,14 @@ def record(
     shapes = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes, static_shapes=True)
     with mode:
-        abstract = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in leaves]
-    options = {"record_stack_traces": True} if stack_traces else {}
-    flat = make_fx(
-        torch.func.functionalize(function, remove="mutations"),
-        tracing_mode="fake",
-        _allow_non_fake_inputs=True,
-        **options,
-    )
+        abstract = [torch.empty_strided(*sizes, dtype=dtype, device=device) for *sizes, dtype, device in layouts]
+    pure = torch.func.functionalize(function, remove="mutations")
+    flat = make_fx(pure, tracing_mode="fake", _allow_non_fake_inputs=True)
     before = _tracing.fake_mode, _tracing.for_replay
     with _trace_lock, torch.no_grad(), _compiling():
         _tracing.fake_mode, _tracing.for_replay = mode, for_replay
         try:
-            return flat(*abstract)
+            return flat(*abstract), mode.from_tensor
         finally:
             _tracing.fake_mode, _tracing.for_replay = before
 
@@ -235,6 +238,48 @@ def _kind(value: Any) -> Any:
     return tuple(map(_kind, value)) if isinstance(value, (list, tuple)) else (type(value), getattr(value, "ndim", None))
 
 
+_calls: list[Callable[[list[Tensor]], None]] = []
+_library = torch.library.Library("fnn", "FRAGMENT")
+_library.define("call(int number, Tensor[] values) -> ()")
+_library.impl("call", lambda number, values: _calls[number](values), "CompositeExplicitAutograd")
+torch.library.register_fake("fnn::call", lambda number, values: None, lib=_library)
+python_call = torch.ops.fnn.call.default
+torch.fx.node.has_side_effect(python_call)
+
+
+def call_when_run(function: Callable[[list[Tensor]], None], tensors: Iterable[Tensor]) -> None:
+    """Call a function of tensors for its effect: now, or where a graph is recorded, whenever that is replayed.
+
+    It is given the plain tensors below all transforms of torch.func.
+    """
+    plain = []
+    for tensor in tensors:
+        while is_functorch_wrapped_tensor(tensor):
+            if torch._C._functorch.is_functionaltensor(tensor):
+                torch._sync(tensor)
+            tensor = torch._C._functorch.get_unwrapped(tensor)
+        plain.append(tensor)
+    if _tracing.fake_mode is None:
+        function(plain)
+    else:
+        _calls.append(function)
+        python_call(len(_calls) - 1, plain)
+
+
+class after_each_operation(TorchDispatchMode):  # noqa: N801  (it is used as a context manager)
+    """Call ``check(name, arguments, results)`` after each operation that runs, with the tensors among them."""
+
+    def __init__(self, check: Callable[[str, list[Tensor], list[Tensor]], None]) -> None:
+        super().__init__()
+        self.check = check
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        results = func(*args, **(kwargs or {}))
+        self.check(func._opname, given, [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)])
+        return results
+
+
 def storage_key(tensor: Tensor) -> int:
     """Equal for two living tensors exactly where they share their memory."""
     return tensor.untyped_storage()._cdata
@@ -249,6 +294,40 @@ def inside_derivative() -> bool:
     """Whether a ``grad``, ``vjp`` or ``jvp`` is among the transforms of torch.func that are active."""
     kinds = (TransformType.Grad, TransformType.Jvp)
     return any(level.key() in kinds for level in get_interpreter_stack() or ())
+
+
+def values_can_be_read() -> bool:
+    """Whether a number may be taken out of a tensor here: not in a trace, nor under ``vmap``."""
+    return not (inside_vmap() or torch.compiler.is_compiling() or dispatch_modes())
+
+
+def is_of_outer_transform(tensor: Tensor) -> bool:
+    """Whether the tensor belongs to a transform of torch.func that is not active here."""
+    if not is_functorch_wrapped_tensor(tensor):
+        return False
+    innermost = peek_interpreter_stack()
+    return not 0 < maybe_get_level(tensor) <= (0 if innermost is None else innermost.level())
+
+
+def forward_mode_inside_jvp() -> Any:
+    """Forward mode for what the ``jvp`` of a ``torch.autograd.Function`` computes, so that it can be differentiated."""
+    return torch.autograd.forward_ad._set_fwd_grad_enabled(True)
+
+
+def without_tangent(tensor: Tensor) -> Tensor:
+    """The tensor as a constant to the innermost forward mode."""
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return tensor
+    return torch.autograd.forward_ad.unpack_dual(tensor, level=0).primal
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor may be looked at here: not under vmap, nor where a function is traced."""
+    while is_functorch_wrapped_tensor(tensor):
+        if is_batchedtensor(tensor):
+            return False
+        tensor = get_unwrapped(tensor)
+    return not (torch.compiler.is_compiling() or isinstance(tensor, FakeTensor) or tensor.is_meta)
 
 
 def storage_users(tensor: Tensor) -> int:
@@ -313,28 +392,355 @@ def mark_static(tensors: Iterable[Tensor]) -> None:
         tensor._dynamo_static_input_type = "unguarded"  # type: ignore[attr-defined]
 
 
+# Loops in traced graphs (fnn.compile.loops). Modules of the compiler are imported when a loop is first traced.
+
+
+def recording() -> bool:
+    """Whether make_fx is recording the operations that run here."""
+    return _proxy_mode() is not None
+
+
+def _proxy_mode() -> Any:
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
+
+
+def not_recorded() -> Any:
+    """A context in which make_fx does not record what runs."""
+    from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+    return disable_proxy_modes_tracing()
+
+
+def outside_transforms() -> Any:
+    """A context in which no transform of torch.func is active."""
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    return temporarily_clear_interpreter_stack()
+
+
+class NotClosedError(Exception):
+    """A function cannot be made a graph of its own, because its meaning depends on the transforms around it."""
+
+
+class _OuterTensors(TorchFunctionMode):
+    """Puts a plain tensor in the place of each tensor that belongs to a torch.func transform outside the function.
+
+    Raises :class:`NotClosedError` where the function does what a graph does not keep: a custom ``autograd.Function``,
+    or a region in which gradients are disabled.
+    """
+
+    def __init__(self, tracer: Any) -> None:
+        super().__init__()
+        self.tracer = tracer
+        self.detaching = False
+        self.stand_ins: dict[int, tuple[Tensor, Tensor]] = {}  # by the identity of the outer tensor: it, its stand-in
+        self.originals: dict[int, Tensor] = {}  # by the identity of the stand-in
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        from torch._functorch.autograd_function import custom_function_call
+
+        if not self.is_recording():  # the step of a loop inside the function is being traced
+            return func(*args, **(kwargs or {}))
+        if func is custom_function_call:
+            raise NotClosedError("a custom torch.autograd.Function")
+        if func in (torch.Tensor.data.__get__, torch.Tensor.detach_):
+            raise NotClosedError("a tensor without its history")
+        wrapping = getattr(func, "__name__", "") == "_make_dual"  # of torch.func.jvp
+        args, kwargs = tree_map(lambda value: self.inside(value, wrapping), (args, kwargs or {}))
+        self.detaching = func in (torch.Tensor.detach, torch.detach, torch.ops.aten.detach.default)
+        try:
+            results = func(*args, **kwargs)
+        finally:
+            self.detaching = False
+        floating = any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in tree_leaves(results))
+        if floating and not torch.is_grad_enabled() and self.at_function_level():
+            raise NotClosedError("a region without gradients")
+        return results
+
+    def is_recording(self) -> bool:
+        """Whether what runs here is recorded in the function's own graph; it is not in other threads."""
+        mode = _proxy_mode()
+        return mode is not None and mode.tracer is self.tracer
+
+    @staticmethod
+    def at_function_level() -> bool:
+        """Whether no transform inside the function is active."""
+        innermost = peek_interpreter_stack()
+        return innermost is not None and innermost.level() == 1
+
+    def inside(self, value: Any, wrapping: bool = False) -> Any:
+        """The tensor itself where it was made inside the function, otherwise its stand-in.
+
+        A tensor of no transform needs one only where a transform inside the function is about to wrap it.
+        """
+        if not isinstance(value, Tensor) or not self.is_recording():
+            return value
+        bottom = value
+        while is_functorch_wrapped_tensor(bottom):
+            bottom = torch._C._functorch.get_unwrapped(bottom)
+        if (bottom is value and not wrapping) or id(bottom) in self.originals or _is_recorded(bottom, self.tracer):
+            return value
+        if id(value) not in self.stand_ins:
+            with torch._C.DisableTorchFunction(), not_recorded(), outside_transforms():
+                stand_in = torch.zeros(value.shape, dtype=value.dtype, device=value.device)
+            self.stand_ins[id(value)] = value, stand_in
+            self.originals[id(stand_in)] = value
+        return self.stand_ins[id(value)][1]
+
+
+@contextmanager
+def _wrapping(outer: _OuterTensors) -> Iterator[None]:
+    """Show the mode the tensors that torch.func's transforms are given, which they wrap without a visible operation."""
+    vmap = importlib.import_module("torch._functorch.vmap")
+    eager_transforms = importlib.import_module("torch._functorch.eager_transforms")
+    originals = eager_transforms._wrap_for_grad, vmap._add_batch_dim
+    wrap_for_grad, add_batch_dim = originals
+    eager_transforms._wrap_for_grad = lambda tensor, level: wrap_for_grad(outer.inside(tensor, True), level)
+    vmap._add_batch_dim = lambda tensor, dim, level: add_batch_dim(outer.inside(tensor, True), dim, level)
+    try:
+        yield
+    finally:
+        eager_transforms._wrap_for_grad, vmap._add_batch_dim = originals
+
+
+class _Closing(threading.local):
+    def __init__(self) -> None:
+        self.functions: list[_OuterTensors] = []
+
+
+_closing = _Closing()
+
+
+def inside(tensor: Tensor) -> Tensor:
+    """The tensor as the function sees it that :func:`closed_graph` is tracing, where that is the case."""
+    return _closing.functions[-1].inside(tensor) if _closing.functions else tensor
+
+
+def _is_recorded(tensor: Tensor, tracer: Any) -> bool:
+    from torch.fx.experimental.proxy_tensor import get_proxy_slot
+
+    return get_proxy_slot(tensor, tracer, None) is not None
+
+
+def closed_graph(
+    function: Callable, examples: Sequence[Tensor], differentiable: bool, run: Callable
+) -> tuple[torch.fx.GraphModule, list[Tensor]]:
+    """The graph of a function of tensors that returns a list of tensors, and the tensors that it closes over.
+
+    The graph takes the arguments and then those tensors. It means what the function means at the innermost transform of
+    torch.func that is active here; no transform around the function is part of it. With ``differentiable`` the
+    transforms inside the function work as inside another transform, so that the graph can be differentiated again.
+    No operation of the graph changes a tensor. ``run(graph, values)`` is called to run a graph that holds loops.
+    """
+    from torch._functorch import eager_transforms
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    originals: dict[int, Tensor] = {}
+
+    def traced(*arguments: Tensor) -> list[Tensor]:
+        if not differentiable:
+            return function(*arguments)
+        outer = _OuterTensors(_proxy_mode().tracer)
+        _closing.functions.append(outer)
+        try:
+            with _wrapping(outer), torch.enable_grad(), eager_transforms.grad_increment_nesting() as level, outer:
+                results = [outer.inside(result) for result in function(*arguments)]
+                results = [torch._C._functorch._unwrap_for_grad(result, level) for result in results]
+            originals.update(outer.originals)
+            alive.extend(outer.stand_ins.values())
+            return results
+        finally:
+            _closing.functions.pop()
+
+    def detach(tensor: Tensor) -> Tensor:
+        """As the function wrote it; autograd, which detaches what it saves, means the tensor itself."""
+        if _closing.functions and _closing.functions[-1].detaching:
+            return NotImplemented
+        return torch.ops.aten.alias.default(tensor)
+
+    alive: list[Any] = []  # so that no identity is used twice
+    with not_recorded(), outside_transforms():
+        graph = make_fx(traced, {torch.ops.aten.detach.default: detach}, _allow_non_fake_inputs=True)(*examples)
+        constants = _hoist_constants(graph, originals)
+        if any(_writes(node) for node in graph.graph.nodes):
+            values = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+            functional = torch.func.functionalize(lambda *values: run(graph, values))
+            kept = {torch.ops.aten.detach.default: lambda tensor: NotImplemented}
+            graph = make_fx(functional, kept, _allow_non_fake_inputs=True)(*values)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph, constants
+
+
+def _writes(node: torch.fx.Node) -> bool:
+    """Whether the operation changes one of its arguments."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _hoist_constants(graph: torch.fx.GraphModule, originals: dict[int, Tensor]) -> list[Tensor]:
+    """Turn the tensors that a graph holds into further inputs; they are returned."""
+    placeholders: dict[int, torch.fx.Node] = {}
+    constants: list[Tensor] = []
+    last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1:]
+    for node in list(graph.graph.nodes):
+        value = getattr(graph, str(node.target), None) if node.op == "get_attr" else None
+        if not isinstance(value, Tensor):
+            continue
+        if id(value) not in placeholders:
+            place = graph.graph.inserting_after(last[-1]) if last else graph.graph.inserting_before(None)
+            with place:
+                placeholders[id(value)] = graph.graph.placeholder(f"closed_over_{len(constants)}")
+            last.append(placeholders[id(value)])
+            placeholders[id(value)].meta["val"] = value
+            constants.append(originals.get(id(value), value))
+        node.replace_all_uses_with(placeholders[id(value)])
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return constants
+
+
+class Level:
+    """The innermost transform of torch.func that is active, as a loop has to see it.
+
+    ``kind`` is "vmap", "grad", "jvp" or "functionalize". ``unwrap`` and ``wrap`` take a tensor to the next level and
+    back; what runs ``below`` sees the next level as the innermost.
+    """
+
+    def __init__(self) -> None:
+        from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+
+        self._interpreter = retrieve_current_functorch_interpreter()
+        self.kind = self._interpreter.key().name.lower()
+        self.number = self._interpreter.level()
+
+    def below(self) -> Any:
+        return self._interpreter.lower()
+
+    def unwrap(self, tensor: Tensor) -> Tensor:
+        if self.kind == "functionalize":
+            return self._functional().unwrap_tensors((tensor,))[0]
+        return torch._C._functorch._unwrap_for_grad(tensor, self.number)
+
+    def wrap(self, tensor: Tensor) -> Tensor:
+        if self.kind == "functionalize":
+            return self._functional().wrap_tensors((tensor,))[0]
+        return torch._C._functorch._wrap_for_grad(tensor, self.number)
+
+    def _functional(self) -> Any:
+        from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
+
+        return FunctorchFunctionalizeAPI(self._interpreter)
+
+    def unwrap_batched(self, tensor: Tensor) -> tuple[Tensor, int | None]:
+        """The tensor below and the position of the dimension that vmap hides; None where there is none."""
+        return torch._C._functorch._unwrap_batched(tensor, self.number)
+
+    def wrap_batched(self, tensor: Tensor, position: int) -> Tensor:
+        return torch._C._functorch._add_batch_dim(tensor, position, self.number)
+
+    @property
+    def batch_size(self) -> int:
+        return self._interpreter.batch_size()
+
+    @property
+    def randomness(self) -> str:
+        return self._interpreter.randomness()
+
+    def is_innermost(self, wrapped: Tensor) -> bool:
+        """Whether this transform, one of whose tensors is given, has not ended and is the innermost one."""
+        current = peek_interpreter_stack()
+        alive = torch._C._functorch.unwrap_if_dead(wrapped) is wrapped
+        return alive and current is not None and current.level() == self.number
+
+    def requires_grad(self, tensor: Tensor) -> bool:
+        """Whether the tensor is differentiated at this level."""
+        return torch._C._functorch.maybe_get_level(tensor) == self.number and tensor.requires_grad
+
+
+def single_level_function(name: str, methods: dict[str, Callable], inside_transform: bool) -> Callable[..., Any]:
+    """``apply`` of an autograd.Function, of the innermost transform alone where there is one."""
+    from torch._functorch.utils import enable_single_level_autograd_function
+
+    function = torch.autograd.function._SingleLevelFunction if inside_transform else torch.autograd.Function
+    made = type(name, (function,), {key: staticmethod(method) for key, method in methods.items()})
+
+    def apply(*arguments: Tensor) -> Any:
+        with enable_single_level_autograd_function() if inside_transform else nullcontext():
+            return made.apply(*arguments)
+
+    return apply
+
+
+@contextmanager
+def derivatives_enabled() -> Iterator[None]:
+    """Enable reverse and forward mode, both of which an autograd.Function disables while its ``forward`` runs."""
+    with torch.enable_grad(), torch.autograd.forward_ad._set_fwd_grad_enabled(True):
+        yield
+
+
+def record_scan(
+    body: torch.fx.GraphModule, carry: list[Tensor], xs: list[Tensor], closed_over: list[Tensor]
+) -> tuple[Tensor, ...]:
+    """Record one loop: torch's scan operator, whose body takes carry, x and closed_over and returns carry and y.
+
+    As ``torch._higher_order_ops.scan.trace_scan`` does, without importing the compiler.
+    """
+    from torch.fx.experimental.proxy_tensor import track_tensor_tree
+
+    tracer = _proxy_mode().tracer
+    length = xs[0].shape[0]
+    results = [node.meta["val"] for node in body.graph.find_nodes(op="output")[0].args[0]]
+    with not_recorded():
+        shapes = [result.shape for result in results[: len(carry)]]
+        shapes += [(length, *result.shape) for result in results[len(carry) :]]
+        out = tuple(
+            torch.empty(shape, dtype=result.dtype, device=result.device)
+            for shape, result in zip(shapes, results, strict=True)
+        )
+    number = 0
+    while hasattr(tracer.root, f"scan_body_{number}"):
+        number += 1
+    tracer.root.register_module(f"scan_body_{number}", body)
+    arguments = tree_map(tracer.unwrap_proxy, (body, carry, xs, tuple(closed_over)))
+    proxy = tracer.create_proxy("call_function", scan_op, arguments, {}, name="scan")
+    return track_tensor_tree(out, proxy, constant=None, tracer=tracer)
+
+
 __all__ = [
     "CustomGraphPass",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
+    "Level",
+    "NotClosedError",
     "TorchDispatchMode",
     "TorchDynamoException",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
     "cache_folder",
     "cached_libraries",
+    "closed_graph",
     "constant_when_traced",
+    "derivatives_enabled",
     "dispatch_modes",
     "foreach",
     "foreach_add_scalar",
+    "forward_mode_inside_jvp",
     "fused_adam",
     "get_hash_for_files",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
+    "inside",
     "inside_derivative",
     "inside_vmap",
+    "is_of_outer_transform",
     "is_view",
     "mark_static",
     "mode_options",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
     "multi_tensor_kernels",
+    "not_recorded",
     "onednn_linear",
+    "outside_transforms",
     "peek_interpreter_stack",
     "pytree_containers",
-    "scan",
+    "readable",
+    "record_scan",
+    "recording",
+    "scan_op",
+    "single_level_function",
     "size_hint",
     "storage_id",
     "storage_users",
@@ -344,6 +750,9 @@ __all__ = [
     "tree_leaves",
     "tree_map",
     "tree_unflatten",
+    "unwrap_if_dead",
+    "values_can_be_read",
     "varying",
     "version",
+    "without_tangent",
 ]

@@ -64,7 +64,8 @@ def sweep(flags: Flags) -> dict[str, float]:
     def start(rate: Tensor) -> tuple:
         return fnn.tree.map(torch.clone, params), optim.set_hyperparams(optimizer.init(params), learning_rate=rate)
 
-    def train(step: Callable, params: Any, state: Any, label: str) -> tuple[Any, float]:
+    def train(step: Callable, first: tuple, label: str) -> tuple[Any, float]:
+        params, state = first
         begin = time.perf_counter()
         for batch in command_line.progress(batches, label, len(batches)):
             params, state, _ = step(params, state, batch)
@@ -77,7 +78,7 @@ def sweep(flags: Flags) -> dict[str, float]:
     one = command_line.jit(train_step, flags)
     first = fnn.vmap(start)(rates)
     all_at_once(*first, batches[0])  # compilation and caches are not measured
-    trained, seconds = train(all_at_once, *first, f"{flags.rates} rates at once")
+    trained, seconds = train(all_at_once, first, f"{flags.rates} rates at once")
     final = fnn.vmap(loss, in_dims=(0, None))(trained, data.train)
     best = int(torch.where(final.isfinite(), final, torch.inf).argmin())
     figures = {
@@ -89,7 +90,7 @@ def sweep(flags: Flags) -> dict[str, float]:
     if flags.loop:
         chosen = [round(i * (flags.rates - 1) / max(1, flags.loop - 1)) for i in range(flags.loop)]
         one(*start(rates[0]), batches[0])
-        alone = [train(one, *start(rates[i]), f"rate {float(rates[i]):.2g} alone") for i in chosen]
+        alone = [train(one, start(rates[i]), f"rate {float(rates[i]):.2g} alone") for i in chosen]
         losses = torch.stack([loss(params, data.train) for params, _ in alone])
         figures["loop_over_vmap"] = sum(s for _, s in alone) / flags.loop * flags.rates / seconds
         calm = final[chosen] < 0.5  # where training is chaotic, roundings grow

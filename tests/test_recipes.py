@@ -400,17 +400,36 @@ def test_the_heat_equation_is_learned(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_with_compiled_code_of_another_equals_it(tmp_path: Path) -> None:
-    file = tmp_path / "step.bin"
-    flags = ("recipes.mlp", "--epochs", "2", "--compiled", str(file))
-    run(*flags, "--output", str(tmp_path / "first"))
-    size = file.stat().st_size
-    run(*flags, "--output", str(tmp_path / "second"))
-    assert metrics(tmp_path / "first") == metrics(tmp_path / "second")
-    assert file.stat().st_size == size
-    run("recipes.mlp", "--epochs", "2", "--output", str(tmp_path / "eager"))
-    for row, other in zip(metrics(tmp_path / "second"), metrics(tmp_path / "eager"), strict=True):
+def test_a_compiled_run_equals_a_replayed_one(tmp_path: Path) -> None:
+    for name, flags in {"replayed": {}, "compiled": {"compile": True}}.items():
+        short("mlp", tmp_path / name, **flags)
+    for row, other in zip(metrics(tmp_path / "compiled"), metrics(tmp_path / "replayed"), strict=True):
         assert row == pytest.approx(other, rel=1e-3)
+
+
+def test_nothing_is_traced_while_natural_gradient_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jitted: list[Callable] = []
+    jit, run = fnn.jit, natural_gradient.run
+    counts: list[list[int]] = []
+
+    def kept(*arguments: Any, **settings: Any) -> Callable:
+        jitted.append(jit(*arguments, **settings))
+        return jitted[-1]
+
+    def counted(*arguments: Any) -> Any:
+        result = []
+        for timed in (False, True):
+            result = run(*arguments) if timed else result
+            counts.append([fnn.compile_count(function) for function in jitted])
+        return result
+
+    monkeypatch.setattr(fnn, "jit", kept)
+    monkeypatch.setattr(natural_gradient, "run", counted)
+    short("natural_gradient", tmp_path, steps=4, adam_steps=4)
+    before, after = counts
+    assert before == after
+    assert len(before) == 5
+    assert min(before) >= 1
 
 
 @pytest.mark.slow

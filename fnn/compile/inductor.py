@@ -8,18 +8,20 @@ from torch import Tensor, fx
 
 from fnn import _torch
 from fnn.compile.donation import hold_interrupts, release_interrupts
-from fnn.compile.replay import Executable
+from fnn.compile.replay import Run
 from fnn.compile.trace import Trace, own_results
 
 aten = torch.ops.aten
 
 
-def compile_graph(trace: Trace, donated: Mapping[int, int], mode: str | None, options: dict[str, Any]) -> Executable:
+def compile_graph(trace: Trace, donated: Mapping[int, int], mode: str | None, options: dict[str, Any]) -> Run:
     """As :func:`fnn.compile.replay.replay`: the results of the graph, by generated code.
 
     New values of donated inputs are copied into them at the end of the graph, which the compiler merges with the last
     operation that computes them.
     """
+    if any(node.target is _torch.python_call for node in trace.module.graph.nodes):
+        raise TypeError('fnn.debug.print works with backend="replay" only; take it out, or jit without "inductor"')
     own_results(trace, donated)
     graph, inputs = trace.module.graph, trace.inputs
     output = next(node for node in reversed(graph.nodes) if node.op == "output")

@@ -1,12 +1,11 @@
 """``jit``: a pure function is traced once for each kind of its arguments, and its flat graph is what runs."""
 
 import functools
-import inspect
 import os
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,9 +13,8 @@ from torch import Tensor
 from fnn import _torch
 from fnn import tree as _tree
 from fnn.compile import donation
-from fnn.compile.inductor import compile_graph
-from fnn.compile.replay import replay
-from fnn.compile.trace import Trace, trace
+from fnn.compile.executable import Executable, Signature
+from fnn.compile.trace import Layout, layout_of, name_of, parameters
 from fnn.compile.watch import Watch, by_value
 from fnn.tree import Tree, TreeDef
 
@@ -57,29 +55,64 @@ def jit(
     options: dict[str, Any] | None = None,
     background: bool | int = False,
 ) -> Any:
-    """Trace a pure function once for each kind of its arguments, and run the flat graph.
+    """Trace a pure function once for each kind of arguments, and run the flat graph. Use as ``@jit`` or ``@jit(...)``.
 
-    TODO
+    Args:
+        f: a pure function of trees of tensors.
+        donate_argnums: positional arguments whose memory the results take over, so that a train step holds
+            one copy of params and optimizer state. The donated tensors hold no data afterwards; go on with
+            the results: ``params, opt_state, value = step(params, opt_state, batch)``. Each donated leaf needs
+            a result of its shape, dtype and device.
+        static_argnums: positional arguments that are hashable Python values; one graph for each value and type.
+        backend: "replay" runs the operations one by one with eager's own kernels: it is ready as soon as f has been
+            traced, and gives the bits that f gives. "inductor" generates code, as ``torch.compile`` does.
+        mode: Inductor's: "reduce-overhead" (CUDA graphs), "max-autotune", ...
+        options: Inductor's, over fnn's own defaults where everything is on the CPU: ``layout_optimization=False``
+            and the matrix products of :mod:`fnn.compile.cpu_matmul`, whose route ``{"cpu_matmul": "mkl"}`` or
+            ``"onednn"`` sets.
+        background: replay until Inductor is ready in a thread, and then switch. A number says at which call to switch,
+            so that a run can be repeated bit for bit.
+
+    While f is traced its tensors have shapes, but no values. It is traced again for another structure, shape, stride,
+    dtype or device of the arguments, another static argument, other settings of torch (default dtype, autocast,
+    deterministic algorithms), and when something that f refers to has changed: see :mod:`fnn.compile.watch`. Never for
+    other numbers in a tensor. ``jitted.explain(*args)`` says why a call would trace again, :func:`compile_count` how
+    often that has happened. Inside another jitted function and inside ``vmap``, ``grad`` and their like it is f itself.
+
+    Raises ``TypeError`` for a leaf that is not a tensor and for Python code that asks for a tensor's value (naming the
+    line); ``ValueError`` for a tree that was donated before, one tensor donated twice, and a donated leaf for which
+    there is no result. An exception of f is raised as itself. Results never require gradients.
+
+    >>> square = jit(lambda x: x * x)
+    >>> square(torch.tensor(3.0)), compile_count(square)
+    (tensor(9.), 1)
+    >>> @jit(donate_argnums=0)
+    ... def halve(params):
+    ...     return {"w": params["w"] / 2}
+    >>> params = {"w": torch.ones(2)}
+    >>> params = halve(params)
+    >>> params
+    {'w': tensor([0.5000, 0.5000])}
     """
-    settings = {
-        "donate_argnums": _numbers(donate_argnums),
-        "static_argnums": _numbers(static_argnums),
-        "backend": backend,
-        "mode": mode,
-        "options": options,
-        "background": background,
-    }
+    backend = {"eager": "replay", "aot_eager": "replay"}.get(backend, backend)
+    if backend not in ("replay", "inductor"):
+        raise ValueError(f'jit: backend is "replay" or "inductor", got {backend!r}')
+    if backend == "replay" and (mode or options or background is not False):
+        raise ValueError('jit: mode, options and background are for backend="inductor"')
+    settings = {"backend": backend, "mode": mode, "options": options or {}, "background": background}
+    donated, static = _numbers(donate_argnums), _numbers(static_argnums)
     if f is None:
-        return functools.partial(jit, **settings)
-    if set(settings["donate_argnums"]) & set(settings["static_argnums"]):
+        return functools.partial(jit, donate_argnums=donated, static_argnums=static, **settings)
+    if set(donated) & set(static):
         raise ValueError(f"an argument is either donated or static, got {donate_argnums!r} and {static_argnums!r}")
-    jitted = _Jitted(f, settings)
+    jitted = _Jitted(f, donated, static, settings)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return f(*args, **kwargs) if _switch.off or _torch.plain_call() else jitted.call(args, kwargs)
 
     functools.update_wrapper(call, f)
-    call.compile_count = lambda: jitted.count  # type: ignore[attr-defined]
+    call.compile_count = lambda: len(jitted.records)  # type: ignore[attr-defined]
+    call.explain = lambda *args, **kwargs: jitted.explain(args, kwargs)  # type: ignore[attr-defined]
     return call
 
 
@@ -92,28 +125,41 @@ def compile_count(jitted: Callable) -> int:
     return jitted.compile_count()  # type: ignore[attr-defined]
 
 
+class _Record(NamedTuple):
+    """What a graph was traced for, for :meth:`_Jitted.explain`."""
+
+    treedef: TreeDef
+    layouts: list[Layout]
+    statics: tuple
+    state: tuple
+    watched: dict[str, Any]
+
+
 class _Jitted:
     """A function with its settings and everything that has been traced of it."""
 
-    def __init__(self, f: Callable, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, f: Callable, donated: tuple[int, ...], static: tuple[int, ...], settings: dict[str, Any]
+    ) -> None:
         self.f = f
+        self.donated = donated
+        self.static = static
         self.settings = settings
-        self.static: tuple[int, ...] = settings["static_argnums"]
-        self.count = 0
         self.lock = threading.RLock()
         self.watches: dict[Hashable, Watch] = {}  # by the static arguments
-        self.signatures: dict[int, _Signature] = {}  # by the id of a structure, which the signature keeps alive
-        self.last: _Signature | None = None
+        self.signatures: dict[int, Signature] = {}  # by the id of a structure, which the signature keeps alive
+        self.last: Signature | None = None
+        self.records: list[_Record] = []
 
     def call(self, args: tuple, kwargs: dict) -> Any:
         values: tuple = ()
         if self.static:
-            args, values = _split(self.f, args, kwargs, self.static)
+            args, values = self._split(args, kwargs)
         signature = self.last
         leaves = signature.treedef.flatten_exact((args, kwargs)) if signature else None
         if leaves is None or signature is None:
             leaves, treedef = _tree.flatten((args, kwargs))
-            signature = self.last = self.signatures.get(id(treedef)) or self._signature(treedef)
+            signature = self.last = self._signature(treedef)
         if not _TENSORS.issuperset(map(type, leaves)):
             signature.check(leaves)
         given = [leaves[i] for i in signature.donated]
@@ -122,8 +168,9 @@ class _Jitted:
         statics = tuple(map(_static_key, values))
         watch = self.watches.get(statics) or self.watches.setdefault(statics, Watch([self.f, *values]))
         table = watch.look()
+        state = _global_state()
         key = (
-            id(signature), *_global_state(), *map(_shape, leaves), *map(_dtype, leaves), *map(_device, leaves),
+            id(signature), state, *map(_shape, leaves), *map(_dtype, leaves), *map(_device, leaves),
             *map(Tensor.stride, leaves),
         )  # fmt: skip
         executable = table.get(key)
@@ -132,125 +179,102 @@ class _Jitted:
                 executable = table.get(key)
                 if executable is None or not executable.holds():
                     signature.check(leaves)
-                    executable = table[key] = _Executable(self, signature, leaves, values)
-                    self.count += 1
+                    rare = self._only_sizes_differ(signature, leaves, statics)
+                    f = self._with_statics(values)
+                    executable = Executable(f, signature, leaves, watch.references, rare=rare, **self.settings)
+                    table[key] = executable
+                    layouts = [*map(layout_of, leaves)]
+                    self.records.append(_Record(signature.treedef, layouts, statics, state, watch.values()))
         return executable(leaves, given)
 
-    def _signature(self, treedef: TreeDef) -> "_Signature":
-        return self.signatures.setdefault(id(treedef), _Signature(self.f, treedef, self.settings))
+    def explain(self, args: tuple, kwargs: dict) -> str:
+        """A sentence on whether a call with these arguments would trace the function, and why."""
+        values: tuple = ()
+        if self.static:
+            args, values = self._split(args, kwargs)
+        leaves, treedef = _tree.flatten((args, kwargs))
+        signature = self._signature(treedef)
+        signature.check(leaves)
+        statics = tuple(map(_static_key, values))
+        watched = Watch([self.f, *values]).values()
+        now = _Record(treedef, [*map(layout_of, leaves)], statics, _global_state(), watched)
+        reasons = [_differences(signature.names, then, now) for then in self.records]
+        name = name_of(self.f)
+        if not reasons:
+            return f"{name} has not been traced yet"
+        nearest = min(reasons, key=len)
+        return f"{name} is traced again: {'; '.join(nearest)}" if nearest else f"{name} has been traced for this call"
 
+    def _signature(self, treedef: TreeDef) -> Signature:
+        signature = self.signatures.get(id(treedef))
+        if signature is None:
+            signature = Signature(self.f, treedef, self.donated, self.static)
+            signature = self.signatures.setdefault(id(treedef), signature)
+        return signature
 
-class _Signature:
-    """The structure of the arguments that are not static, which of their leaves are donated, and their names."""
+    def _only_sizes_differ(self, signature: Signature, leaves: Sequence[Tensor], statics: tuple) -> bool:
+        """Whether it has been traced for such arguments of other sizes: this may be a last, short batch."""
+        if self.settings["backend"] == "replay":
+            return False
+        kinds = [(len(x.shape), x.dtype, x.device) for x in leaves]
+        return any(
+            record.treedef is signature.treedef
+            and record.statics == statics
+            and [(len(x.shape), x.dtype, x.device) for x in record.layouts] == kinds
+            and [x.shape for x in record.layouts] != [x.shape for x in leaves]
+            for record in self.records
+        )
 
-    def __init__(self, f: Callable, treedef: TreeDef, settings: dict[str, Any]) -> None:
-        self.f = f
-        self.treedef = treedef
-        self.static: tuple[int, ...] = settings["static_argnums"]
-        positional, keywords = treedef.children
-        names = [name for i, name in enumerate(_parameters(f)) if i not in self.static]
-        names = [names[i] if i < len(names) else f"argument {i}" for i in range(len(positional.children))]
-        self.names = [
-            f"{name}{path}"
-            for name, child in zip(
-                [*names, *keywords.node.keys], [*positional.children, *keywords.children], strict=True
-            )
-            for path in child.keystrs
-        ]
-        sizes = [child.num_leaves for child in positional.children]
-        self.arguments = [i - sum(s < i for s in self.static) for i in settings["donate_argnums"]]
-        if any(i >= len(sizes) for i in self.arguments):
-            raise TypeError(f"{_name(f)}: a donated argument must be given by position")
-        self.blocks = [range(sum(sizes[:i]), sum(sizes[: i + 1])) for i in self.arguments]
-        self.donated = [leaf for block in self.blocks for leaf in block]
-
-    def check(self, leaves: Sequence[Any]) -> None:
-        """Raise ``TypeError`` for a leaf that is not a tensor, ``ValueError`` for one donated before or twice."""
-        for name, leaf in zip(self.names, leaves, strict=True):
-            if not isinstance(leaf, Tensor):
-                raise TypeError(
-                    f"{name} is {leaf!r}, a {type(leaf).__name__}, which would be frozen into the graph; pass "
-                    f"torch.tensor(...), keep it in a closure, or name the argument in static_argnums"
-                )
-            if leaf.is_meta:
-                raise ValueError(
-                    f"{name} holds no data: it was donated to an earlier call, whose result has its memory now. "
-                    "Go on with that result, as in params = step(params, ...), or donate a copy (leaf.clone())"
-                )
-        places: dict[int, str] = {}
-        for i in self.donated:
-            if id(leaves[i]) in places:
-                raise ValueError(
-                    f"{places[id(leaves[i])]} and {self.names[i]} are the same tensor, and a donated tensor's memory "
-                    "can take only one result; pass leaf.clone() in one of the two places"
-                )
-            places[id(leaves[i])] = self.names[i]
-
-
-class _Executable:
-    """A traced graph, ready to be called with leaves of the shapes and dtypes that it was traced with."""
-
-    def __init__(self, jitted: _Jitted, signature: _Signature, leaves: Sequence[Tensor], values: tuple) -> None:
-        static = dict(zip(jitted.static, values, strict=False))
+    def _with_statics(self, values: tuple) -> Callable[..., Tree]:
+        """The function of the arguments that are not static."""
+        if not values:
+            return self.f
+        static = dict(zip(self.static, values, strict=False))
 
         def function(*args: Any, **kwargs: Any) -> Tree:
             rest = iter(args)
             total = len(args) + len(static)
-            return jitted.f(*[static[i] if i in static else next(rest) for i in range(total)], **kwargs)
+            return self.f(*[static[i] if i in static else next(rest) for i in range(total)], **kwargs)
 
-        compiled = jitted.settings["backend"] == "inductor"
-        named = functools.update_wrapper(function, jitted.f)
-        traced = trace(named, signature.treedef, leaves, for_replay=not compiled)
-        self.constants = traced.constants
-        self.described = [*map(_kind, traced.constants)]
-        self.donated = signature.donated
-        self.treedef = traced.treedef
-        self.places = _places(signature, leaves, traced)
-        donated = dict(zip(self.donated, self.places, strict=True))
-        if compiled:
-            self.run = compile_graph(traced, donated, jitted.settings["mode"], jitted.settings["options"] or {})
-        else:
-            self.run = replay(traced, donated)
-        self.autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-        self.hand_over = donation.Handover()
+        return functools.update_wrapper(function, self.f)
 
-    def holds(self) -> bool:
-        """Whether the tensors that the function closed over still have the shapes that they were traced with."""
-        return not self.constants or [*map(_kind, self.constants)] == self.described
-
-    def __call__(self, leaves: list[Tensor], given: list[Tensor]) -> Tree:
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            for kind in self.autocast:  # its casts are in the graph
-                stack.enter_context(torch.autocast(kind, enabled=False))
-            results = self.run([*leaves, *self.constants])
-        if not self.donated:
-            return self.treedef.unflatten(results)
-        own = [leaves[i] for i in self.donated]
-        return self.hand_over(given, own, self.places, results, self.treedef)
+    def _split(self, args: tuple, kwargs: dict) -> tuple[tuple, tuple]:
+        """The arguments that are not static, and those that are."""
+        name, names = name_of(self.f), parameters(self.f)
+        values = tuple(args[i] for i in self.static if i < len(args))
+        for i in self.static[len(values) :]:
+            if i < len(names) and names[i] in kwargs:
+                raise TypeError(f"argument {i} of {name} is static: give it by position, not as {names[i]}=...")
+        for i, value in zip(self.static, values, strict=False):
+            if isinstance(value, Tensor):
+                raise TypeError(f"argument {i} of {name} is static and must be a Python value, got a tensor")
+            try:
+                hash(value)
+            except TypeError:
+                raise TypeError(
+                    f"argument {i} of {name} is static and must be hashable, got a {type(value).__name__}; "
+                    "pass a tuple in place of a list"
+                ) from None
+        return tuple(arg for i, arg in enumerate(args) if i not in self.static), values
 
 
-def _kind(leaf: Any) -> Any:
-    """What a result must have in common with a donated leaf whose memory it takes."""
-    return (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else None
-
-
-def _places(signature: _Signature, leaves: Sequence[Tensor], traced: Trace) -> list[int]:
-    results = [_kind(value.meta["val"]) if isinstance(value, torch.fx.Node) else None for value in traced.results]
-    node = traced.treedef.node
-    parts = traced.treedef.children if node and node.kind in (tuple, list) else (traced.treedef,)
-    given = [[_kind(leaves[i]) for i in block] for block in signature.blocks]
-    places = donation.assign(given, results, [part.num_leaves for part in parts])
-    for i, place in zip(signature.donated, places, strict=True):
-        if place is None:
-            left = [kind for j, kind in enumerate(results) if kind and j not in places]
-            shown = ", ".join(f"{tuple(shape)} {dtype}" for shape, dtype, _ in left) or "nothing"
-            raise ValueError(
-                f"{signature.names[i]} is donated, but no result is left with its shape {tuple(leaves[i].shape)} and "
-                f"dtype {leaves[i].dtype} to take its memory; left are: {shown}. Return its new value in the same "
-                "shape and dtype, or leave the argument out of donate_argnums"
-            )
-    return [place for place in places if place is not None]
+def _differences(names: Sequence[str], then: _Record, now: _Record) -> list[str]:
+    """Why a call is not the one of an earlier trace."""
+    if then.treedef is not now.treedef:
+        return [f"its arguments are {now.treedef!r} and were {then.treedef!r}"]
+    found = []
+    for name, old, new in zip(names, then.layouts, now.layouts, strict=True):
+        changed = [f"{part} {b}, was {a}" for part, a, b in zip(Layout._fields, old, new, strict=True) if a != b]
+        found += [f"{name} has {', '.join(changed)}"] * bool(changed)
+    if then.statics != now.statics:
+        found.append("a static argument is another")
+    if then.state != now.state:
+        found.append("torch's default dtype, autocast or deterministic algorithms are set otherwise")
+    for place in {**then.watched, **now.watched}:
+        (old, old_text), (new, new_text) = (record.watched.get(place, (None, "not there")) for record in (then, now))
+        if old != new:
+            found.append(f"{place} is {new_text}, was {old_text}")
+    return found
 
 
 def _global_state() -> tuple:
@@ -265,41 +289,8 @@ def _static_key(value: Any) -> Any:
     return (type(value), value) if isinstance(mark, int) else mark
 
 
-def _split(f: Callable, args: tuple, kwargs: dict, static: tuple[int, ...]) -> tuple[tuple, tuple]:
-    names = _parameters(f)
-    values = tuple(args[i] for i in static if i < len(args))
-    for i in static[len(values) :]:
-        if i < len(names) and names[i] in kwargs:
-            raise TypeError(
-                f"argument {i} of {_name(f)} is static and must be given by position, not as {names[i]}=..."
-            )
-    for i, value in zip(static, values, strict=False):
-        try:
-            hash(value)
-        except TypeError:
-            raise TypeError(
-                f"argument {i} of {_name(f)} is static and must be hashable, got a {type(value).__name__}; "
-                "pass a tuple in place of a list"
-            ) from None
-        if isinstance(value, Tensor):
-            raise TypeError(f"argument {i} of {_name(f)} is static and must be a Python value, got a tensor")
-    return tuple(arg for i, arg in enumerate(args) if i not in static), values
-
-
 def _numbers(argnums: int | Sequence[int]) -> tuple[int, ...]:
     numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
     if any(not isinstance(n, int) or n < 0 for n in numbers) or len(set(numbers)) < len(numbers):
         raise ValueError(f"argnums are different positions 0, 1, ..., got {argnums!r}")
     return tuple(sorted(numbers))
-
-
-@functools.lru_cache(maxsize=1000)
-def _parameters(f: Callable) -> list[str]:
-    try:
-        return list(inspect.signature(f).parameters)
-    except (TypeError, ValueError):
-        return []
-
-
-def _name(f: Callable) -> str:
-    return getattr(f, "__name__", type(f).__name__)

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, fx
 
 from fnn import _torch
+from fnn.compile import loops
 from fnn.compile.donation import hold_interrupts, release_interrupts
-from fnn.compile.trace import Trace, own_results
+from fnn.compile.trace import Trace, own_results, producer
+from fnn.tree.treedef import LEAF
 
-Executable = Callable[[list[Tensor]], list[Any]]
+Run = Callable[[list[Tensor]], list[Any]]
 
 
-def replay(trace: Trace, donated: Mapping[int, int]) -> Executable:
+def replay(trace: Trace, donated: Mapping[int, int]) -> Run:
     """A function of the graph's inputs: the leaves of the result, each of which owns its memory.
 
     ``donated`` maps the number of an input to that of the result which takes its memory: that result is the input
@@ -55,6 +57,12 @@ def replay(trace: Trace, donated: Mapping[int, int]) -> Executable:
     return source.function()
 
 
+def _step(module: fx.GraphModule) -> Callable[..., list[Any]]:
+    """The step of a loop as a function of its carry, its x and what it closes over."""
+    run = replay(Trace(module, [], list(module.graph.find_nodes(op="output")[0].args[0]), LEAF), {})
+    return lambda *values: run(list(values))
+
+
 class _Write(NamedTuple):
     """A node that is run as the operation that computes the same in the memory of some arguments."""
 
@@ -68,10 +76,10 @@ def _writes(trace: Trace, taken_over: Mapping[fx.Node, fx.Node]) -> tuple[dict[f
     """The nodes that can write into donated leaves, and all nodes that come after the first of them."""
     nodes = [node for node in trace.module.graph.nodes if node.op == "call_function"]
     writes = {}
-    for producer in {_producer(new): None for new in taken_over}:
-        write = _in_place(producer, taken_over)
+    for last in {producer(new): None for new in taken_over}:
+        write = _in_place(last, taken_over)
         if write is not None:
-            writes[producer] = write
+            writes[last] = write
     while True:
         late: set[fx.Node] = set()
         for node in nodes:
@@ -90,12 +98,6 @@ def _writes(trace: Trace, taken_over: Mapping[fx.Node, fx.Node]) -> tuple[dict[f
             return writes, late
         for node in refused:
             del writes[node]
-
-
-def _producer(node: fx.Node) -> fx.Node:
-    while node.target is operator.getitem:
-        node = node.args[0]
-    return node
 
 
 def _in_place(node: fx.Node, taken_over: Mapping[fx.Node, fx.Node]) -> _Write | None:
@@ -180,7 +182,11 @@ class _Source:
     def name(self, value: Any) -> str:
         if isinstance(value, fx.Node):
             if value.op == "get_attr":  # the graph of a loop's step
-                return self.constant(getattr(value.graph.owning_module, str(value.target)))
+                module = getattr(value.graph.owning_module, str(value.target))
+                if id(module) not in self.names:
+                    self.constant(module)
+                    self.values[self.names[id(module)]] = _step(module)
+                return self.names[id(module)]
             return f"v_{value.name}"
         if isinstance(value, list):
             return f"[{', '.join(map(self.name, value))}]"
@@ -192,6 +198,8 @@ class _Source:
         arguments = [*map(self.name, node.args), *(f"{key}={self.name(value)}" for key, value in node.kwargs.items())]
         if node.target is operator.getitem:
             self.add(f"{self.name(node)} = {arguments[0]}[{arguments[1]}]")
+        elif node.target is _torch.scan_op:
+            self.add(f"{self.name(node)} = {self.constant(loops.replay)}({', '.join(arguments)})")
         else:
             function = _torch.direct_call(write.operation if write else node.target, node.args, node.kwargs)
             self.add(f"{self.name(node)} = {self.constant(function)}({', '.join(arguments)})")
@@ -203,7 +211,7 @@ class _Source:
         if dying:
             self.add(f"del {', '.join(map(self.name, dying))}")
 
-    def function(self) -> Executable:
+    def function(self) -> Run:
         parameters = ", ".join(["inputs", *(f"{name}={name}" for name in self.values)])  # locals are fast to look up
         scope = dict(self.values)
         exec(f"def replay({parameters}):\n" + "".join(f"    {line}\n" for line in self.lines), scope)

@@ -1,4 +1,4 @@
-"""Loops over steps on the device: ``scan``, ``fori_loop`` and ``epoch``."""
+"""Loops over steps: ``scan``, ``fori_loop`` and ``epoch``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,90 +8,200 @@ from torch import Tensor
 
 from fnn import _torch, random
 from fnn import tree as _tree
-from fnn.tree import Tree
+from fnn.compile import loops
+from fnn.tree import Tree, TreeDef
 
 
-def scan(step: Callable[[Tree, Tree], tuple[Tree, Tree]], carry: Tree, xs: Tree, unroll: int = 1) -> tuple[Tree, Tree]:
+def scan(
+    step: Callable[[Tree, Tree], tuple[Tree, Tree]],
+    carry: Tree,
+    xs: Tree,
+    length: int | None = None,
+    unroll: int = 1,
+    remat: bool = False,
+) -> tuple[Tree, Tree]:
     """``carry, y = step(carry, x)`` for every x along the leading axis of ``xs``: ``(carry, ys)``.
 
-    ``jax.lax.scan``'s meaning: ``ys`` are the y's stacked along a new leading axis, and carry keeps its
-    structure, shapes and dtypes. In eager mode this is a Python loop. Inside :func:`fnn.jit` it is one loop in
-    the graph, whose compile time does not grow with its length; ``unroll`` steps are written out per turn
-    (write ``unroll=length`` for no loop at all). The step may contain ``grad``; but no gradient can be taken
-    *through* a compiled scan, which torch does not support: there write ``unroll=length``. The y's of a compiled scan
-    are dicts, lists and tuples, no NamedTuples; a carry may be anything.
+    ``jax.lax.scan``'s meaning: ``ys`` are the y's stacked along a new leading axis, and the carry keeps its structure,
+    shapes and dtypes. All leaves are tensors; None stands for nothing, as whole ``xs``, ``y`` or inside a tree.
+    ``length`` is the number of steps where ``xs`` has no tensor. Where it is 0, the step runs once on zeros, to
+    learn what the y's look like.
 
-    Raises ``ValueError`` for xs of different leading lengths or of length 0, and for a carry that changes.
+    In eager mode this is a Python loop. Inside :func:`fnn.jit` it is one loop in the graph, so that the time to trace
+    and to compile does not grow with the length; ``unroll`` steps are written out per turn. Every transform goes
+    through it: its derivatives and batches are loops in the graph, too. The backward pass keeps what it needs of each
+    step, or, with ``remat=True``, the carries alone, from which it computes each step again; eager code ignores
+    ``remat``. A step that holds a ``torch.autograd.Function`` or disables gradients is written out ``length`` times.
+
+    Raises ``TypeError`` for a leaf that is not a tensor, and ``ValueError`` for xs of different leading lengths, for a
+    length that does not fit or is missing, and for a carry or y that changes its structure, shape or dtype.
 
     >>> scan(lambda total, x: (total + x, total), torch.tensor(0), torch.arange(5))
     (tensor(10), tensor([0, 0, 1, 3, 6]))
     """
-    leaves = _tree.leaves(xs)
-    lengths = {leaf.shape[0] if leaf.dim() else None for leaf in leaves}
-    if len(lengths) != 1 or None in lengths or 0 in lengths:
-        raise ValueError(
-            f"scan needs xs with one leading length of at least 1, got shapes {[tuple(x.shape) for x in leaves]}"
-        )
-    if not isinstance(unroll, int) or unroll < 1:
-        raise ValueError(f"scan expects unroll >= 1, got {unroll}")
-    length = leaves[0].shape[0]
+    x_leaves, x_def = _tensors(xs, "xs")
+    length = _length(x_leaves, x_def, length)
+    if not isinstance(unroll, int) or isinstance(unroll, bool) or unroll < 1:
+        raise ValueError(f"scan expects unroll to be an integer of at least 1, got {unroll!r}")
+    loop = _Steps(step, carry, x_def)
+    values = loop.first
+    if length == 0:
+        # the step's shapes under whatever transforms are active
+        _, y = loop([torch.zeros_like(value) for value in values], [x.new_zeros(x.shape[1:]) for x in x_leaves])
+        return loop.result([value.clone() for value in values], [leaf.new_zeros((0, *leaf.shape)) for leaf in y])
+    turns = length // unroll if _torch.recording() and length > unroll else 0
+    stacks: list[list[Tensor]] = []
+    if turns > 1:
+        head = [x[: turns * unroll] for x in x_leaves]
+        found = _one_loop(loop, values, head, turns, unroll, remat)
+        if found is None:  # the step can only be written out
+            turns = 0
+        else:
+            values, ys = found
+            stacks.append(ys)
+    else:
+        turns = 0
+    if turns * unroll < length:
+        values, ys = _written_out(loop, values, [x[turns * unroll :] for x in x_leaves], length - turns * unroll)
+        stacks.append(ys)
+    ys = stacks[0] if len(stacks) == 1 else [torch.cat(parts) for parts in zip(*stacks, strict=True)]
+    return loop.result([value.clone() for value in values], ys)
 
-    def checked(carry: Tree, x: Tree) -> tuple[Tree, Tree]:
-        new, y = step(carry, x)
-        _tree.check_same_structure(carry, new, ("the carry", "the step's new carry"))
-        for path, old, leaf in zip(_tree.keystrs(carry), _tree.leaves(carry), _tree.leaves(new), strict=True):
-            if leaf.shape != old.shape or leaf.dtype != old.dtype:
+
+class _Steps:
+    """The step as a function of lists of tensors, which checks that the carry and the y's keep their structure."""
+
+    def __init__(self, step: Callable, carry: Tree, x_def: "_Structure") -> None:
+        self.step = step
+        self.first, self.carry = _tensors(carry, "carry")
+        self.kinds = [(value.shape, value.dtype) for value in self.first]
+        self.xs = x_def
+        self.ys: _Structure | None = None
+
+    def __call__(self, values: list[Tensor], x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        results = self.step(self.carry.unflatten(values), self.xs.unflatten(x))
+        if not isinstance(results, tuple) or len(results) != 2:
+            raise TypeError(f"scan expects a step that returns (carry, y), got {type(results).__name__}")
+        new = self.carry.flatten(results[0], "carry", ("the carry", "the step's new carry"))
+        for i, (value, (shape, dtype)) in enumerate(zip(new, self.kinds, strict=True)):
+            if value.shape != shape or value.dtype != dtype:
                 raise ValueError(
-                    f"scan: carry{path} is {tuple(old.shape)} {old.dtype} and becomes {tuple(leaf.shape)} "
-                    f"{leaf.dtype}; a carry keeps its shapes and dtypes"
+                    f"scan: carry{self.carry.names[i]} is {tuple(shape)} {dtype} and becomes {tuple(value.shape)} "
+                    f"{value.dtype}; a carry keeps its shapes and dtypes"
                 )
-        return _tree.map(lambda _, leaf: leaf, carry, new), y  # the carry's own order of keys
+        if self.ys is None:
+            y, self.ys = _tensors(results[1], "y")
+        else:
+            y = self.ys.flatten(results[1], "y", ("the first y", "a later y"))
+        return new, y
 
-    if not torch.compiler.is_compiling() or unroll >= length:
-        return _loop(checked, carry, xs, length)
-    turns = length // unroll
-    ys = []
-    if turns:
-        head = _tree.map(lambda x: x[: turns * unroll].reshape(turns, unroll, *x.shape[1:]), xs)
+    def result(self, values: list[Tensor], ys: list[Tensor]) -> tuple[Tree, Tree]:
+        assert self.ys is not None
+        return self.carry.unflatten(values), self.ys.unflatten(ys)
 
-        # torch's scan takes no NamedTuple, such as an optimizer state, and forbids aliases
-        def turn(flat: list, flat_x: list) -> tuple[list, Tree]:
-            new, y = _loop(
-                checked, _tree.structure(carry).unflatten(flat), _tree.structure(head).unflatten(flat_x), unroll
-            )
-            return _tree.leaves(_tree.map(torch.clone, new)), _tree.map(torch.clone, y)
 
-        flat, y = _torch.scan(turn, _tree.leaves(_tree.map(torch.clone, carry)), _tree.leaves(head))
-        carry = _tree.structure(carry).unflatten(flat)
-        ys.append(_tree.map(lambda leaf: leaf.reshape(turns * unroll, *leaf.shape[2:]), y))
-    if length % unroll:
-        tail = _tree.map(lambda x: x[turns * unroll :], xs)
-        carry, y = _loop(checked, carry, tail, length % unroll)
+class _Structure:
+    """A tree in which some leaves are None and the others tensors."""
+
+    def __init__(self, treedef: TreeDef, present: list[bool]) -> None:
+        self.treedef = treedef
+        self.present = present
+        self.whole = all(present)
+        self.names = [name for name, each in zip(treedef.keystrs, present, strict=True) if each]
+
+    def flatten(self, tree: Tree, name: str, names: tuple[str, str]) -> list[Tensor]:
+        leaves = self.treedef.flatten_up_to(tree, names)
+        for i, (leaf, each) in enumerate(zip(leaves, self.present, strict=True)):
+            if isinstance(leaf, Tensor) != each:
+                path = self.treedef.keystrs[i]
+                if each or leaf is not None:
+                    raise _not_a_tensor(name, path, leaf)
+                raise ValueError(f"scan: {name}{path} is None in {names[0]} and a tensor in {names[1]}")
+        return leaves if self.whole else [leaf for leaf in leaves if leaf is not None]
+
+    def unflatten(self, tensors: list[Tensor]) -> Tree:
+        if self.whole:
+            return self.treedef.unflatten(tensors)
+        remaining = iter(tensors)
+        return self.treedef.unflatten([next(remaining) if each else None for each in self.present])
+
+
+def _tensors(tree: Tree, name: str) -> tuple[list[Tensor], _Structure]:
+    leaves, treedef = _tree.flatten(tree)
+    for path, leaf in zip(treedef.keystrs, leaves, strict=True):
+        if leaf is not None and not isinstance(leaf, Tensor):
+            raise _not_a_tensor(name, path, leaf)
+    tensors = [leaf for leaf in leaves if leaf is not None]
+    return tensors, _Structure(treedef, [leaf is not None for leaf in leaves])
+
+
+def _not_a_tensor(name: str, path: str, leaf: Any) -> TypeError:
+    advice = f"; write torch.tensor({leaf!r})" if isinstance(leaf, (bool, int, float, complex)) else ""
+    return TypeError(f"scan: {name}{path} is {leaf!r} ({type(leaf).__name__}), not a tensor{advice}")
+
+
+def _length(xs: list[Tensor], structure: _Structure, length: int | None) -> int:
+    if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 0):
+        raise ValueError(f"scan expects length to be a non-negative integer, got {length!r}")
+    if not xs:
+        if length is None:
+            raise ValueError("scan has no tensor in xs to take the number of steps from; write length=...")
+        return length
+    sizes = {x.shape[0] if x.dim() else None for x in xs}
+    if len(sizes) != 1 or None in sizes:
+        shapes = {f"xs{name}": tuple(x.shape) for name, x in zip(structure.names, xs, strict=True)}
+        raise ValueError(f"scan needs xs with one leading length, got shapes {shapes}")
+    if length is not None and length != xs[0].shape[0]:
+        raise ValueError(f"scan: length is {length}, but the leading length of xs is {xs[0].shape[0]}")
+    return xs[0].shape[0]
+
+
+def _written_out(
+    step: Callable, values: list[Tensor], xs: list[Tensor], length: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The Python loop. xs are taken apart once, as ``xs[i]`` would cost the whole of xs in each backward step."""
+    rows = zip(*(x.unbind(0) for x in xs), strict=True) if xs else [()] * length
+    ys: list[list[Tensor]] = []
+    for row in rows:
+        values, y = step(values, list(row))
         ys.append(y)
-    return carry, _tree.concat(ys) if len(ys) > 1 else ys[0]
+    return values, [torch.stack(leaves) for leaves in zip(*ys, strict=True)]
 
 
-def _loop(step: Callable, carry: Tree, xs: Tree, length: int) -> tuple[Tree, Tree]:
-    ys = []
-    for i in range(length):
-        carry, y = step(carry, _tree.map(lambda x, i=i: x[i], xs))
-        ys.append(y)
-    return carry, _tree.map(lambda *leaves: torch.stack(leaves), *ys)
+def _one_loop(
+    step: _Steps, values: list[Tensor], xs: list[Tensor], turns: int, unroll: int, remat: bool
+) -> tuple[list[Tensor], list[Tensor]] | None:
+    """One loop in the graph of ``unroll`` steps a turn; None where the step cannot be a graph of its own."""
+    count = len(values)
+
+    def turn(*inputs: Tensor) -> list[Tensor]:
+        carry, x = list(inputs[:count]), list(inputs[count:])
+        new, y = step(carry, x) if unroll == 1 else _written_out(step, carry, x, unroll)
+        return [*new, *y]
+
+    if unroll > 1:
+        xs = [x.reshape(turns, unroll, *x.shape[1:]) for x in xs]
+    try:
+        body, closed = loops.make_body(turn, values, xs, remat=remat)
+    except Exception:
+        if _torch.peek_interpreter_stack() is None and not torch.is_grad_enabled():
+            raise
+        return None  # an error of the step's own comes again
+    carry, ys = loops.loop(body, values, xs, closed, turns)
+    return carry, [y.reshape(turns * unroll, *y.shape[2:]) for y in ys] if unroll > 1 else ys
 
 
 def fori_loop(lower: int, upper: int, body: Callable[[Tensor, Tree], Tree], carry: Tree, unroll: int = 1) -> Tree:
     """``carry = body(i, carry)`` for i = lower, ..., upper - 1, where i is a 0-d int64 tensor.
 
-    ``jax.lax.fori_loop``'s meaning; a :func:`scan` without results. ``lower >= upper`` gives ``carry``.
+    ``jax.lax.fori_loop``'s meaning; a :func:`scan` without ys. ``lower >= upper`` gives a copy of ``carry``.
 
     >>> fori_loop(0, 5, lambda i, total: total + i, torch.tensor(0))
     tensor(10)
     """
-    if lower >= upper:
-        return carry
-    leaves = _tree.leaves(carry)
-    numbers = torch.arange(lower, upper, device=leaves[0].device if leaves else None)
-    return scan(lambda carry, i: (body(i, carry), {}), carry, numbers, unroll)[0]
+    leaves, _ = _tensors(carry, "carry")
+    numbers = torch.arange(lower, max(lower, upper), device=leaves[0].device if leaves else None)
+    return scan(lambda carry, i: (body(i, carry), None), carry, numbers, unroll=unroll)[0]
 
 
 def epoch(
@@ -114,9 +224,9 @@ def epoch(
     >>> total, sums.shape
     (tensor(15), torch.Size([3]))
     """
-    size = _tree.leaves(data)[0].shape[0]
+    size = _tree.leading_length(data)
     if not 1 <= batch_size <= size:
         raise ValueError(f"epoch: batch_size is between 1 and the {size} samples, got {batch_size}")
     steps = size // batch_size
     order = random.permutation(key, size)[: steps * batch_size].reshape(steps, batch_size)
-    return scan(lambda carry, index: step(carry, _tree.map(lambda x: x[index], data)), carry, order, unroll)
+    return scan(lambda carry, index: step(carry, _tree.map(lambda x: x[index], data)), carry, order, unroll=unroll)

@@ -1,6 +1,9 @@
 """Tracing by running: a function runs once on abstract tensors, and the operations that it does are its graph."""
 
+import functools
+import inspect
 import linecache
+import operator
 import os
 import sys
 import traceback
@@ -21,6 +24,20 @@ _LIBRARIES = tuple(os.path.dirname(os.path.abspath(str(module.__file__))) + os.s
 _VIEWS_OF_ALL = (aten.detach.default, aten.alias.default)
 
 
+class Layout(NamedTuple):
+    """What a trace knows of a tensor."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+def layout_of(tensor: Tensor) -> Layout:
+    """The shape, strides, dtype and device of a tensor."""
+    return Layout(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+
+
 class Trace(NamedTuple):
     """A flat graph. Its inputs are the leaves of the arguments, then the tensors that the function closed over."""
 
@@ -35,14 +52,13 @@ class Trace(NamedTuple):
         return [node for node in self.module.graph.nodes if node.op == "placeholder"]
 
 
-def trace(
-    function: Callable[..., Tree], treedef: TreeDef, leaves: Sequence[Tensor], *, for_replay: bool, lines: bool = False
+def trace_function(
+    function: Callable[..., Tree], treedef: TreeDef, layouts: Sequence[Layout], *, for_replay: bool
 ) -> Trace:
-    """Run ``function(*args, **kwargs)``, where ``treedef`` is the structure of ``(args, kwargs)``, on abstract leaves.
+    """Run ``function(*args, **kwargs)`` on abstract leaves. ``treedef`` is the structure of ``(args, kwargs)``.
 
-    for_replay: multi-tensor kernels are recorded as they are, as each operation will run by itself. lines: nodes know
-    the line of the user's code that they come from. Raises what the function raises, and ``TypeError`` naming the
-    user's line where Python asks for the value of a tensor.
+    for_replay: multi-tensor kernels are recorded as they are, as each operation will run by itself. Raises what the
+    function raises, and ``TypeError`` naming the user's line where Python asks for the value of a tensor.
     """
     results: list[Any] = []
     out_treedef: list[TreeDef] = []
@@ -55,17 +71,17 @@ def trace(
 
     try:
         with _NoValues():
-            module = _torch.record(flat, leaves, for_replay=for_replay, stack_traces=lines)
+            module, abstract = _torch.record(flat, layouts, for_replay)
     except _torch.data_dependent_errors() as error:
         frames = [(frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)]
-        raise _value_error(frames, _name(function)) from error
+        raise _value_error(frames, name_of(function)) from error
     graph = module.graph
     output = _output(graph)
     for node in [*graph.nodes]:
         if node.target in _VIEWS_OF_ALL:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-    constants = _hoist_constants(module)
+    constants = _hoist_constants(module, abstract)
     graph.eliminate_dead_code()
     nodes = iter(output.args[0])
     return Trace(
@@ -73,27 +89,50 @@ def trace(
     )
 
 
-def _hoist_constants(module: fx.GraphModule) -> list[Tensor]:
+def _hoist_constants(module: fx.GraphModule, abstract: Callable[[Tensor], Tensor]) -> list[Tensor]:
     """Make each tensor that the function closed over an input of the graph, behind the arguments."""
     graph = module.graph
-    first = next(node for node in graph.nodes if node.op != "placeholder")
+    constants: dict[int, Tensor] = {}
     inputs: dict[int, fx.Node] = {}
-    constants: list[Tensor] = []
-    for node in [*graph.nodes]:
-        if node.op != "get_attr":
-            continue
-        tensor = getattr(module, node.target)
-        if not isinstance(tensor, Tensor):
+    for node in [node for node in graph.nodes if node.op == "get_attr"]:
+        tensor = getattr(module, str(node.target))
+        if not isinstance(tensor, Tensor):  # the graph of a loop's step
             continue
         if id(tensor) not in inputs:
+            first = next(node for node in graph.nodes if node.op != "placeholder")
             with graph.inserting_before(first):
-                placeholder = graph.placeholder(f"closed_over_{len(constants)}")
-            placeholder.meta["val"] = node.meta.get("val", tensor)
-            inputs[id(tensor)] = placeholder
-            constants.append(tensor)
+                inputs[id(tensor)] = graph.placeholder(f"closed_over_{len(constants)}")
+            inputs[id(tensor)].meta["val"] = abstract(tensor)
+            constants[id(tensor)] = tensor
         node.replace_all_uses_with(inputs[id(tensor)])
         graph.erase_node(node)
-    return constants
+    return list(constants.values())
+
+
+def producer(node: fx.Node) -> fx.Node:
+    """The operation that a value comes from, where it is one of several results."""
+    while node.target is operator.getitem:
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def argument_names(function: Callable, treedef: TreeDef, static: Sequence[int] = ()) -> list[str]:
+    """The path of each leaf, ``params['w']``, where ``treedef`` is the structure of ``(args, kwargs)``."""
+    positional, keywords = treedef.children
+    names = [name for i, name in enumerate(parameters(function)) if i not in static]
+    names = [names[i] if i < len(names) else f"argument {i}" for i in range(len(positional.children))]
+    keyword_names = keywords.node.keys if keywords.node else ()
+    parts = zip([*names, *keyword_names], [*positional.children, *keywords.children], strict=True)
+    return [f"{name}{path}" for name, part in parts for path in part.keystrs]
+
+
+@functools.lru_cache(maxsize=1000)
+def parameters(function: Callable) -> list[str]:
+    """The names of a function's parameters; none for what Python cannot look into."""
+    try:
+        return list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return []
 
 
 def own_results(trace: Trace, donated: Mapping[int, int]) -> None:
@@ -127,12 +166,7 @@ class _NoValues(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func in _READING and (func in _READING_MANY or not _torch.is_abstract(args[0])):
-            frames = []
-            frame: FrameType | None = sys._getframe(1)
-            while frame is not None:
-                frames.append((frame.f_code.co_filename, frame.f_lineno))
-                frame = frame.f_back
-            raise _value_error(frames[::-1], "the function")
+            raise _value_error(stack(sys._getframe(1)), "the function")
         return func(*args, **(kwargs or {}))
 
 
@@ -142,18 +176,29 @@ _READING = _READING_MANY | {
 }  # fmt: skip
 
 
-def _value_error(frames: list[tuple[str, int]], name: str) -> TypeError:
-    mine = [place for place in frames if not place[0].startswith(_LIBRARIES)]
-    where = ""
-    if mine:
-        file, number = mine[-1]
-        where = f" at {file}:{number}: `{linecache.getline(file, number).strip()}`"
+def stack(frame: FrameType | None) -> list[tuple[str, int]]:
+    """Files and lines of a frame and those that called it, the outermost first."""
+    places = []
+    while frame is not None:
+        places.append((frame.f_code.co_filename, frame.f_lineno))
+        frame = frame.f_back
+    return places[::-1]
+
+
+def user_line(places: Sequence[tuple[str, int]]) -> str:
+    """`` at FILE:LINE: `code``` for the innermost of these places that is neither in torch nor in fnn."""
+    mine = [place for place in places if not place[0].startswith(_LIBRARIES)]
+    return f" at {mine[-1][0]}:{mine[-1][1]}: `{linecache.getline(*mine[-1]).strip()}`" if mine else ""
+
+
+def _value_error(places: Sequence[tuple[str, int]], name: str) -> TypeError:
     return TypeError(
-        f"{name} asks for the value of a tensor{where}, and while fnn.jit traces a function tensors have shapes but no "
-        "values. Write torch.where in place of `if`, a mask in place of tensor[mask], and move printing, .item(), "
-        ".numpy() and other reading out of the function"
+        f"{name} asks for the value of a tensor{user_line(places)}, and while fnn.jit traces a function tensors have "
+        "shapes but no values. Write torch.where in place of `if`, a mask in place of tensor[mask], and move printing, "
+        ".item(), .numpy() and other reading out of the function"
     )
 
 
-def _name(function: Callable) -> str:
+def name_of(function: Callable) -> str:
+    """What to call a function in a sentence."""
     return getattr(function, "__name__", type(function).__name__)

@@ -51,10 +51,18 @@ def by_value(value: Any) -> Any:
     return id(value)
 
 
+class Place(NamedTuple):
+    """Somewhere that values stand: ``read`` gives them, and ``names`` says what they are called in ``where``."""
+
+    where: str
+    read: Callable[[], Iterable]
+    names: Callable[[], Iterable]
+
+
 class _Look(NamedTuple):
     """What stood in the places at one time, and the table that belongs to it."""
 
-    places: list[Callable[[], Iterable]]
+    places: list[Place]
     ids: list[int]
     kept: list[Any]  # what stood there and has no identity of its own, so that an id means one thing
     table: dict
@@ -74,7 +82,7 @@ class Watch:
         last = self._last
         if last is not None:
             try:
-                if [id(value) for place in last.places for value in place()] == last.ids:
+                if [id(value) for place in last.places for value in place.read()] == last.ids:
                     return last.table
             except (ValueError, RuntimeError):  # an emptied cell; a dict that another thread is changing
                 pass
@@ -85,7 +93,7 @@ class Watch:
             walk = _Walk()
             for root in self._roots:
                 walk.visit(root)
-            found = [value for place in walk.places for value in place()]
+            found = [value for place in walk.places for value in place.read()]
             marks = tuple(map(by_value, found))
             if marks not in self._tables:
                 self._tables[marks] = {}, self._pins(found, marks)
@@ -93,6 +101,21 @@ class Watch:
             kept = [value for value in found if not isinstance(by_value(value), int)]
             self._last = _Look(walk.places, list(map(id, found)), kept, table)
             return table
+
+    def references(self, tensors: Iterable[Tensor]) -> list[Callable[[], Tensor]]:
+        """Functions that give the tensors again, and keep none alive that stands in a place: its table goes with it."""
+        known = set(self._last.ids) if self._last else set()
+        return [weakref.ref(x) if id(x) in known else (lambda x=x: x) for x in tensors]  # type: ignore[misc]
+
+    def values(self) -> dict[str, Any]:
+        """What stands in all places now, by name: as it is compared, and as text."""
+        self.look()
+        places = self._last.places if self._last else []
+        return {
+            f"`{name}` of {place.where}": (by_value(value), _text(value))
+            for place in places
+            for name, value in zip(place.names(), place.read(), strict=False)
+        }
 
     def _pins(self, values: Iterable[Any], marks: tuple) -> list:
         """References to all that counts by identity; when one of them dies, the table goes."""
@@ -117,15 +140,15 @@ class Watch:
 
 
 class _Walk:
-    """One walk over what can be reached. ``places`` are functions that give the values that stand there now."""
+    """One walk over what can be reached, which notes the places."""
 
     def __init__(self) -> None:
-        self.places: list[Callable[[], Iterable]] = []
+        self.places: list[Place] = []
         self._seen: dict[int, Any] = {}
 
-    def _note(self, place: Callable[[], Iterable], items: bool = True) -> None:
-        self.places.append(place)
-        for value in place():
+    def _note(self, where: str, names: Callable, read: Callable[[], Iterable], items: bool = True) -> None:
+        self.places.append(Place(where, read, names))
+        for value in read():
             self.visit(value, items)
 
     def visit(self, value: Any, items: bool = True) -> None:
@@ -156,9 +179,9 @@ class _Walk:
         elif not items:
             self._class(type(value))
         elif isinstance(value, list):
-            self._note(lambda: value, False)
+            self._note("a list", lambda: range(len(value)), lambda: value, False)
         elif isinstance(value, dict):
-            self._note(lambda: [*value, *value.values()], False)
+            self._note("a dict", lambda: [*["keys"] * len(value), *value], lambda: [*value, *value.values()], False)
         else:
             self._object(value)
 
@@ -172,11 +195,16 @@ class _Walk:
         if not _of_the_user(function.__globals__):
             return
         code, scope = function.__code__, function.__globals__
-        self._note(lambda: [function.__code__, *map(_content, cells)])
+        where, parameters = function.__name__, code.co_varnames
+        self._note(where, lambda: ["code", *code.co_freevars], lambda: [function.__code__, *map(_content, cells)])
         if function.__defaults__ or function.__kwdefaults__:
-            self._note(lambda: [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()])
+            self._note(
+                where,
+                lambda: [f"default {i}" for i in range(len(parameters))],
+                lambda: [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()],
+            )
         names, chains = _global_names(code)
-        self._note(lambda: [scope.get(name, _MISSING) for name in names])
+        self._note(f"the globals of {where}", lambda: names, lambda: [scope.get(name, _MISSING) for name in names])
         for name, *attributes in chains:
             self._chain(scope.get(name), attributes)
 
@@ -184,7 +212,7 @@ class _Walk:
         """``config.rate`` where config is a module."""
         if names and isinstance(value, ModuleType) and _of_the_user(vars(value)):
             scope, name = vars(value), names[0]
-            self._note(lambda: (scope.get(name, _MISSING),))
+            self._note(f"the module {value.__name__}", lambda: (name,), lambda: (scope.get(name, _MISSING),))
             self._chain(scope.get(name), names[1:])
 
     def _object(self, value: Any) -> None:
@@ -194,17 +222,29 @@ class _Walk:
             return
         if hasattr(value, "__dict__"):
             scope = vars(value)
-            self._note(lambda: [*scope, *scope.values()], False)
+            self._note(
+                f"a {kind.__name__}",
+                lambda: [*["attributes"] * len(scope), *scope],
+                lambda: [*scope, *scope.values()],
+                False,
+            )
         slots = [name for base in kind.__mro__ for name in _slots(base)]
         if slots:
-            self._note(lambda: [getattr(value, name, _MISSING) for name in slots], False)
+            self._note(
+                f"a {kind.__name__}", lambda: slots, lambda: [getattr(value, name, _MISSING) for name in slots], False
+            )
 
     def _class(self, kind: type) -> None:
         for base in kind.__mro__:
             module = sys.modules.get(base.__module__)
             if base is not object and (base, True) not in self._seen and (not module or _of_the_user(vars(module))):
                 self._seen[base, True] = base
-                self._note(lambda base=base: [v for k, v in vars(base).items() if k not in _OF_CLASSES], False)
+                self._note(
+                    f"the class {base.__name__}",
+                    lambda base=base: [k for k in vars(base) if k not in _OF_CLASSES],
+                    lambda base=base: [v for k, v in vars(base).items() if k not in _OF_CLASSES],
+                    False,
+                )
 
     def _module(self, module: torch.nn.Module) -> None:
         for part in module.modules():
@@ -212,12 +252,18 @@ class _Walk:
             scope = vars(part)
             plain = [k for k, v in scope.items() if k[0] != "_" and not isinstance(by_value(v), int)]
             parts = [scope[name] for name in ("_parameters", "_buffers", "_modules")]
-            self.places.append(
-                lambda scope=scope, plain=plain, parts=parts: [
-                    *[scope.get(name, _MISSING) for name in plain],
-                    *[value for part in parts for value in part.values()],
-                ]
-            )
+
+            def read(scope: dict = scope, plain: list = plain, parts: list = parts) -> list:
+                return [scope.get(name, _MISSING) for name in plain] + [x for part in parts for x in part.values()]
+
+            def names(plain: list = plain, parts: list = parts) -> list:
+                return plain + [name for part in parts for name in part]
+
+            self.places.append(Place(f"a {type(part).__name__}", read, names))
+
+
+def _text(value: Any) -> str:
+    return f"{value!r:.60}" if isinstance(value, (*_PLAIN, float, complex)) else f"a {type(value).__name__}"
 
 
 def _content(cell: Any) -> Any:

@@ -17,10 +17,10 @@ from fnn.jacobian.arguments import (
     real_scalar,
     reverse_mode,
 )
-from fnn.jacobian.dense import blocks_of_rows, differentiated, one_hot
+from fnn.jacobian.dense import blocks_of_rows, differentiated
 from fnn.jacobian.operator import NO_BATCH
 from fnn.jacobian.products import bounds, join, single
-from fnn.linalg.linear_operator import unravel
+from fnn.linalg.vector_space import VectorSpace, one_hot
 from fnn.tree import Tree
 
 
@@ -29,9 +29,10 @@ def dense_hessian(
 ) -> Callable:
     """The function ``*args -> H`` of a scalar function, a tree of blocks; ``(H, aux)`` with ``has_aux``.
 
-    The modes are those of ``hvp``. Cost n products for an input of n numbers, 8 n calls; memory n^2 numbers, the
-    activations, and chunk_size times the largest of them, twice. Raises what ``hvp`` raises. For the second derivatives
-    of a function that is not scalar write ``dense_jacobian(dense_jacobian(f))``.
+    The modes are those of ``hvp``. The gradient is linearised once: cost 3 + 5 n calls for n params, 3 + 2 n for an
+    input of n numbers; memory n^2 numbers, the activations twice, and chunk_size times the largest of them, twice.
+    Raises what ``hvp`` raises. For the second derivatives of a function that is not scalar write
+    ``dense_jacobian(dense_jacobian(f))``.
 
     >>> dense_hessian(lambda p: p["w"] ** 2 * p["b"])({"w": torch.tensor(2.0), "b": torch.tensor(3.0)})["w"]
     {'w': tensor(6.), 'b': tensor(4.)}
@@ -67,7 +68,7 @@ def hessian_diagonal(f: Callable, argnums: Argnums = 0, mode: Mode = "auto", chu
         diagonal_entry = lambda *v: _tree.dot(v, product(v))
         chunks = bounds(_tree.size(primals), chunk_size)
         entries = join([mapped(diagonal_entry, one_hot(primals, *chunk), loop=loop) for chunk in chunks])
-        return choose(unravel(entries, primals))
+        return choose(VectorSpace(primals).tree(entries))
 
     return diagonal_of
 

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fnn import _torch
 from fnn import tree as _tree
 from fnn.gradients.value_and_grad import check_differentiable, scalar_valued
-from fnn.linalg.linear_operator import check_like
+from fnn.linalg.vector_space import check_like
 from fnn.tree import Tree, describe
 
 

@@ -25,6 +25,7 @@ from fnn.jacobian.arguments import (
     reverse_mode,
 )
 from fnn.jacobian.products import bounds, forward_or_reverse, pull, push_forward, second_by_reverse, single
+from fnn.linalg.vector_space import one_hot
 from fnn.tree import Tree
 
 
@@ -115,7 +116,7 @@ def _check_complex(primals: tuple, output: Tree, holomorphic: bool) -> bool:
 def laplacian(f: Callable, argnums: Argnums = 0, chunk_size: int | None = None) -> Callable:
     """The function ``*args -> `` sum of the second derivatives along each axis of the input, like the output.
 
-    Forward mode twice: n products of about 9 calls, chunk_size at once; memory 4 chunk_size times the largest
+    Forward mode twice: n products of about 5 calls, chunk_size at once; memory 4 chunk_size times the largest
     activation, none kept. Where an operation has no forward rule in torch, or one that is wrong when nested
     (``torch.nn.functional.layer_norm`` and ``batch_norm``; ``fnn.layers`` writes them out), it is reverse mode nested
     three times, which takes about twice as long and keeps the activations of each product. Raises what ``jmp``
@@ -179,18 +180,6 @@ def blocks_to_matrix(blocks: Tree, input: Tree) -> Tensor:
                 )
         rows.append(torch.cat([b.reshape(-1, leaf.numel()) for b, leaf in zip(row, columns, strict=True)], 1))
     return torch.cat(rows)
-
-
-def one_hot(like: Tree, start: int, stop: int) -> Tree:
-    """Rows ``start`` to ``stop`` of the identity, each a tree like the given one."""
-    leaves = _tree.leaves(like)
-    rows = torch.arange(start, stop, device=leaves[0].device)
-    stacks, first = [], 0
-    for leaf in leaves:
-        places = torch.arange(first, first + leaf.numel(), device=leaf.device)
-        stacks.append((rows[:, None] == places).to(leaf.dtype).reshape(len(rows), *leaf.shape))
-        first += leaf.numel()
-    return _tree.structure(like).unflatten(stacks)
 
 
 def differentiated(

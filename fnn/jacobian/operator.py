@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from fnn import tree as _tree
-from fnn.jacobian.arguments import check_floating
-from fnn.jacobian.products import along, forward_or_reverse
+from fnn.jacobian.arguments import call_and_listen, check_floating
+from fnn.jacobian.products import along, forward_else_reverse
 from fnn.linalg.linear_operator import LinearOperator
 from fnn.tree import Tree
 
@@ -37,8 +37,9 @@ def jacobian_operator(
     name = "jacobian_operator"
     check_floating(params, "params", name)
     calls = Calls(batch, batches)
-    with torch.no_grad():
-        outputs = [f(params, *args) for _, args in calls]
+    heard = [call_and_listen(lambda p, args=args: f(p, *args), (params,), nested=True) for _, args in calls]
+    outputs = [result for result, _ in heard]
+    forward_is_right = all(faults.forward is None for _, faults in heard)
     output = outputs[0] if len(outputs) == 1 else _tree.concat(outputs)
     lengths = [_tree.leaves(out)[0].shape[:1] for out in outputs]
     check_floating(output, "the function's output", name)
@@ -47,8 +48,8 @@ def jacobian_operator(
         parts = []
         for _, args in calls:
             of_params = lambda p, args=args: f(p, *args)
-            either = lambda forward, g=of_params: along(g, (params,), (v,), forward, name)[1]
-            parts.append(forward_or_reverse(of_params, (params,), either, name, nested=False))
+            slope = lambda forward, g=of_params: along(g, (params,), (v,), forward, name)[1]
+            parts.append(forward_else_reverse(forward_is_right, slope, name))
         return parts[0] if len(parts) == 1 else _tree.concat(parts)
 
     def transposed(u: Tree) -> Tree:
@@ -87,14 +88,4 @@ class Calls:
     def __iter__(self) -> Any:
         if self.batches is None:
             return iter(self.single)
-        return ((_batch_size(batch), (batch,)) for batch in self.batches)
-
-
-def _batch_size(batch: Any) -> int:
-    lengths = {path: leaf.shape[:1] for path, leaf in _tree.items(batch)}
-    if len(set(lengths.values())) != 1 or () in lengths.values():
-        raise ValueError(
-            "the leaves of a batch must share their first axis, the samples, so that batches are weighted by their "
-            f"sizes; got first axes { {path: tuple(length) for path, length in lengths.items()} }"
-        )
-    return next(iter(lengths.values()))[0]
+        return ((_tree.leading_length(batch), (batch,)) for batch in self.batches)

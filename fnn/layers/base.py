@@ -102,6 +102,11 @@ def check_params(layer: str, params: Any, **shapes: tuple[int, ...]) -> None:
             raise ArgumentError(f"{layer} expects its {name} as a tensor, got {_a(params[name])}")
         given = tuple(params[name].shape)
         if given != shape:
+            if params[name].is_meta and given == (0,):
+                raise ShapeError(
+                    f"{layer}: its {name} was donated to a jitted function, which emptied it; use the params that the "
+                    "function returned"
+                )
             hint = "; stacked params go through vmap, as in vmap(model.apply, (0, None))" if given[1:] == shape else ""
             raise ShapeError(f"{layer} expects a {name} of shape {shape}, got {given}{hint}")
     check_names(layer, params, shapes)

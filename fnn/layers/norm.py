@@ -253,10 +253,8 @@ def _by_groups(
         check_mapping(layer, params)
         check_channels_first(layer, x, channels)
         check_params(layer, params, **_shapes((channels,), affine, bias))
-        if math.prod(x.shape[1:]) == groups:
-            raise ShapeError(
-                f"{layer} needs more than one value per group to normalise, got inputs of {tuple(x.shape)}"
-            )
+        if layer == "instance_norm" and math.prod(x.shape[2:]) == 1:
+            raise ShapeError(f"instance_norm needs more than one value per channel, got inputs of {tuple(x.shape)}")
         # written out: torch's group_norm fails under compiled jvp
         grouped = widen(x).unflatten(1, (groups, -1))
         dims = tuple(range(2, grouped.dim()))

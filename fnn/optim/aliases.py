@@ -14,7 +14,7 @@ from fnn._numerics import widen
 from fnn.optim import scale_by, scale_by_adam
 from fnn.optim.base import Optimizer, chain, needs_params
 from fnn.optim.hyperparams import Choice, Number, check_range, is_set
-from fnn.optim.rules import from_rule
+from fnn.optim.rules import Filled, from_rule
 from fnn.optim.transforms import add_decayed_weights, negate, scale_by_learning_rate
 
 
@@ -261,8 +261,7 @@ def rprop(
         return leaf
 
     hyperparams = {"eta_minus": etas[0], "eta_plus": etas[1], "smallest": step_sizes[0], "largest": step_sizes[1]}
-    first = lambda p: torch.ones_like(p) * learning_rate
-    steps = from_rule(rule, hyperparams, {"previous": torch.zeros_like, "step_size": first})
+    steps = from_rule(rule, hyperparams, {"previous": torch.zeros_like, "step_size": Filled(learning_rate)})
     return chain(negate(), steps) if maximize else steps
 
 

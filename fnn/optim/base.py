@@ -24,8 +24,8 @@ class Optimizer(NamedTuple):
     update: Callable[..., tuple[Tree, Tree]]
 
 
-class Update:
-    """The ``update`` of an optimizer that is written for flat lists of leaves. Called, it works on trees.
+class ListForm:
+    """The update of an optimizer for flat lists of leaves. Called, it works on trees.
 
     ``on_lists(layout, grads, state, params, **extra) -> (updates, state)`` is the update for lists of working leaves
     (see :class:`fnn.optim.layout.Layout`), with a list in the place of each slot, which is a tree like the params, of
@@ -67,6 +67,21 @@ class Update:
         return updates, self.map_slots(close_slot, layout, state)
 
 
+def from_lists(
+    init: Callable[[Tree], Tree],
+    on_lists: Callable[..., tuple[list, Tree]],
+    map_slots: Callable[[Callable, Layout, Tree], Tree],
+) -> Optimizer:
+    """An optimizer whose update is written for lists; see :class:`ListForm`."""
+    lists = ListForm(on_lists, map_slots)
+
+    def update(grads: Tree, opt_state: Tree, params: Tree = None, **extra: Any) -> tuple[Tree, Tree]:
+        return lists(grads, opt_state, params, **extra)
+
+    update.lists = lists  # pyright: ignore[reportFunctionMemberAccess]
+    return Optimizer(init, update)
+
+
 def _owned(leaves: list[Tensor], given: set[int]) -> list[Tensor]:
     """The leaves, copied where they are, or may share memory with, one of the given ones, which they then join.
 
@@ -85,18 +100,18 @@ def _owned(leaves: list[Tensor], given: set[int]) -> list[Tensor]:
     return leaves
 
 
-def list_form(optimizer: Optimizer) -> Update:
+def list_form(optimizer: Optimizer) -> ListForm:
     """The update of any optimizer for lists: its own, or one that calls an update which only knows trees."""
-    if isinstance(optimizer.update, Update):
-        return optimizer.update
     update = optimizer.update
+    if hasattr(update, "lists"):
+        return update.lists  # pyright: ignore[reportFunctionMemberAccess]
 
     def on_lists(layout: Layout, grads: list, state: Tree, params: list | None, **extra: Any) -> tuple[list, Tree]:
         p = None if params is None else layout.tree(params)
         updates, state = update(layout.tree(grads), state, p, **extra)
         return layout.leaves(updates, "updates"), state
 
-    return Update(on_lists, lambda f, layout, state: state)
+    return ListForm(on_lists, lambda f, layout, state: state)
 
 
 def chain(*parts: Optimizer) -> Optimizer:
@@ -112,7 +127,7 @@ def chain(*parts: Optimizer) -> Optimizer:
     {'w': tensor([-0.0600, -0.0800])}
     """
     check_optimizers("chain", *parts)
-    updates = [list_form(part) for part in parts]
+    updates = tuple([list_form(part) for part in parts])
 
     def init(params: Tree) -> tuple:
         return tuple(part.init(params) for part in parts)
@@ -131,7 +146,7 @@ def chain(*parts: Optimizer) -> Optimizer:
             )
         return tuple(update.map_slots(f, layout, part_state) for update, part_state in zip(updates, state, strict=True))
 
-    return Optimizer(init, Update(on_lists, map_slots))
+    return from_lists(init, on_lists, map_slots)
 
 
 def check_optimizers(name: str, *parts: Any) -> None:
@@ -151,7 +166,7 @@ def needs_params(optimizer: Optimizer, what: str) -> Optimizer:
             raise ValueError(f"{what} needs the params; write optimizer.update(grads, opt_state, params)")
         return inner.on_lists(layout, grads, state, params, **extra)
 
-    return Optimizer(optimizer.init, Update(on_lists, inner.map_slots))
+    return from_lists(optimizer.init, on_lists, inner.map_slots)
 
 
 def apply_updates(params: Tree, updates: Tree) -> Tree:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fnn import _torch
 from fnn._numerics import safe_sqrt
-from fnn.optim.base import Optimizer, Update, list_form, needs_params, runs_together
+from fnn.optim.base import Optimizer, from_lists, list_form, needs_params, runs_together
 from fnn.optim.hyperparams import Number, check_range, one_number
 from fnn.optim.layout import Layout
 from fnn.optim.rules import State, from_rule
@@ -60,7 +60,7 @@ def clip_by_global_norm(max_norm: Number) -> Optimizer:
         factor = shrink(torch.stack([x.to(widest) for x in norms]).norm(), max_norm)
         return (TensorList(grads) * factor).tensors, state
 
-    return Optimizer(numbers.init, Update(on_lists, advance.map_slots))
+    return from_lists(numbers.init, on_lists, advance.map_slots)
 
 
 def shrink(norm: Tensor, limit: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class Hyperparams:
     def __init__(self, choices: Mapping[str, Choice]) -> None:
         self.trees = {name: choice for name, choice in choices.items() if not _is_number(choice)}
         self.numbers = {flat: number for name, choice in choices.items() for flat, number in _named(name, choice)}
-        self.schedules = {name: number for name, number in self.numbers.items() if _is_schedule(number)}
+        self.schedules = tuple([(name, number) for name, number in self.numbers.items() if _is_schedule(number)])
         self.names = list(choices)
         for name, number in self.numbers.items():
             if not _is_number(number):
@@ -39,8 +39,8 @@ class Hyperparams:
     def init(self, params: Tree, count: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The values in a new state: those that are fixed, and those of schedules at the first update."""
         self.groups(_tree.structure(params))
-        fixed = {name: x for name, x in self.numbers.items() if name not in self.schedules}
-        first = {name: schedule(as_time(count)) for name, schedule in self.schedules.items()}
+        fixed = {name: x for name, x in self.numbers.items() if not _is_schedule(x)}
+        first = {name: schedule(as_time(count)) for name, schedule in self.schedules}
         fixed, first = ({name: as_hyperparam(name, x, count) for name, x in some.items()} for some in (fixed, first))
         return fixed, first
 
@@ -52,8 +52,7 @@ class Hyperparams:
             return fixed, {}
         time = as_time(count)
         now = {
-            name: as_hyperparam(name, schedule(time), count).to(scheduled[name])
-            for name, schedule in self.schedules.items()
+            name: as_hyperparam(name, schedule(time), count).to(scheduled[name]) for name, schedule in self.schedules
         }
         return {name: now[name] if name in now else fixed[name] for name in self.numbers}, now
 

@@ -68,9 +68,18 @@ def _add_product(start: Tensors, first: Tensors, second: Tensors, factor: Tensor
     return _torch.foreach["addcmul"](start, first, second, factor.item())
 
 
-def _adam(grads: Tensors, mean: Tensors, square: Tensors, largest: Tensors, *numbers: Tensor) -> tuple:
-    after = [[x.clone() for x in slot] for slot in (mean, square, largest)]
-    return _adam_(grads, *after, *numbers), *after
+def _adam(
+    grads: Tensors,
+    mean: Tensors,
+    square: Tensors,
+    largest: Tensors,
+    t: Tensor,
+    beta1: Tensor,
+    beta2: Tensor,
+    eps: Tensor,
+) -> tuple[Tensors, Tensors, Tensors, Tensors]:
+    mean, square, largest = ([x.clone() for x in slot] for slot in (mean, square, largest))
+    return _adam_(grads, mean, square, largest, t, beta1, beta2, eps), mean, square, largest
 
 
 def _adam_(

@@ -79,11 +79,11 @@ class Layout:
         Where they have other shapes than those of the params, ``shape_of`` says which, from a leaf of the params.
         """
         leaves = self.treedef.flatten_up_to(tree, ("params", name))
-        if not _are_tensors(leaves) or [x.shape for x in leaves] != self.shapes:
-            for keystr, x, param in zip(self.treedef.keystrs, leaves, self.params, strict=True):
+        shapes = self.shapes if shape_of is None else [shape_of(param) for param in self.params]
+        if not _are_tensors(leaves) or [x.shape for x in leaves] != shapes:
+            for keystr, x, param, expected in zip(self.treedef.keystrs, leaves, self.params, shapes, strict=True):
                 if not isinstance(x, Tensor):
                     raise TypeError(f"{name}{keystr} is {x!r}, not a tensor")
-                expected = param.shape if shape_of is None else shape_of(param)
                 if x.shape != expected:
                     raise ValueError(
                         f"{name}{keystr} has shape {tuple(x.shape)}, but params{keystr} has {tuple(param.shape)}"
@@ -120,6 +120,8 @@ class Layout:
 
     def refuse_complex(self, name: str) -> None:
         """Raise ``TypeError`` naming a leaf of complex numbers."""
+        if self.plain:
+            return
         for keystr, leaf in zip(self.treedef.keystrs, self.params, strict=True):
             if leaf.is_complex():
                 raise TypeError(f"{name} is for real numbers, but params{keystr} has dtype {leaf.dtype}")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fnn import _torch
 from fnn import tree as _tree
-from fnn.optim.base import Optimizer, Update, needs_params, runs_together
+from fnn.optim.base import Optimizer, from_lists, needs_params, runs_together
 from fnn.optim.hyperparams import as_hyperparam, check_range, counter
 from fnn.optim.layout import Layout, working
 from fnn.optim.line_search import strong_wolfe
@@ -152,7 +152,7 @@ def lbfgs(
                 break
         return unravel(point.x - x), _own(state, given)
 
-    return needs_params(Optimizer(init, Update(on_lists, lambda f, layout, state: state)), "lbfgs")
+    return needs_params(from_lists(init, on_lists, lambda f, layout, state: state), "lbfgs")
 
 
 def _own(state: LBFGSState, given: set[int]) -> LBFGSState:

@@ -1,13 +1,14 @@
 """Different optimizers, or none, for different parts of the params."""
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fnn import tree as _tree
-from fnn.optim.base import Optimizer, Update, chain, check_optimizers, list_form
+from fnn.optim.base import Optimizer, chain, check_optimizers, from_lists, list_form
 from fnn.optim.layout import Layout
 from fnn.tree import Tree, TreeDef, describe
 from fnn.tree.partition import select
@@ -42,7 +43,6 @@ def multi_transform(optimizers: Mapping[str, Optimizer], labels: Labels) -> Opti
 
 def _by_label(optimizers: Mapping[str, Optimizer], labels: Callable[[Layout], list]) -> Optimizer:
     updates = {label: list_form(optimizer) for label, optimizer in optimizers.items()}
-    structures: dict[tuple, TreeDef] = {}  # of the parts of a tree
 
     def split(layout: Layout) -> dict[str, Layout]:
         if split in layout.memo:
@@ -51,11 +51,7 @@ def _by_label(optimizers: Mapping[str, Optimizer], labels: Callable[[Layout], li
         parts = layout.memo[split] = {}
         for label in optimizers:
             chosen = tuple([i for i, other in enumerate(found) if other == label])
-            if (layout.treedef, chosen) not in structures:
-                keep = set(chosen)
-                part = select(layout.treedef, list(found), [i in keep for i in range(len(found))])
-                structures[layout.treedef, chosen] = _tree.structure(part)
-            parts[label] = layout.part(chosen, structures[layout.treedef, chosen])
+            parts[label] = layout.part(chosen, _part_of(layout.treedef, chosen))
         return parts
 
     def init(params: Tree) -> MultiTransformState:
@@ -86,7 +82,14 @@ def _by_label(optimizers: Mapping[str, Optimizer], labels: Callable[[Layout], li
             {label: updates[label].map_slots(f, part, state.parts[label]) for label, part in parts}
         )
 
-    return Optimizer(init, Update(on_lists, map_slots))
+    return from_lists(init, on_lists, map_slots)
+
+
+@lru_cache(maxsize=64)
+def _part_of(treedef: TreeDef, chosen: tuple[int, ...]) -> TreeDef:
+    """The structure of the tree of some leaves alone."""
+    places = range(treedef.num_leaves)
+    return _tree.structure(select(treedef, list(places), [i in chosen for i in places]))
 
 
 def _labels_of(labels: Labels, layout: Layout, optimizers: Mapping[str, Optimizer]) -> list:
@@ -139,8 +142,8 @@ def identity() -> Optimizer:
 
 
 def _without_state(f: Callable[[list[Tensor]], list[Tensor]]) -> Optimizer:
-    update = Update(lambda layout, grads, state, params, **_: (f(grads), {}), lambda f, layout, state: state)
-    return Optimizer(lambda params: {}, update)
+    on_lists = lambda layout, grads, state, params, **_: (f(grads), {})
+    return from_lists(lambda params: {}, on_lists, lambda f, layout, state: state)
 
 
 def mask(optimizer: Optimizer, choice: Any, rest: str) -> Optimizer:
@@ -224,4 +227,4 @@ def named_chain(**parts: Optimizer) -> Optimizer:
         return updates, named(after)
 
     map_slots = lambda f, layout, state: named(inner.map_slots(f, layout, states(state)))
-    return Optimizer(lambda params: named(whole.init(params)), Update(on_lists, map_slots))
+    return from_lists(lambda params: named(whole.init(params)), on_lists, map_slots)

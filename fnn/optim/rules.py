@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fnn.optim.base import Optimizer, Update, runs_together
+from fnn.optim.base import Optimizer, from_lists, runs_together
 from fnn.optim.hyperparams import Choice, Hyperparams, as_time, carry, counter
 from fnn.optim.layout import Layout
 from fnn.optim.tensor_list import TensorList
@@ -63,7 +63,6 @@ def from_rule(
     """
     numbers, starts = Hyperparams(hyperparams or {}), dict(slots or {})
     leafwise = False  # whether the rule has asked for what differs between leaves
-    shapes: dict[tuple, torch.Size] = {}  # of slots unlike the params
 
     def init(params: Tree) -> State:
         layout = Layout.of(params)
@@ -107,7 +106,7 @@ def from_rule(
                     leafwise = True
             results.append(_checked(_leaf_by_leaf(leaf, part, 1 + len(starts)), 1 + len(starts)))
         found = (
-            results[0] if groups[0][0] is None else _scattered([chosen for chosen, _ in groups], results, len(grads))
+            results[0] if len(groups) == 1 else _scattered([chosen or () for chosen, _ in groups], results, len(grads))
         )
         after = dict(zip(starts, found[1:], strict=True))
         return found[0], State(count, carry(state.hyperparams), scheduled, after)
@@ -123,18 +122,25 @@ def from_rule(
 
     def shape_of(name: str) -> Callable[[Tensor], torch.Size] | None:
         start = starts[name]
-        if start in _LIKE_PARAMS:
-            return None
+        like_params = isinstance(start, Filled) or start in _LIKE_PARAMS
+        return None if like_params else lambda param: start(param).shape
 
-        def shape(param: Tensor) -> torch.Size:
-            key = name, param.shape
-            if key not in shapes:
-                shapes[key] = start(param).shape
-            return shapes[key]
+    return from_lists(init, on_lists, map_slots)
 
-        return shape
 
-    return Optimizer(init, Update(on_lists, map_slots))
+class Filled(NamedTuple):
+    """The first value of a slot that is one number; of complex leaves in the real and in the imaginary part.
+
+    >>> Filled(0.5)(torch.zeros(2))
+    tensor([0.5000, 0.5000])
+    """
+
+    value: float | Tensor
+
+    def __call__(self, p: Tensor) -> Tensor:
+        if p.is_complex():
+            return torch.complex(self(p.real), self(p.imag))
+        return torch.zeros_like(p) + (self.value.to(p.device) if isinstance(self.value, Tensor) else self.value)
 
 
 def _fresh(value: Tensor, param: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fnn.optim.base import Optimizer
 from fnn.optim.hyperparams import Number, is_set
-from fnn.optim.rules import from_rule
+from fnn.optim.rules import Filled, from_rule
 from fnn.optim.scale_by_adam import check_betas, unbias
 from fnn.optim.tensor_list import add_product, add_scaled, lerp, root
 
@@ -123,7 +123,7 @@ def scale_by_rss(initial_accumulator_value: float = 0.0, eps: Number = 1e-10) ->
 
         return leaf
 
-    return from_rule(rule, {"eps": eps}, {"total": lambda p: torch.full_like(p, initial_accumulator_value)})
+    return from_rule(rule, {"eps": eps}, {"total": Filled(initial_accumulator_value)})
 
 
 def scale_by_adadelta(rho: Number = 0.9, eps: Number = 1e-6) -> Optimizer:

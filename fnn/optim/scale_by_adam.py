@@ -11,7 +11,7 @@ from torch import Tensor
 from fnn.optim import kernels
 from fnn.optim.base import Optimizer
 from fnn.optim.hyperparams import Number, check_range
-from fnn.optim.rules import from_rule
+from fnn.optim.rules import Filled, from_rule
 from fnn.optim.tensor_list import add_product, lerp, root
 
 
@@ -220,7 +220,7 @@ def scale_by_yogi(
 
         return leaf
 
-    start = lambda p: torch.full_like(p, initial_accumulator_value)
+    start = Filled(initial_accumulator_value)
     return from_rule(rule, {"beta1": beta1, "beta2": beta2, "eps": eps}, {"mean": start, "square": start})
 
 

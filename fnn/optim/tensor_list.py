@@ -6,7 +6,7 @@ for all of them, which is what makes the ``foreach`` of ``torch.optim`` fast.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -39,6 +39,11 @@ class TensorList:
 
     __slots__ = ("tensors",)
     __array_ufunc__ = None  # a NumPy number on the left leaves the operation to this class
+
+    if TYPE_CHECKING:  # these two and all other operators are set below
+
+        def __add__(self, other: Any) -> "TensorList": ...
+        def __mul__(self, other: Any) -> "TensorList": ...
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = list(tensors)

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from fnn import random
-from fnn.optim.base import Optimizer, Update, list_form, needs_params
-from fnn.optim.clipping import norm
+from fnn.optim.base import Optimizer, from_lists, list_form, needs_params
 from fnn.optim.hyperparams import Number, as_time, check_range, one_number
 from fnn.optim.layout import Layout
 from fnn.optim.rules import State, from_rule
-from fnn.optim.tensor_list import add_scaled
+from fnn.optim.tensor_list import add_scaled, root
 from fnn.tree import Tree
 
 
@@ -75,11 +74,10 @@ def scale_by_trust_ratio(coefficient: Number = 1.0, eps: Number = 0.0) -> Optimi
 
     def rule(t: Tensor, coefficient: Tensor, eps: Tensor):
         def leaf(g, p):
-            axes = tuple(range(g.dim()))
-            p_norm, g_norm = norm(p, axes), norm(g, axes)
+            p_norm, g_norm = root((p * p).sum()), root((g * g).sum())
             usable = (p_norm > 0) & (g_norm > 0)
             ratio = coefficient * p_norm / (torch.where(usable, g_norm, 1.0) + eps)
-            return (g * torch.where(usable, ratio, 1.0),)
+            return (g * torch.where(usable, ratio, 1.0).to(g.dtype),)
 
         return leaf
 
@@ -137,7 +135,7 @@ def add_noise(key: Tensor, eta: Number, gamma: Number = 0.55) -> Optimizer:
 
     def init(params: Tree) -> NoiseState:
         state = numbers.init(params)
-        return NoiseState(state, state.count.new_zeros((), dtype=key.dtype) + key)
+        return NoiseState(state, state.count.new_zeros((), dtype=key.dtype) + key.to(state.count.device))
 
     def on_lists(
         layout: Layout, grads: list, state: NoiseState, params: list | None, **_: Any
@@ -150,4 +148,4 @@ def add_noise(key: Tensor, eta: Number, gamma: Number = 0.55) -> Optimizer:
         noisy = [g + std.to(g.dtype) * draw for g, draw in zip(grads, draws, strict=True)]
         return noisy, NoiseState(inner, after.clone())
 
-    return Optimizer(init, Update(on_lists, lambda f, layout, state: state))
+    return from_lists(init, on_lists, lambda f, layout, state: state)

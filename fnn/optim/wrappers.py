@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fnn import tree as _tree
 from fnn._numerics import widen
-from fnn.optim.base import Optimizer, Update, check_optimizers, list_form, needs_params
+from fnn.optim.base import Optimizer, check_optimizers, from_lists, list_form, needs_params
 from fnn.optim.hyperparams import as_hyperparam, carry, check_range, counter
 from fnn.optim.layout import Layout
 from fnn.tree import Tree, describe
@@ -20,7 +20,7 @@ def around(
     """An optimizer around another one.
 
     Its state is a NamedTuple whose field ``inner`` is the other's state, and in which ``slots`` are the fields that are
-    trees like the params; ``on_lists`` is as in :class:`fnn.optim.base.Update`.
+    trees like the params; ``on_lists`` is as in :class:`fnn.optim.base.ListForm`.
     """
     check_optimizers(name, optimizer)
     inner = list_form(optimizer)
@@ -31,7 +31,7 @@ def around(
         new = {slot: f(layout, getattr(state, slot), slot) for slot in slots}
         return state._replace(**new, inner=inner.map_slots(f, layout, state.inner))
 
-    return Optimizer(init, Update(on_lists, map_slots))
+    return from_lists(init, on_lists, map_slots)
 
 
 def lerp_leaves(start: list[Tensor], end: list[Tensor], weight: Tensor) -> list[Tensor]:
@@ -251,7 +251,7 @@ def with_state_dtype(optimizer: Optimizer, dtype: torch.dtype) -> Optimizer:
         )
         return updates, _tree.map(lambda x: x.to(dtype) if x.is_floating_point() and x.dim() else x, state)
 
-    return Optimizer(init, Update(on_lists, inner.map_slots))
+    return from_lists(init, on_lists, inner.map_slots)
 
 
 def _as_complex(x: Tensor, dtype: torch.dtype) -> torch.dtype:

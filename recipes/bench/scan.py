@@ -24,9 +24,11 @@ def loop(step: rivals.Step, batches: list[Batch]) -> Callable[[], Tensor]:
     return lambda: torch.stack([step(batch) for batch in batches])
 
 
-def whole(given: rivals.Problem, run: Callable, inputs: tuple, **settings: Any) -> Callable[[], Tensor]:
-    """``run(carry, *inputs) -> (carry, losses)``, compiled, with the carry donated."""
-    compiled = fnn.jit(run, donate_argnums=0, **({"backend": "inductor"} | settings))
+def whole(
+    given: rivals.Problem, run: Callable, inputs: tuple, backend: str = "inductor", mode: str | None = None
+) -> Callable[[], Tensor]:
+    """``run(carry, *inputs) -> (carry, losses)``, jitted, with the carry donated."""
+    compiled = fnn.jit(run, donate_argnums=0, backend=backend, mode=mode)
     held = [rivals.first_carry(given, rivals.fnn_function(given)[1])]
 
     def call() -> Tensor:

@@ -47,7 +47,7 @@ def test_names_in_several_parts_carry_their_place() -> None:
     assert [float(both[name]) for name in rates] == [0.7, 0.7]
 
 
-def test_partition_gives_each_leaf_its_optimizer() -> None:
+def test_multi_transform_gives_each_leaf_its_optimizer() -> None:
     opt = optim.multi_transform(
         {"slow": optim.sgd(0.1), "fast": optim.sgd(1.0)}, lambda path, leaf: "fast" if leaf.dim() > 1 else "slow"
     )
@@ -205,7 +205,7 @@ def test_muon_is_nearly_orthogonal_and_names_what_is_no_matrix() -> None:
         (lambda: optim.accumulate(optim.sgd(0.1), 0), "every must be at least 1, got 0"),
         (lambda: optim.with_state_dtype(optim.sgd(0.1), torch.int32), "floating dtype"),
         (lambda: optim.muon(adjust_lr_fn="rms"), "adjust_lr_fn must be one of"),
-        (lambda: optim.chain(optim.sgd(0.1)).update(GRADS, (), PARAMS), "chain of 1 parts got a state that is a tuple of length 0"),
+        (lambda: optim.chain(optim.sgd(0.1)).update(GRADS, (), PARAMS), "chain of 1 parts got .* a tuple of length 0"),
     ],
 )  # fmt: skip
 def test_bad_calls_are_sentences(call, sentence: str) -> None:
@@ -217,9 +217,9 @@ def test_the_line_search_says_that_it_cannot_be_traced() -> None:
     opt = optim.lbfgs(line_search_fn="strong_wolfe")
     loss = lambda params: (params["w"] ** 2).sum()
     params = {"w": torch.ones(2)}
-    step = fnn.jit(lambda p, s: opt.update(fnn.grad(loss)(p), s, p, loss=loss), backend="eager")
-    with pytest.raises(TypeError, match="the line search looks at values"):
-        step(params, opt.init(params))
+    step = fnn.vmap(lambda p: opt.update(fnn.grad(loss)(p), opt.init(p), p, loss=loss)[0])
+    with pytest.raises(ValueError, match="the line search looks at values"):
+        step(tree.stack([params, params]))
 
 
 def test_optimizers_are_values() -> None:

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases_optim import CASES, parabola
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 import fnn
 from fnn import _torch, optim, tree
 from fnn.optim.base import list_form
 from fnn.optim.tensor_list import LeafwiseError, TensorList
+from tests.optim.cases_optim import CASES, parabola, step
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -95,8 +94,8 @@ def run(opt: fnn.Optimizer, params: Any, steps: int = 3) -> Any:
     return params, state
 
 
-RULES = {name: case.make for name, case in CASES.items() if name != "partition"}
-RULES["partition"] = lambda r: optim.multi_transform(
+RULES = {name: case.make for name, case in CASES.items()}
+RULES["multi_transform"] = lambda r: optim.multi_transform(
     {"a": optim.adam(r), "b": optim.rmsprop(r)}, lambda path: "ab"[path.startswith("body")]
 )
 
@@ -159,9 +158,8 @@ GRAPHS: dict[str, tuple[Callable, set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("functional", [False, True], ids=["as run", "functionalized"])
 @pytest.mark.parametrize("name", GRAPHS)
-def test_graphs_for_replay_are_made_of_kernels_of_lists(name: str, functional: bool) -> None:
+def test_graphs_for_replay_are_made_of_kernels_of_lists(name: str) -> None:
     make, expected = GRAPHS[name]
     opt, params = make(), {f"w{i}": draw(3, i + 1, seed=i, dtype=torch.float32) for i in range(20)}
     _, state = opt.update(params, opt.init(params), params)
@@ -172,15 +170,28 @@ def test_graphs_for_replay_are_made_of_kernels_of_lists(name: str, functional: b
         updates, state = opt.update(grads, state, params)
         return tree.leaves((optim.apply_updates(params, updates), state))
 
-    pure = torch.func.functionalize(flat, remove="mutations") if functional else flat
-    with _torch.tracing_for_replay():
-        graph = make_fx(pure, tracing_mode="fake")(*given)
+    graph = _torch.record(flat, given, for_replay=True)
     graph.graph.eliminate_dead_code()
     called = [str(node.target).split(".")[1] for node in graph.graph.nodes if "." in str(node.target)]
     assert expected <= set(called)
     assert len(called) < (40 if name != "accumulate" else 200)
     assert not any("local_scalar" in target for target in called)
     assert all(torch.equal(one, other) for one, other in zip(graph(*given), flat(*given), strict=True))
+
+
+@pytest.mark.parametrize("donate", [(), (0, 1)], ids=["kept", "donated"])
+@pytest.mark.parametrize("name", [*GRAPHS, "adafactor", "sam, adaptive", "all transforms"])
+def test_replayed_steps_equal_eager_ones_bit_for_bit(name: str, donate: tuple) -> None:
+    opt = GRAPHS[name][0]() if name in GRAPHS else CASES[name].make(0.05)
+    jitted = fnn.jit(lambda params, state: step(opt, params, state), donate_argnums=donate)
+    params = {f"w{i}": draw(3, i + 1, seed=i, dtype=torch.float32) for i in range(4)}
+    state = opt.init(params)
+    expected = params, state
+    given = tree.map(torch.clone, expected)
+    for _ in range(4):
+        given, expected = jitted(*given), step(opt, *expected)
+    for one, other in zip(tree.leaves(given), tree.leaves(expected), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("name", ["lerp", "add_scaled", "add_product", "adam"])
@@ -257,7 +268,7 @@ def test_chains_take_trees_apart_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_replace_keeps_the_list_form_and_pairs_of_ones_own_chain() -> None:
     params = {"w": torch.ones(2, dtype=torch.bfloat16), "b": torch.ones(())}
     doubled = optim.scale(2.0)._replace(init=lambda params: optim.scale(4.0).init(params))
-    assert list_form(doubled) is doubled.update
+    assert list_form(doubled) is doubled.update.lists
     count = lambda grads, state, params=None, **_: (tree.scale(3.0, grads), {"calls": state["calls"] + 1})
     own = fnn.Optimizer(lambda params: {"calls": torch.tensor(0)}, count)
     opt = optim.chain(doubled, optim.chain(own, optim.accumulate(own, 1)), optim.freeze(own, lambda path: path == "b"))

@@ -1,0 +1,164 @@
+"""What runs for one key: a graph that is replayed, or compiled, or replayed until it has been compiled."""
+
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fnn.compile import donation
+from fnn.compile.inductor import compile_graph
+from fnn.compile.replay import Run, replay
+from fnn.compile.trace import Layout, Trace, argument_names, layout_of, name_of, trace_function
+from fnn.tree import Tree, TreeDef
+
+
+class Signature:
+    """The structure of the arguments that are not static, which of their leaves are donated, and their names."""
+
+    def __init__(self, f: Callable, treedef: TreeDef, donated: Sequence[int], static: Sequence[int]) -> None:
+        self.treedef = treedef
+        self.names = argument_names(f, treedef, static)
+        sizes = [argument.num_leaves for argument in treedef.children[0].children]
+        arguments = [i - sum(s < i for s in static) for i in donated]
+        if any(i >= len(sizes) for i in arguments):
+            raise TypeError(f"{name_of(f)}: a donated argument must be given by position")
+        self.blocks = [range(sum(sizes[:i]), sum(sizes[: i + 1])) for i in arguments]
+        self.donated = [leaf for block in self.blocks for leaf in block]
+
+    def check(self, leaves: Sequence[Any]) -> None:
+        """Raise ``TypeError`` for a leaf that is not a tensor, ``ValueError`` for one donated before or twice."""
+        for name, leaf in zip(self.names, leaves, strict=True):
+            if not isinstance(leaf, Tensor):
+                raise TypeError(
+                    f"{name} is {leaf!r}, a {type(leaf).__name__}, which would be frozen into the graph; pass "
+                    f"torch.tensor(...), keep it in a closure, or name the argument in static_argnums"
+                )
+            if leaf.is_meta:
+                raise ValueError(
+                    f"{name} holds no data: it was donated to an earlier call, whose result has its memory now. "
+                    "Go on with that result, as in params = step(params, ...), or donate a copy (leaf.clone())"
+                )
+        places: dict[int, str] = {}
+        for i in self.donated:
+            if id(leaves[i]) in places:
+                raise ValueError(
+                    f"{places[id(leaves[i])]} and {self.names[i]} are the same tensor, and a donated tensor's memory "
+                    "can take only one result; pass leaf.clone() in one of the two places"
+                )
+            places[id(leaves[i])] = self.names[i]
+
+
+class Executable:
+    """A traced function, called with leaves of the layouts that it was traced with.
+
+    references: makes of the tensors that the function closed over functions that give them again.
+    backend, mode, options: those of :func:`fnn.jit`. background: generated code takes over from replay when a thread
+    has made it, or, where this is a number, at the call of that number. rare: it is made at the second call.
+    """
+
+    def __init__(
+        self,
+        f: Callable[..., Tree],
+        signature: Signature,
+        leaves: Sequence[Tensor],
+        references: Callable[[list[Tensor]], list[Callable[[], Tensor]]],
+        *,
+        backend: str,
+        mode: str | None,
+        options: dict[str, Any],
+        background: bool | int = False,
+        rare: bool = False,
+    ) -> None:
+        self.donated = signature.donated
+        self.autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+        self.hand_over = donation.Handover()
+        self.calls = 0
+        self.switch_at = 2 if rare else int(background) if type(background) is int else None
+        self.thread: threading.Thread | None = None
+        self.build: Callable[[], Run] | None = None
+        layouts = [*map(layout_of, leaves)]
+        replayed = backend == "replay" or rare or background is not False
+        traced = trace_function(f, signature.treedef, layouts, for_replay=replayed)
+        self.treedef, self.constants = traced.treedef, references(traced.constants)
+        self.kinds = [*map(layout_of, traced.constants)]
+        self.places = _places(signature, layouts, traced)
+        donated = dict(zip(self.donated, self.places, strict=True))
+        if not replayed:
+            self.run = compile_graph(traced, donated, mode, options)
+            return
+        self.run = replay(traced, donated)
+        if backend != "replay":
+            again = trace_function(f, signature.treedef, layouts, for_replay=False)
+            self.build = lambda: compile_graph(again, donated, mode, options)
+        if background is not False and not rare:
+            self.thread = threading.Thread(target=self._compile, daemon=True)
+            self.thread.start()
+
+    def holds(self) -> bool:
+        """Whether the tensors that the function closed over still have the layouts that they were traced with."""
+        return not self.constants or [layout_of(constant()) for constant in self.constants] == self.kinds
+
+    def __call__(self, leaves: list[Tensor], given: list[Tensor]) -> Tree:
+        """``given`` are the donated tensors, of which ``leaves`` may hold copies."""
+        if self.build is not None:
+            self._switch()
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            for kind in self.autocast:  # its casts are operations of the graph
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            results = self.run([*leaves, *[constant() for constant in self.constants]])
+        if not self.donated:
+            return self.treedef.unflatten(results)
+        return self.hand_over(given, [leaves[i] for i in self.donated], self.places, results, self.treedef)
+
+    def _switch(self) -> None:
+        """Go on with generated code if it is time."""
+        self.calls += 1
+        if self.thread is None:
+            if self.calls == self.switch_at:
+                self._compile()
+        elif self.switch_at is None:
+            if self.thread.is_alive():
+                return
+        elif self.calls < self.switch_at:
+            return
+        if self.thread is not None:
+            self.thread.join()
+        self.run, self.build = getattr(self, "compiled", self.run), None
+
+    def _compile(self) -> None:
+        assert self.build is not None
+        try:
+            self.compiled = self.build()
+        except Exception as error:
+            if self.thread is None:
+                raise
+            warnings.warn(f"Inductor failed in the background, and the graph stays replayed: {error}", stacklevel=2)
+
+
+def _kind(layout: Layout) -> tuple:
+    """What a result must have in common with a donated leaf whose memory it takes."""
+    return layout.shape, layout.dtype, layout.device
+
+
+def _places(signature: Signature, layouts: Sequence[Layout], traced: Trace) -> list[int]:
+    """For each donated leaf the number of the result that takes its memory. Raises ``ValueError`` if there is none."""
+    results = [_kind(v.meta["val"]) if isinstance(v, torch.fx.Node) else None for v in traced.results]
+    node = traced.treedef.node
+    parts = traced.treedef.children if node and node.kind in (tuple, list) else (traced.treedef,)
+    given = [[_kind(layouts[i]) for i in block] for block in signature.blocks]
+    places = donation.assign(given, results, [part.num_leaves for part in parts])
+    for i, place in zip(signature.donated, places, strict=True):
+        if place is None:
+            left = [kind for j, kind in enumerate(results) if kind and j not in places]
+            shown = ", ".join(f"{tuple(shape)} {dtype}" for shape, dtype, _ in left) or "nothing"
+            raise ValueError(
+                f"{signature.names[i]} is donated, but no result is left with its shape {tuple(layouts[i].shape)} and "
+                f"dtype {layouts[i].dtype} to take its memory; left are: {shown}. Return its new value in the same "
+                "shape and dtype, or leave the argument out of donate_argnums"
+            )
+    return [place for place in places if place is not None]

@@ -1,0 +1,249 @@
+"""``trace``: the graph of a function as a value that can be printed, counted and drawn."""
+
+import html
+import math
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils.flop_counter import flop_registry
+
+from fnn import _torch
+from fnn import tree as _tree
+from fnn.compile.trace import Trace, argument_names, layout_of, producer, trace_function
+from fnn.tree import Tree
+
+_SHORT = {
+    torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16", torch.int64: "i64",
+    torch.int32: "i32", torch.int16: "i16", torch.int8: "i8", torch.uint8: "u8", torch.bool: "bool",
+    torch.complex64: "c64", torch.complex128: "c128",
+}  # fmt: skip
+
+
+_HIDDEN = ("layout", "device", "pin_memory", "memory_format")
+
+
+def trace(f: Callable[..., Tree]) -> Callable[..., "Graph"]:
+    """``trace(f)(*args)`` runs f on abstract tensors like those in args, and returns the :class:`Graph` of what it did.
+
+    Raises what :func:`fnn.jit` raises for a function that cannot be traced.
+
+    >>> print(trace(lambda params, x: x @ params["w"])({"w": torch.ones(3, 2)}, torch.ones(4, 3)))
+    { lambda a:f32[3,2] b:f32[4,3] .       # a = params['w'], b = x
+      let c:f32[4,2] = mm b a
+      in (c) }
+    """
+
+    def traced(*args: Any, **kwargs: Any) -> Graph:
+        leaves, treedef = _tree.flatten((args, kwargs))
+        names = argument_names(f, treedef)
+        for name, leaf in zip(names, leaves, strict=True):
+            if not isinstance(leaf, Tensor):
+                raise TypeError(f"{name} is {leaf!r}, a {type(leaf).__name__}; fnn.trace takes trees of tensors")
+        return Graph(trace_function(f, treedef, [*map(layout_of, leaves)], for_replay=False), names)
+
+    return traced
+
+
+class Graph:
+    """The operations of a function in the order in which they run, forward and derivative alike.
+
+    Made by :func:`trace`. ``str(graph)`` writes one operation a line, with types; ``nodes`` are torch's
+    (``torch.fx.Node``).
+    """
+
+    def __init__(self, traced: Trace, names: list[str]) -> None:
+        self._trace = traced
+        self.module = traced.module
+        """The graph as a ``torch.fx.GraphModule`` of the leaves and the tensors that were closed over."""
+        closed = [f"closed over {i}" for i in range(len(traced.constants))]
+        self.inputs = dict(zip(traced.inputs, [*names, *closed], strict=True))
+        """The path of each input, by its node."""
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """The operations."""
+        return [node for node in self.module.graph.nodes if node.op == "call_function" and _operation(node)]
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions in matrix products, convolutions and attention; the rest is not counted.
+
+        >>> trace(torch.mm)(torch.ones(2, 3), torch.ones(3, 4)).flops
+        48
+        """
+        return sum(map(_flops, self.nodes))
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes the operations read and write if each does so by itself. Views move none.
+
+        >>> trace(torch.sin)(torch.ones(100)).bytes
+        800
+        """
+        return sum(
+            sum(map(_size, _tensors(node.args))) + sum(map(_size, _made(node))) for node in self.nodes if _made(node)
+        )
+
+    @property
+    def peak_memory(self) -> int:
+        """The most bytes that are held at once, inputs included, if each value is freed after its last use.
+
+        >>> trace(lambda x: x.sin().cos().tan())(torch.ones(100)).peak_memory
+        1200
+        """
+        order = [node for node in self.module.graph.nodes if node.op == "call_function"]
+        last: dict[int, int] = {}
+        for i, node in enumerate(order):
+            for value in (*_tensors(node.args), *_tensors(node)):
+                last[_torch.storage_key(value)] = i
+        for value in _tensors([*self._trace.results, *self.inputs]):
+            last[_torch.storage_key(value)] = len(order)
+        held = {_torch.storage_key(value): _size(value) for value in _tensors(list(self.inputs))}
+        peak = sum(held.values())
+        for i, node in enumerate(order):
+            held.update({_torch.storage_key(value): _size(value) for value in _made(node)})
+            peak = max(peak, sum(held.values()))
+            held = {key: size for key, size in held.items() if last[key] > i}
+        return peak
+
+    def __str__(self) -> str:
+        shown = [*self.inputs, *self.nodes]
+        names = dict(zip(shown, _letters(), strict=False))
+
+        def text(value: Any) -> str:
+            if isinstance(value, fx.Node):
+                if value.target is operator.getitem:
+                    return f"{text(value.args[0])}.{value.args[1]}"
+                return names[value]
+            if isinstance(value, (list, tuple)):
+                return "[" + " ".join(map(text, value)) + "]"
+            return str(value)
+
+        inputs = " ".join(f"{names[node]}:{_type(node)}" for node in self.inputs)
+        paths = ", ".join(f"{names[node]} = {path}" for node, path in self.inputs.items())
+        lines = [f"{{ lambda {inputs} ." + f"       # {paths}" * bool(paths)]
+        for i, node in enumerate(self.nodes):
+            arguments = [
+                *map(text, node.args),
+                *(f"{key}={text(v)}" for key, v in node.kwargs.items() if key not in _HIDDEN),
+            ]
+            start = "  let " if i == 0 else "      "
+            lines.append(f"{start}{names[node]}:{_type(node)} = {' '.join([_operation(node), *arguments])}")
+        results = ", ".join(map(text, self._trace.results))
+        return "\n".join([*lines, f"  in ({results}) }}"])
+
+    __repr__ = __str__
+
+    def svg(self) -> str:
+        """A drawing, as the text of an SVG file: inputs on top, each operation below everything that it needs.
+
+        >>> trace(torch.sin)(torch.ones(3)).svg()[:4]
+        '<svg'
+        """
+        return _draw(self)
+
+
+def _operation(node: fx.Node) -> str:
+    """The name of a node's operation, empty where it only takes a value out of several."""
+    if node.target is operator.getitem:
+        return ""
+    return getattr(node.target, "_opname", None) or getattr(node.target, "__name__", str(node.target))
+
+
+def _letters() -> Iterator[str]:
+    """a, b, ..., z, aa, ab, ..."""
+    number = 0
+    while True:
+        number += 1
+        name, rest = "", number
+        while rest:
+            rest, digit = divmod(rest - 1, 26)
+            name = chr(97 + digit) + name
+        yield name
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The abstract tensors of nodes, and of lists of them."""
+    if isinstance(value, fx.Node):
+        value = value.meta.get("val")
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return [value] if isinstance(value, Tensor) else []
+
+
+def _made(node: fx.Node) -> list[Tensor]:
+    """The values of a node that are not views of its arguments."""
+    if node.target is operator.getitem:
+        return []
+    given = {_torch.storage_key(value) for value in _tensors(node.args)}
+    return [value for value in _tensors(node) if _torch.storage_key(value) not in given]
+
+
+def _size(value: Tensor) -> int:
+    return value.numel() * value.element_size()
+
+
+def _flops(node: fx.Node) -> int:
+    count = flop_registry.get(getattr(node.target, "overloadpacket", None))
+    if count is None:
+        return 0
+    args, kwargs = (fx.map_arg(given, lambda used: used.meta["val"]) for given in (node.args, node.kwargs))
+    return int(count(*args, **kwargs, out_val=node.meta["val"]))
+
+
+def _type(node: fx.Node) -> str:
+    value = node.meta.get("val")
+    kinds = [f"{_SHORT.get(x.dtype, x.dtype)}[{','.join(map(str, x.shape))}]" for x in _tensors(node)]
+    return kinds[0] if len(kinds) == 1 and isinstance(value, Tensor) else f"({', '.join(kinds)})"
+
+
+_WIDTH, _HEIGHT, _GAP = 170, 36, 26
+
+
+def _draw(graph: Graph) -> str:
+    level: dict[fx.Node, int] = {}
+    sources: dict[fx.Node, list[fx.Node]] = {}
+    for node in [*graph.inputs, *graph.nodes]:
+        sources[node] = [producer(used) for used in node.all_input_nodes]
+        level[node] = 1 + max((level[used] for used in sources[node]), default=-1)
+    for node in graph.inputs:  # right above the first operation that needs it
+        below = [level[other] for other, used in sources.items() if node in used]
+        level[node] = min(below, default=1) - 1
+    rows: dict[int, list[fx.Node]] = {}
+    for node in level:
+        rows.setdefault(level[node], []).append(node)
+    widest = max(map(len, rows.values()))
+    x = {
+        n: (widest - len(row)) * (_WIDTH + _GAP) / 2 + i * (_WIDTH + _GAP)
+        for row in rows.values()
+        for i, n in enumerate(row)
+    }
+    y = {node: level[node] * (_HEIGHT + _GAP) for node in level}
+    shapes = []
+    for node, used in sources.items():
+        for other in used:
+            left, top, right, bottom = x[other] + _WIDTH / 2, y[other] + _HEIGHT, x[node] + _WIDTH / 2, y[node]
+            middle = math.ceil((top + bottom) / 2)
+            curve = f"M{left:g},{top:g} C{left:g},{middle} {right:g},{middle} {right:g},{bottom:g}"
+            shapes.append(f'<path d="{curve}"/>')
+    outputs = {producer(value) for value in graph._trace.results if isinstance(value, fx.Node)}
+    for node in level:
+        name, kind = graph.inputs.get(node) or _operation(node), _type(node)
+        colour = "#d6e8d4" if node in graph.inputs else "#f6d8ae" if node in outputs else "#dde7f5"
+        shapes.append(
+            f'<g transform="translate({x[node]:g},{y[node]:g})"><rect width="{_WIDTH}" height="{_HEIGHT}" rx="5" '
+            f'fill="{colour}"/><text x="{_WIDTH / 2:g}" y="15">{html.escape(name)}</text>'
+            f'<text x="{_WIDTH / 2:g}" y="29" class="type">{html.escape(kind)}</text></g>'
+        )
+    width, height = widest * (_WIDTH + _GAP), (max(rows) + 1) * (_HEIGHT + _GAP)
+    style = (
+        "text{font:12px sans-serif;text-anchor:middle}.type{font-size:10px;fill:#555}"
+        "path{fill:none;stroke:#888}rect{stroke:#888}"
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}"><style>{style}</style>{"".join(shapes)}</svg>'
+    )
