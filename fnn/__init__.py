@@ -12,13 +12,14 @@
 True
 """
 
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
+from torch.func import hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
 from fnn import (
     checkpoint,
     compile,
     curvature,
     data,
+    debug,
     gradients,
     init,
     jacobian,
@@ -31,10 +32,20 @@ from fnn import (
     random,
     tree,
 )
-from fnn.compile import compile_count, fori_loop, jit, load_compiled, save_compiled, scan
+from fnn.compile import (
+    compile_count,
+    disable_jit,
+    fori_loop,
+    jit,
+    keep_freed_memory,
+    load_compiled,
+    save_compiled,
+    scan,
+    trace,
+)
 from fnn.gradients.clipping import clipped_grad
 from fnn.gradients.per_sample import per_sample_grad
-from fnn.gradients.value_and_grad import value_and_grad
+from fnn.gradients.value_and_grad import grad, value_and_grad
 from fnn.layers import Layer, StatefulLayer
 from fnn.optim import Optimizer
 from fnn.summary import summary
@@ -51,6 +62,8 @@ __all__ = [
     "compile_count",
     "curvature",
     "data",
+    "debug",
+    "disable_jit",
     "fori_loop",
     "grad",
     "gradients",
@@ -61,6 +74,7 @@ __all__ = [
     "jacrev",
     "jit",
     "jvp",
+    "keep_freed_memory",
     "layers",
     "linalg",
     "linearize",
@@ -74,6 +88,7 @@ __all__ = [
     "save_compiled",
     "scan",
     "summary",
+    "trace",
     "tree",
     "value_and_grad",
     "vjp",

@@ -17,11 +17,16 @@ from torch import Tensor
 from torch._C import _swap_tensor_impl as swap_tensors
 from torch._C._functorch import (
     TransformType,
+    get_interpreter_stack,
+    get_unwrapped,
+    is_batchedtensor,
     is_functorch_wrapped_tensor,
+    maybe_get_level,
     peek_interpreter_stack,
     unwrap_if_dead,
 )
 from torch._higher_order_ops.scan import scan_op
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import SUPPORTED_NODES as pytree_containers  # noqa: N811
@@ -50,21 +55,21 @@ def __getattr__(name: str) -> Any:
     return value
 
 
+foreach_copy = torch._foreach_copy_
+
 # multi-tensor and fused kernels, by the name of the tensor's method or of the optimizer
 foreach = {
     name: getattr(torch, f"_foreach_{name}")
     for name in (
-        "abs", "add", "addcdiv", "addcmul", "div", "exp", "lerp", "maximum", "minimum", "mul", "neg", "pow",
-        "reciprocal", "rsqrt", "sign", "sqrt", "sub",
+        "abs", "add", "add_", "addcmul", "addcmul_", "div", "exp", "lerp", "lerp_", "log", "maximum", "minimum", "mul",
+        "neg", "norm", "pow", "reciprocal", "sign", "sqrt", "sub",
     )
 }  # fmt: skip
+foreach_add_scalar = torch.ops.aten._foreach_add.Tensor  # torch._foreach_add reads the value of a 0-d tensor
 fused_adam = torch._fused_adam_  # pyright: ignore[reportPrivateImportUsage]
 
 # oneDNN's product of rows and a transposed weight; None in a torch that was built without it
 onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-
-# before 2.15 compiled code does not show leaf.T, leaf.mT and iteration over a leaf to a TorchFunctionMode
-compiled_modes_see_all = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 15)
 
 
 def constant_when_traced(function: Callable) -> Callable:
@@ -98,8 +103,12 @@ def data_dependent_errors() -> tuple[type[Exception], ...]:
     return DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode
 
 
-def record(function: Callable[..., list[Tensor]], layouts: Iterable[tuple], for_replay: bool) -> torch.fx.GraphModule:
+def record(
+    function: Callable[..., list[Tensor]], layouts: Iterable[tuple], for_replay: bool
+) -> tuple[torch.fx.GraphModule, Callable[[Tensor], Tensor]]:
     """The operations of a function of tensors, run once on abstract tensors of these shapes, strides, dtypes, devices.
+
+    The second result gives the abstract tensor that stood for one that the function closed over.
 
     Operations that change a tensor become operations that make one; a change of an argument is copied into it at the
     end of the graph. With ``for_replay``, :func:`multi_tensor_kernels` is true meanwhile. A Python number that is read
@@ -119,7 +128,7 @@ def record(function: Callable[..., list[Tensor]], layouts: Iterable[tuple], for_
     with _trace_lock, torch.no_grad(), _compiling():
         _tracing.fake_mode, _tracing.for_replay = mode, for_replay
         try:
-            return flat(*abstract)
+            return flat(*abstract), mode.from_tensor
         finally:
             _tracing.fake_mode, _tracing.for_replay = before
 
@@ -169,10 +178,12 @@ def multi_tensor_kernels() -> bool:
     They may in ordinary eager code and in a graph that will be replayed operation by operation; not inside a
     transform of torch.func, nor where a compiler traces, which fuses code written leaf by leaf better.
     """
-    innermost = peek_interpreter_stack()
+    levels = get_interpreter_stack() or []
+    if any(level.key() != TransformType.Functionalize for level in levels):
+        return False
     if _tracing.fake_mode is not None:
-        return _tracing.for_replay and innermost is not None and innermost.key() == TransformType.Functionalize
-    return innermost is None and not (torch.compiler.is_dynamo_compiling() or dispatch_modes())
+        return _tracing.for_replay
+    return not (levels or torch.compiler.is_dynamo_compiling() or dispatch_modes())
 
 
 def in_place_form(operation: Any) -> Any:
@@ -188,13 +199,18 @@ def is_random(operation: Any) -> bool:
     return isinstance(operation, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in operation.tags
 
 
-class _ReachedError(Exception):
-    """Says which operation a call came to."""
+class _Seen(TorchDispatchMode):
+    """Notes the first operation that is called, and returns a value for it in place of running it."""
 
+    def __init__(self, expected: Any, value: Any) -> None:
+        super().__init__()
+        self.first: Any = None
+        self.expected = expected
+        self.value = value
 
-class _FirstOperation(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        raise _ReachedError(func)
+        self.first = self.first or func
+        return self.value if func is self.expected else func(*args, **(kwargs or {}))
 
 
 @functools.cache
@@ -207,24 +223,27 @@ def _functions_of(name: str) -> list[Callable]:
 _direct: dict[tuple, Callable] = {}
 
 
-def direct_call(operation: Any, args: tuple, kwargs: dict) -> Callable:
-    """The fastest function that calls this operation with arguments like these, whose tensors are nodes of a graph."""
+def direct_call(operation: Any, args: tuple, kwargs: dict, value: Any) -> Callable:
+    """The fastest function that calls this operation with arguments like these, whose tensors are nodes of a graph.
+
+    value: what the operation gave when the graph was recorded.
+    """
     if not isinstance(operation, torch._ops.OpOverload):
         return operation
+    value = value if operation._schema.returns else None
     values = [torch.fx.map_arg(list(given), lambda node: node.meta["val"]) for given in (args, kwargs.values())]
     key = operation, *[tuple(map(_kind, given)) for given in values], tuple(kwargs)
     if key not in _direct:
         _direct[key] = operation._op
         for function in _functions_of(operation._opname) if operation.namespace == "aten" else ():
             try:
-                with _FirstOperation():
+                with torch.no_grad(), _Seen(operation, value) as seen:
                     function(*values[0], **dict(zip(kwargs, values[1], strict=True)))
-            except _ReachedError as reached:
-                if reached.args[0] is operation:
-                    _direct[key] = function
-                    break
             except (TypeError, RuntimeError, ValueError):
-                pass
+                continue
+            if seen.first is operation:
+                _direct[key] = function
+                break
     return _direct[key]
 
 
@@ -254,7 +273,7 @@ def call_when_run(function: Callable[[list[Tensor]], None], tensors: Iterable[Te
             tensor = torch._C._functorch.get_unwrapped(tensor)
         plain.append(tensor)
     if _tracing.fake_mode is None:
-        function(plain)
+        function([tensor.detach() for tensor in plain])
     else:
         _calls.append(function)
         python_call(len(_calls) - 1, plain)
@@ -279,10 +298,65 @@ def storage_key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+def inside_vmap() -> bool:
+    """Whether a ``vmap`` is among the transforms of torch.func that are active."""
+    return any(level.key() == TransformType.Vmap for level in get_interpreter_stack() or ())
+
+
+def inside_derivative() -> bool:
+    """Whether a ``grad``, ``vjp`` or ``jvp`` is among the transforms of torch.func that are active."""
+    kinds = (TransformType.Grad, TransformType.Jvp)
+    return any(level.key() in kinds for level in get_interpreter_stack() or ())
+
+
+def values_can_be_read() -> bool:
+    """Whether a number may be taken out of a tensor here: not in a trace, nor under ``vmap``."""
+    return not (inside_vmap() or torch.compiler.is_compiling() or dispatch_modes())
+
+
+def is_of_outer_transform(tensor: Tensor) -> bool:
+    """Whether the tensor belongs to a transform of torch.func that is not active here."""
+    if not is_functorch_wrapped_tensor(tensor):
+        return False
+    innermost = peek_interpreter_stack()
+    return not 0 < maybe_get_level(tensor) <= (0 if innermost is None else innermost.level())
+
+
+def forward_mode_inside_jvp() -> Any:
+    """Forward mode for what the ``jvp`` of a ``torch.autograd.Function`` computes, so that it can be differentiated."""
+    return torch.autograd.forward_ad._set_fwd_grad_enabled(True)
+
+
+def without_tangent(tensor: Tensor) -> Tensor:
+    """The tensor as a constant to the innermost forward mode."""
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return tensor
+    return torch.autograd.forward_ad.unpack_dual(tensor, level=0).primal
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor may be looked at here: not under vmap, nor where a function is traced."""
+    while is_functorch_wrapped_tensor(tensor):
+        if is_batchedtensor(tensor):
+            return False
+        tensor = get_unwrapped(tensor)
+    return not (torch.compiler.is_compiling() or isinstance(tensor, FakeTensor) or tensor.is_meta)
+
+
 def storage_users(tensor: Tensor) -> int:
     """How many tensors share the memory of this one, itself included."""
     handle = tensor.untyped_storage()  # counts itself
     return torch._C._storage_Use_Count(handle._cdata) - 1
+
+
+def storage_id(tensor: Tensor) -> int:
+    """A number that two tensors share exactly when they share memory, while both are alive."""
+    return tensor.untyped_storage()._cdata
+
+
+def version(tensor: Tensor) -> int:
+    """A number that grows when the tensor is changed in place."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def is_view(tensor: Tensor) -> bool:
@@ -649,18 +723,23 @@ __all__ = [
     "CustomGraphPass",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
     "Level",
     "NotClosedError",
+    "TorchDispatchMode",
     "TorchDynamoException",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
     "cache_folder",
     "cached_libraries",
     "closed_graph",
-    "compiled_modes_see_all",
     "constant_when_traced",
     "derivatives_enabled",
     "dispatch_modes",
     "foreach",
+    "foreach_add_scalar",
+    "forward_mode_inside_jvp",
     "fused_adam",
     "get_hash_for_files",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
     "inside",
+    "inside_derivative",
+    "inside_vmap",
+    "is_of_outer_transform",
     "is_view",
     "mark_static",
     "mode_options",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
@@ -670,11 +749,13 @@ __all__ = [
     "outside_transforms",
     "peek_interpreter_stack",
     "pytree_containers",
+    "readable",
     "record_scan",
     "recording",
     "scan_op",
     "single_level_function",
     "size_hint",
+    "storage_id",
     "storage_users",
     "swap_tensors",
     "tree_flatten",
@@ -683,5 +764,8 @@ __all__ = [
     "tree_map",
     "tree_unflatten",
     "unwrap_if_dead",
+    "values_can_be_read",
     "varying",
+    "version",
+    "without_tangent",
 ]

@@ -1,22 +1,45 @@
-"""Trees in files: safetensors with dotted paths as names, written whole or not at all."""
+"""Trees in files: safetensors with dotted paths as names, written whole or not at all.
 
+A file holds a checksum of all its bytes in its metadata, under ``fnn.sha256``: a file that was altered or cut is
+refused. Files of other programs have none and are read without this check.
+"""
+
+import hashlib
+import json
 import os
-import tempfile
+import re
+import secrets
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
+from torch import Tensor
 
 from fnn import tree as _tree
 from fnn.tree import Tree
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that is being written cannot be removed anyway
+    fcntl = None
+
+_CHECKSUM = "fnn.sha256"
+_FORMAT = "fnn.format"  # says that there must be a checksum, should its own name be damaged
+_NO_CHECKSUM = "0" * 64  # stands in the place of the checksum while it is computed
+_RESERVED = "__metadata__"
 
 
 def save(path: str | Path, tree: Tree, metadata: dict[str, str] | None = None) -> None:
     """Write a tree of tensors, and a dict of strings, to a safetensors file.
 
     The names are the dotted paths, so params are readable as a torch ``state_dict``. The file is written beside
-    its place and moved there, so a reader finds the old file or the new one, never a part. Raises ``TypeError`` for a
-    leaf that is no tensor and ``ValueError`` for two leaves with one path.
+    its place, brought to the disk and moved there, so a reader finds the old file or the new one, never a part; what
+    killed saves left behind is removed. A symbolic link stays and its target is written; an existing file keeps its
+    permissions, a new one has those that the umask gives. ``~`` is the home folder.
+
+    Raises ``TypeError`` for a leaf that is not a tensor with data of a dtype that safetensors has and for metadata that
+    are not strings, ``ValueError`` for two leaves with one path and reserved names, ``IsADirectoryError`` for a folder.
 
     >>> import torch, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
@@ -24,45 +47,42 @@ def save(path: str | Path, tree: Tree, metadata: dict[str, str] | None = None) -
     >>> load(path)
     {'fc': {'bias': tensor([1., 1.])}}
     """
-    path = Path(path)
+    target = Path(os.path.realpath(_checked_path(path, "save")))
     flat = _tree.to_state_dict(tree)
     for name, leaf in flat.items():
-        if not hasattr(leaf, "detach"):
-            raise TypeError(f"save: {name!r} is {leaf!r}, not a tensor; put strings into metadata")
+        _check_leaf(name, leaf)
+    strings = _checked_metadata(metadata)
     copies = {name: leaf.detach().cpu().contiguous().clone() for name, leaf in flat.items()}  # no shared storage
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
-    try:
-        safetensors.torch.save_file(copies, part, metadata)
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
+    contents = bytearray(safetensors.torch.save(copies, strings | {_FORMAT: "1", _CHECKSUM: _NO_CHECKSUM}))
+    place = _checksum_place(contents)
+    assert place is not None  # it was just put there
+    contents[place : place + 64] = _digest(contents, place)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _write(target, contents)
 
 
-def load(path: str | Path, like: Tree = None, device: str = "cpu") -> Tree:
+def load(path: str | Path, like: Tree = None, device: torch.device | str = "cpu") -> Tree:
     """The tree in a safetensors file: nested dicts, or the containers of ``like`` where it is given.
 
-    Raises ``FileNotFoundError``, and ``ValueError`` for a file of another kind or one whose paths, shapes or dtypes
-    do not fit ``like``.
+    The tensors own their memory: nothing that happens to the file later changes them. Raises ``FileNotFoundError``, and
+    ``ValueError`` for a file of another kind, one that was altered or cut, and one that does not fit ``like``: the text
+    lists the paths that are missing, that ``like`` does not have, and those of another shape or dtype.
 
     >>> load("missing.safetensors")
     Traceback (most recent call last):
     FileNotFoundError: no checkpoint at missing.safetensors
     """
-    flat = _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()}, device)  # noqa: SIM118
+    contents = _read(path)
+    device = torch.device(device)
+    flat = {name: leaf.to(device, copy=True) for name, leaf in safetensors.torch.load(bytes(contents)).items()}
     if like is None:
-        return _tree.from_state_dict(flat)
-    for name, leaf in _tree.items(like):
-        if name in flat and (flat[name].shape != leaf.shape or flat[name].dtype != leaf.dtype):
-            found, wanted = (f"{tuple(t.shape)} {t.dtype}" for t in (flat[name], leaf))
-            raise ValueError(f"{path}: {name!r} is {found}, but the tree has {wanted} there")
+        return flat[""] if list(flat) == [""] else _tree.from_state_dict(flat)
+    _check_fits(path, flat, like)
     return _tree.from_state_dict(flat, like)
 
 
 def load_metadata(path: str | Path) -> dict[str, str]:
-    """The strings saved beside the tree.
+    """The strings saved beside the tree. Reads and checks the whole file; raises as :func:`load` does.
 
     >>> import torch, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
@@ -70,14 +90,159 @@ def load_metadata(path: str | Path) -> dict[str, str]:
     >>> load_metadata(path)
     {'epoch': '3'}
     """
-    return _read(path, lambda file: dict(file.metadata() or {}), "cpu")
+    contents = _read(path)
+    return {name: value for name, value in _metadata(contents).items() if name not in (_FORMAT, _CHECKSUM)}
 
 
-def _read(path, what, device: str):
-    if not Path(path).exists():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+# What is handed in
+
+
+def _checked_path(path: str | Path, name: str) -> Path:
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise IsADirectoryError(f"{name}: {path} is a folder; name a file in it, such as {path / 'params.safetensors'}")
+    return path
+
+
+def _check_leaf(name: str, leaf: object) -> None:
+    if not isinstance(leaf, Tensor):
+        raise TypeError(f"save: {name!r} is {leaf!r}, not a tensor; put strings into metadata, numbers as torch.tensor")
+    if name == _RESERVED:
+        raise ValueError(f"save: {name!r} is a name that safetensors keeps for itself; rename this leaf")
+    if leaf.is_meta:
+        raise TypeError(
+            f"save: {name!r} has no data: it was donated to a jitted function, or made on the meta device; save the "
+            "tree that the function returned"
+        )
+    if leaf.layout != torch.strided:
+        raise TypeError(f"save: {name!r} has the layout {leaf.layout}; write leaf.to_dense()")
     try:
-        with safetensors.safe_open(path, "pt", device=device) as file:
-            return what(file)
-    except safetensors.SafetensorError as error:
+        safetensors.torch.save({"leaf": torch.zeros(0, dtype=leaf.dtype)})
+    except (KeyError, ValueError, TypeError, RuntimeError, safetensors.SafetensorError):
+        line = "torch.view_as_real(leaf)" if leaf.is_complex() else "leaf.to(another dtype)"
+        raise TypeError(f"save: {name!r} is of {leaf.dtype}, which safetensors does not have; write {line}") from None
+
+
+def _checked_metadata(metadata: object) -> dict[str, str]:
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, dict):
+        raise TypeError(f"save: metadata is a dict of strings, got {metadata!r}")
+    for name, value in metadata.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(
+                f"save: metadata holds strings, got {name!r}: {value!r}; write str(...), or json.dumps(...), or put "
+                "numbers into the tree as tensors"
+            )
+        if name in (_FORMAT, _CHECKSUM):
+            raise ValueError(f"save: metadata may not hold {name!r}, which the file's checksum needs")
+    return metadata
+
+
+def _check_fits(path: str | Path, flat: dict[str, Tensor], like: Tree) -> None:
+    wanted = dict(_tree.items(like))
+    faults = []
+    if missing := [name for name in wanted if name not in flat]:
+        faults.append(f"missing {missing}")
+    if extra := [name for name in flat if name not in wanted]:
+        faults.append(f"not in the tree {extra}")
+    for name, leaf in wanted.items():
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"load: like[{name!r}] is {leaf!r}, not a tensor")
+        if name in flat and (flat[name].shape != leaf.shape or flat[name].dtype != leaf.dtype):
+            found, expected = (f"{tuple(t.shape)} {t.dtype}" for t in (flat[name], leaf))
+            faults.append(f"{name!r} is {found}, but the tree has {expected} there")
+    if faults:
+        raise ValueError(f"{path} does not fit the tree: {'; '.join(faults)}")
+
+
+# The file
+
+
+def _read(path: str | Path) -> bytearray:
+    place = _checked_path(path, "load")
+    if not place.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    contents = bytearray(place.read_bytes())
+    try:
+        safetensors.deserialize(bytes(contents))
+    except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    at = _checksum_place(contents)
+    damaged = _FORMAT in _metadata(contents) if at is None else contents[at : at + 64] != _digest(contents, at)
+    if damaged:
+        raise ValueError(f"{path} is not the file that was saved: its checksum differs, so it was altered or damaged")
+    return contents
+
+
+def _metadata(contents: bytearray) -> dict[str, str]:
+    length = int.from_bytes(contents[:8], "little")
+    return json.loads(contents[8 : 8 + length]).get(_RESERVED, {})
+
+
+def _checksum_place(contents: bytearray) -> int | None:
+    """Where the 64 characters of the checksum start."""
+    length = int.from_bytes(contents[:8], "little")
+    found = re.search(rb'"%s":"([0-9a-f]{64})"' % re.escape(_CHECKSUM).encode(), contents[8 : 8 + length])
+    return None if found is None else 8 + found.start(1)
+
+
+def _digest(contents: bytearray, place: int) -> bytes:
+    digest = hashlib.sha256()
+    view = memoryview(contents)
+    for part in (view[:place], _NO_CHECKSUM.encode(), view[place + 64 :]):
+        digest.update(part)
+    return digest.hexdigest().encode()
+
+
+def _write(target: Path, contents: bytearray) -> None:
+    """Put the contents in the target's place, whole, on the disk before the old file goes."""
+    _remove_leftovers(target)
+    part, descriptor = _open_part(target)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(contents)
+            file.flush()
+            if target.exists():
+                os.chmod(part, target.stat().st_mode & 0o7777)
+            os.fsync(file.fileno())
+            if fcntl is not None:
+                os.replace(part, target)  # while the lock is held, so that nobody takes the part for a leftover
+        if fcntl is None:
+            os.replace(part, target)  # Windows moves closed files only
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name too
+        finally:
+            os.close(folder)
+
+
+def _open_part(target: Path) -> tuple[Path, int]:
+    """A new file beside the target, with the permissions of the umask, locked while it is open."""
+    while True:
+        part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        if fcntl is None:
+            return part, descriptor
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if part.exists():  # another save may have taken it for a leftover before it was locked
+            return part, descriptor
+        os.close(descriptor)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove the parts of saves to this target that were killed: those that nobody holds locked."""
+    pattern = re.compile(re.escape(target.name) + r"\.[0-9a-f]{8}\.part")
+    for part in target.parent.iterdir():
+        if fcntl is None or not pattern.fullmatch(part.name):
+            continue
+        try:
+            with part.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                part.unlink()
+        except OSError:  # another process is writing it, or has just moved it
+            continue

@@ -1,7 +1,8 @@
 """Initialisers: functions ``(key, shape, dtype=torch.float32) -> tensor``, made by factories.
 
 Shapes are torch's weight shapes, (out, in, *kernel): fan_in = in * prod(kernel), fan_out = out * prod(kernel).
-Every layer takes them as ``weight_init`` and ``bias_init``; the default is torch's own.
+Every layer takes them as ``weight_init`` and ``bias_init``; the default is torch's own. Values of 16 bits are drawn and
+computed in float32 and rounded once.
 """
 
 import math
@@ -25,7 +26,7 @@ def constant(value: float) -> Initializer:
     """
 
     def init(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.full(tuple(shape), value, dtype=dtype, device=key.device)
+        return torch.full(tuple(shape), value, dtype=dtype, device=random.device_of(key))
 
     return init
 
@@ -56,7 +57,10 @@ def uniform(low: float = 0.0, high: float = 1.0) -> Initializer:
     """
 
     def init(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        return random.uniform(key, shape, low, high, dtype)
+        wide = _wide(dtype)
+        draws = random.uniform(key, shape, wide, low, high)
+        # rounding to 16 bits must not reach ``high``, nor go below ``low``
+        return draws if wide == dtype or low == high else random.inside(draws.to(dtype), low, high)
 
     return init
 
@@ -69,7 +73,7 @@ def normal(mean: float = 0.0, std: float = 1.0) -> Initializer:
     """
 
     def init(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        return random.normal(key, shape, dtype) * std + mean
+        return (random.normal(key, shape, _wide(dtype)) * std + mean).to(dtype)
 
     return init
 
@@ -77,12 +81,17 @@ def normal(mean: float = 0.0, std: float = 1.0) -> Initializer:
 def truncated_normal(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Initializer:
     """Normal conditioned on a < x < b (the bounds in units of x, as in ``torch.nn.init.trunc_normal_``).
 
+    Raises ``ValueError`` for std <= 0 and a >= b.
+
     >>> truncated_normal(std=0.02)(random.key(0), (3, 2)).shape
     torch.Size([3, 2])
     """
+    if not (std > 0 and a < b):
+        raise ValueError(f"truncated_normal expects std > 0 and a < b, got std={std}, a={a}, b={b}")
 
     def init(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        return random.truncated_normal(key, (a - mean) / std, (b - mean) / std, shape, dtype) * std + mean
+        draws = random.truncated_normal(key, (a - mean) / std, (b - mean) / std, shape, _wide(dtype))
+        return random.inside((draws * std + mean).to(dtype), a, b)
 
     return init
 
@@ -111,11 +120,11 @@ def variance_scaling(
         fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[mode]
         std = math.sqrt(scale / max(1.0, fan))
         if distribution == "uniform":
-            return random.uniform(key, shape, -math.sqrt(3) * std, math.sqrt(3) * std, dtype)
+            return uniform(-math.sqrt(3) * std, math.sqrt(3) * std)(key, shape, dtype)
         if distribution == "normal":
-            return random.normal(key, shape, dtype) * std
+            return normal(0.0, std)(key, shape, dtype)
         kept = 0.87962566103423978  # standard deviation of a standard normal cut at -2 and 2
-        return random.truncated_normal(key, -2.0, 2.0, shape, dtype) * (std / kept)
+        return (random.truncated_normal(key, -2.0, 2.0, shape, _wide(dtype)) * (std / kept)).to(dtype)
 
     return init
 
@@ -197,10 +206,10 @@ def orthogonal(gain: float = 1.0) -> Initializer:
     def init(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         fans(shape)
         rows, columns = shape[0], math.prod(shape[1:])
-        gaussian = random.normal(key, (max(rows, columns), min(rows, columns)), dtype)
+        gaussian = random.normal(key, (max(rows, columns), min(rows, columns)), _wide(dtype))
         q, r = torch.linalg.qr(gaussian)
-        q = q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(dtype)  # makes the distribution uniform (Mezzadri, 2007)
-        return gain * (q if rows >= columns else q.T).reshape(tuple(shape))
+        q = q * torch.where(r.diagonal() < 0, -1.0, 1.0)  # makes the distribution uniform (Mezzadri, 2007)
+        return (gain * (q if rows >= columns else q.T)).reshape(tuple(shape)).to(dtype)
 
     return init
 
@@ -224,6 +233,10 @@ def torch_default_bias(fan_in: int) -> Initializer:
     """
     bound = 1.0 / math.sqrt(fan_in) if fan_in > 0 else 0.0
     return uniform(-bound, bound)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def gain(nonlinearity: Nonlinearity, slope: float = 0.01) -> float:

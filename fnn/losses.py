@@ -2,14 +2,17 @@
 
 torch's own mse_loss, huber_loss and cross_entropy fail under forward-over-reverse derivatives or under
 compiled ``vmap(hessian)``; these are the same numbers from primitives. ``reduction`` is "mean", "sum" or
-"none" everywhere.
+"none" everywhere. 16-bit values are computed and summed in float32; the result has the dtype of the arguments, or
+float32 under autocast, as in torch.
 """
 
+import functools
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fnn._numerics import widen
 from fnn.layers.activations import log_softmax, softplus
 
 Reduction = Literal["mean", "sum", "none"]
@@ -39,19 +42,21 @@ def cross_entropy(
     _check_classes("cross_entropy", logits, targets, weight, dim)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"cross_entropy expects 0 <= label_smoothing <= 1, got {label_smoothing}")
+    dtype = _result_dtype(logits, targets)
+    logits, targets, weight = _widened(logits, targets, weight)
     log_probs = log_softmax(logits, dim)
     if targets.is_floating_point():
         classes = logits.shape[dim]
         mixed = targets * (1.0 - label_smoothing) + label_smoothing / classes
         weighted = log_probs if weight is None else log_probs * _along(weight, logits, dim)
         losses = -(mixed * weighted).sum(dim)
-        return _reduce(losses, reduction)
+        return _reduce(losses, reduction).to(dtype)
     losses, weights = _negative_log_likelihood(log_probs, targets, weight, ignore_index, dim)
     if label_smoothing:
         weighted = log_probs if weight is None else log_probs * _along(weight, logits, dim)
         uniform = torch.where(targets == ignore_index, 0.0, -weighted.mean(dim))
         losses = (1.0 - label_smoothing) * losses + label_smoothing * uniform
-    return losses.sum() / weights.sum() if reduction == "mean" else _reduce(losses, reduction)
+    return _weighted_mean(losses, weights, reduction).to(dtype)
 
 
 def nll(
@@ -70,9 +75,14 @@ def nll(
     dim = 0 if log_probs.dim() == 1 else 1
     _check_classes("nll", log_probs, targets, weight, dim)
     if targets.is_floating_point():
-        raise ValueError("nll expects integer targets; for probabilities write cross_entropy(logits, targets)")
+        raise ValueError(
+            "nll expects integer targets; write targets.long() for class labels, and cross_entropy(logits, targets) "
+            "for probabilities"
+        )
+    dtype = _result_dtype(log_probs)
+    log_probs, weight = _widened(log_probs, weight)
     losses, weights = _negative_log_likelihood(log_probs, targets, weight, ignore_index, dim)
-    return losses.sum() / weights.sum() if reduction == "mean" else _reduce(losses, reduction)
+    return _weighted_mean(losses, weights, reduction).to(dtype)
 
 
 def mse(prediction: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
@@ -84,8 +94,9 @@ def mse(prediction: Tensor, target: Tensor, reduction: Reduction = "mean") -> Te
     tensor(2.)
     """
     _check_same_shape("mse", prediction, target)
-    difference = prediction - target
-    return _reduce(difference * difference, reduction)
+    dtype = _result_dtype(prediction, target)
+    difference = widen(prediction) - widen(target)
+    return _reduce(difference * difference, reduction).to(dtype)
 
 
 def l1(prediction: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
@@ -95,7 +106,7 @@ def l1(prediction: Tensor, target: Tensor, reduction: Reduction = "mean") -> Ten
     tensor(1.)
     """
     _check_same_shape("l1", prediction, target)
-    return _reduce((prediction - target).abs(), reduction)
+    return _reduce((widen(prediction) - widen(target)).abs(), reduction).to(_result_dtype(prediction, target))
 
 
 def huber(prediction: Tensor, target: Tensor, reduction: Reduction = "mean", delta: float = 1.0) -> Tensor:
@@ -107,10 +118,10 @@ def huber(prediction: Tensor, target: Tensor, reduction: Reduction = "mean", del
     _check_same_shape("huber", prediction, target)
     if delta <= 0:
         raise ValueError(f"huber expects delta > 0, got {delta}")
-    difference = prediction - target
+    difference = widen(prediction) - widen(target)
     size = difference.abs()
     losses = torch.where(size <= delta, 0.5 * difference * difference, delta * (size - 0.5 * delta))
-    return _reduce(losses, reduction)
+    return _reduce(losses, reduction).to(_result_dtype(prediction, target))
 
 
 def smooth_l1(prediction: Tensor, target: Tensor, reduction: Reduction = "mean", beta: float = 1.0) -> Tensor:
@@ -123,7 +134,8 @@ def smooth_l1(prediction: Tensor, target: Tensor, reduction: Reduction = "mean",
         raise ValueError(f"smooth_l1 expects beta >= 0, got {beta}")
     if beta == 0:
         return l1(prediction, target, reduction)
-    return huber(prediction, target, reduction, delta=beta) / beta
+    dtype = _result_dtype(prediction, target)
+    return (huber(widen(prediction), widen(target), reduction, delta=beta) / beta).to(dtype)
 
 
 def bce_with_logits(
@@ -142,9 +154,11 @@ def bce_with_logits(
     tensor(0.6931)
     """
     _check_same_shape("bce_with_logits", logits, targets)
+    dtype = _result_dtype(logits, targets)
+    logits, targets, weight, pos_weight = _widened(logits, targets, weight, pos_weight)
     positive = targets if pos_weight is None else pos_weight * targets
     losses = positive * softplus(-logits) + (1.0 - targets) * softplus(logits)
-    return _reduce(losses if weight is None else losses * weight, reduction)
+    return _reduce(losses if weight is None else losses * weight, reduction).to(dtype)
 
 
 def _negative_log_likelihood(
@@ -157,6 +171,23 @@ def _negative_log_likelihood(
     if weight is None:
         return torch.where(counted, -picked, 0.0), counted.to(picked.dtype)
     return torch.where(counted, -picked * weight[index], 0.0), torch.where(counted, weight[index], 0.0)
+
+
+def _weighted_mean(losses: Tensor, weights: Tensor, reduction: Reduction) -> Tensor:
+    return losses.sum() / weights.sum() if reduction == "mean" else _reduce(losses, reduction)
+
+
+def _widened(*tensors: Tensor | None) -> tuple:
+    return tuple(None if tensor is None else widen(tensor) for tensor in tensors)
+
+
+def _result_dtype(*tensors: Tensor) -> torch.dtype:
+    """The arguments' floating dtype; float32 in place of 16 bits under autocast."""
+    dtypes = [tensor.dtype for tensor in tensors if tensor.is_floating_point()] or [torch.get_default_dtype()]
+    dtype = functools.reduce(torch.promote_types, dtypes)
+    if torch.is_autocast_enabled(tensors[0].device.type) and dtype.itemsize == 2:
+        return torch.float32
+    return dtype
 
 
 def _along(weight: Tensor, like: Tensor, dim: int) -> Tensor:
@@ -173,19 +204,39 @@ def _check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction is 'mean', 'sum' or 'none', got {reduction!r}")
 
 
+def _check_tensors(loss: str, *values: Tensor) -> None:
+    for value in values:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{loss} expects tensors, got a {type(value).__name__}; write torch.as_tensor(value)")
+
+
 def _check_same_shape(loss: str, prediction: Tensor, target: Tensor) -> None:
+    _check_tensors(loss, prediction, target)
     if prediction.shape != target.shape:
         shapes = f"{tuple(prediction.shape)} and {tuple(target.shape)}"
-        raise ValueError(f"{loss} expects prediction and target of one shape, got {shapes}")
+        hint = ""
+        if prediction.dim() == target.dim() + 1 and prediction.shape[:-1] == target.shape:
+            hint = "; write prediction.squeeze(-1)" if prediction.shape[-1] == 1 else ""
+            one_hot = f"torch.nn.functional.one_hot(target, {prediction.shape[-1]}).float()"
+            hint = hint or f"; for class labels write cross_entropy, or {one_hot}"
+        raise ValueError(f"{loss} expects prediction and target of one shape, got {shapes}{hint}")
 
 
 def _check_classes(loss: str, logits: Tensor, targets: Tensor, weight: Tensor | None, dim: int) -> None:
+    _check_tensors(loss, logits, targets)
     if logits.dim() == 0:
         raise ValueError(f"{loss} expects an axis of classes: (batch, classes, ...) or (classes,), got a 0-d tensor")
     wanted = tuple(logits.shape) if targets.is_floating_point() else tuple(logits.shape[:dim] + logits.shape[dim + 1 :])
+    if targets.is_complex() or targets.dtype == torch.bool:
+        raise ValueError(f"{loss} expects integer classes or probabilities, got {targets.dtype}; write targets.long()")
     if tuple(targets.shape) != wanted:
+        classes = tuple(logits.shape[:dim] + logits.shape[dim + 1 :])
+        labels = targets.is_floating_point() and tuple(targets.shape) == classes
+        hint = f"; these are {targets.dtype}: class labels are integers, write targets.long()" if labels else ""
+        if tuple(targets.shape) == (*classes, 1):
+            hint = "; write targets.squeeze(-1)"
         raise ValueError(
-            f"{loss}: logits {tuple(logits.shape)} need targets of shape {wanted}, got {tuple(targets.shape)}"
+            f"{loss}: logits {tuple(logits.shape)} need targets of shape {wanted}, got {tuple(targets.shape)}{hint}"
         )
     if weight is not None and tuple(weight.shape) != (logits.shape[dim],):
         raise ValueError(

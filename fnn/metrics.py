@@ -33,20 +33,33 @@ def top_k_accuracy(logits: Tensor, targets: Tensor, k: int = 5) -> Tensor:
 def confusion_matrix(logits: Tensor, targets: Tensor) -> Tensor:
     """Counts, int64 (classes, classes): row = target, column = prediction.
 
-    logits: (batch, classes), targets: (batch,). Raises ``ValueError`` for other shapes.
+    logits: (..., classes), targets: (...,). Takes memory for classes^2 numbers and the batch. Raises ``ValueError`` for
+    other shapes and for targets that are not from 0 to classes - 1 (on an accelerator these are torch's own error).
 
     >>> confusion_matrix(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]))
     tensor([[0, 0],
             [1, 1]])
     """
     _check("confusion_matrix", logits, targets)
-    classes = torch.arange(logits.shape[-1], device=logits.device)
-    true = (targets.reshape(-1, 1) == classes).to(torch.int64)
-    predicted = (logits.argmax(-1).reshape(-1, 1) == classes).to(torch.int64)
-    return (true[:, :, None] * predicted[:, None, :]).sum(0)
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise ValueError(f"confusion_matrix expects integer targets, got {targets.dtype}; write targets.long()")
+    classes = logits.shape[-1]
+    cells = (targets.to(torch.int64) * classes + logits.argmax(-1)).flatten()  # outside the matrix for other targets
+    counts = torch.zeros(classes * classes, dtype=torch.int64, device=logits.device)
+    try:
+        counts = counts.scatter_add(0, cells, torch.ones_like(cells))
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(
+            f"confusion_matrix expects targets from 0 to {classes - 1}; leave out rows without a class, as in "
+            "kept = targets >= 0; confusion_matrix(logits[kept], targets[kept])"
+        ) from error
+    return counts.reshape(classes, classes)
 
 
 def _check(name: str, logits: Tensor, targets: Tensor) -> None:
+    for given in (logits, targets):
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{name} expects tensors, got a {type(given).__name__}; write torch.as_tensor(value)")
     if logits.dim() == 0 or logits.shape[:-1] != targets.shape:
         shapes = f"{tuple(logits.shape)} and {tuple(targets.shape)}"
         raise ValueError(f"{name} expects logits (..., classes) and targets (...), got {shapes}")

@@ -1,11 +1,17 @@
 """What is in a network: paths, shapes, parameters, bytes."""
 
+from torch import Tensor
+
 from fnn import tree as _tree
+from fnn.layers import Layer, StatefulLayer
 from fnn.tree import Tree
 
 
 def summary(params: Tree) -> str:
     """A text table of the leaves: path, shape, parameters, bytes, and the totals.
+
+    Raises ``TypeError`` for a layer in place of its params and for leaves that are not tensors, ``ValueError`` for a
+    donated tree.
 
     >>> import fnn
     >>> print(summary(fnn.layers.linear(20, 10).init(fnn.random.key(0))))
@@ -14,6 +20,17 @@ def summary(params: Tree) -> str:
     weight  (10, 20)         200    800
     total                    210    840
     """
+    if isinstance(params, (Layer, StatefulLayer)):
+        raise TypeError("summary expects params, got a layer; write summary(model.init(fnn.random.key(0)))")
+    for path, leaf in _tree.items(params):
+        if not isinstance(leaf, Tensor):
+            place = f"params[{path!r}]" if path else "params"
+            line = "write summary(model.init(fnn.random.key(0)))"
+            raise TypeError(f"summary: {place} is a {type(leaf).__name__}, not a tensor; {line}")
+        if leaf.is_meta and leaf.shape == (0,):
+            raise ValueError(
+                f"summary: params[{path!r}] was donated to a jitted function; summarise the tree that it returned"
+            )
     rows = [("path", "shape", "parameters", "bytes")]
     for path, leaf in _tree.items(params):
         rows.append((path, str(tuple(leaf.shape)), f"{leaf.numel():,}", f"{leaf.numel() * leaf.element_size():,}"))

@@ -4,45 +4,36 @@ Each step draws every sample with the same probability, clips each sample's grad
 The noise is the least for which the accountant of ``dp-accounting`` certifies epsilon at delta after all steps.
 """
 
-import json
 import math
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 from torch import Tensor
 
 import fnn
-from recipes import plots
-from recipes.training import choose_device, evaluate
+from recipes import command_line, files, plots
+from recipes.training import evaluate
 
 
 @dataclass
-class Flags:
+class Flags(command_line.ImageFlags):
     """Train a small convolution network with a differential privacy guarantee for each training sample."""
 
     dataset: Literal["digits", "mnist", "fashion_mnist"] = "mnist"
-    data_root: Path | None = None
-    """Folder of the data sets (default: the environment variable FNN_DATA, else ~/.cache/fnn)."""
-    epsilon: float = 3.0
-    delta: float = 1e-5
-    epochs: int = 15
-    batch_size: int = 1024
+    epsilon: command_line.Positive = 3.0
+    """The guarantee is (epsilon, delta)-differential privacy."""
+    delta: command_line.Share = 1e-5
+    epochs: command_line.Count = 15
+    batch_size: command_line.Count = 1024
     """Expected; the number drawn differs from step to step."""
-    max_norm: float = 0.1
+    max_norm: command_line.Positive = 0.1
     """To which each sample's gradient is clipped."""
-    learning_rate: float = 0.5
+    learning_rate: command_line.Positive = 0.5
     """Of the mean clipped gradient divided by max_norm."""
-    momentum: float = 0.9
-    chunk_size: int = 256
+    momentum: command_line.Momentum = 0.9
+    chunk_size: command_line.Count = 256
     """Samples whose activations are alive at a time."""
-    seed: int = 0
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    compile: bool = False
-    output: Path = Path("runs/dp_sgd")
 
 
 def network() -> fnn.Layer:
@@ -82,15 +73,14 @@ def least_noise(epsilon: float, rate: float, steps: int, delta: float) -> float:
 
 def train(flags: Flags) -> dict[str, Any]:
     """Train, draw accuracy against epsilon, and return what metrics.json holds."""
-    device = choose_device(flags.device)
-    data = fnn.data.load_dataset(flags.dataset, flags.data_root, size=28)
-    (images, labels), test = fnn.tree.to(data.train, device), fnn.tree.to(data.test, device)
+    device = command_line.begin(flags)
+    (images, labels), test, _ = command_line.load_images(flags, device, size=28)
     count = len(labels)
+    command_line.check_batch_size(flags.batch_size, count)
     rate = flags.batch_size / count
-    if rate > 1:
-        raise SystemExit(f"--batch-size {flags.batch_size} is more than the {count} samples")
     per_epoch = round(1 / rate)
     noise = least_noise(flags.epsilon, rate, per_epoch * flags.epochs, flags.delta)
+    output = files.open_output(flags, "dp_sgd")
     largest = min(count, math.ceil(count * rate + 6 * math.sqrt(count * rate)))
     print(f"{per_epoch * flags.epochs} steps of about {flags.batch_size} samples, noise multiplier {noise:.3f}")
 
@@ -105,7 +95,7 @@ def train(flags: Flags) -> dict[str, Any]:
 
     clipped = fnn.clipped_grad(loss, flags.max_norm, chunk_size=flags.chunk_size, method="ghost")
 
-    def step(params: fnn.tree.Tree, opt_state: fnn.tree.Tree, number: Tensor) -> tuple:
+    def train_step(params: fnn.tree.Tree, opt_state: fnn.tree.Tree, number: Tensor) -> tuple:
         drawn = fnn.gradients.poisson_sample(fnn.random.fold_in(draw_key, number), count, rate, largest)
         batch = images[drawn.indices], labels[drawn.indices]
         total = clipped(params, batch, weights=drawn.weights)
@@ -114,28 +104,26 @@ def train(flags: Flags) -> dict[str, Any]:
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return fnn.optim.apply_updates(params, updates), opt_state, drawn.dropped
 
-    step = fnn.jit(step, donate_argnums=(0, 1)) if flags.compile else step
+    step = command_line.jit(train_step, flags, donate_argnums=(0, 1))
     rows: list[dict[str, float]] = []
     for epoch in range(1, flags.epochs + 1):
         dropped = torch.zeros((), dtype=torch.int64, device=device)
-        for number in range((epoch - 1) * per_epoch, epoch * per_epoch):
+        numbers = range((epoch - 1) * per_epoch, epoch * per_epoch)
+        for number in command_line.progress(numbers, f"epoch {epoch}", per_epoch):
             params, opt_state, over = step(params, opt_state, torch.tensor(number, dtype=torch.int32, device=device))
             dropped = dropped + over
         if int(dropped):
             raise SystemExit(f"{int(dropped)} draws did not fit into the batch, which the accountant does not allow")
         epsilon = spent(noise, rate, epoch * per_epoch, flags.delta)
         rows.append({"epoch": epoch, "epsilon": epsilon, **evaluate(model.apply, params, test)})
-        print("epoch {epoch:3d}  epsilon {epsilon:.3f}  accuracy {test_accuracy:.2%}".format(**rows[-1]))
-    flags.output.mkdir(parents=True, exist_ok=True)
+        print("epoch {epoch:3d}  epsilon {epsilon:.3f}  accuracy {test_accuracy:.2%}".format(**rows[-1]), flush=True)
     result = {"noise_multiplier": noise, "delta": flags.delta, "rate": rate, "epochs": rows}
-    part = flags.output / "metrics.part"
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(part, flags.output / "metrics.json")
-    fnn.checkpoint.save(flags.output / "params.safetensors", params)
-    plots.privacy(flags.output / "privacy.png", rows, flags.delta)
-    print(f"wrote {flags.output}")
+    files.write_metrics(output, result)
+    fnn.checkpoint.save(output / "params.safetensors", params)
+    plots.privacy(output / "privacy.png", rows, flags.delta)
+    print(f"wrote {output}")
     return result
 
 
 if __name__ == "__main__":
-    train(tyro.cli(Flags))
+    command_line.main(train, Flags())

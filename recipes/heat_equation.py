@@ -6,47 +6,37 @@ Karniadakis, 2019). The derivatives of the network are forward mode, once along 
 reverse mode over both; of the exact solution exp(-pi^2 t) sin(pi x) the training sees the edges alone.
 """
 
-import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 import torch
-import tyro
 from torch import Tensor
 
 import fnn
 from fnn.jacobian import directional_derivatives
-from recipes import plots
+from recipes import command_line, files, plots
 from recipes.bench import harness
-from recipes.training import choose_device
 
 
 @dataclass
-class Flags:
+class Flags(command_line.RunFlags):
     """Train a network to solve the heat equation."""
 
-    steps: int = 3000
-    points: int = 512
+    steps: command_line.Count = 3000
+    points: Annotated[int, command_line.Limit("at least 4", lambda n: n >= 4)] = 512
     """Random points for the equation; a quarter as many for the start and for each end."""
-    width: int = 32
+    width: command_line.Count = 32
     """Of the three hidden layers."""
-    learning_rate: float = 5e-3
+    learning_rate: command_line.Positive = 5e-3
     """Adam's, at first; it falls to 0 by a cosine."""
-    weight: float = 20.0
+    weight: command_line.Positive = 20.0
     """Of the conditions beside the equation."""
-    duration: float = 0.5
+    duration: command_line.Positive = 0.5
     """How long the rod is watched; its temperature falls by exp(-pi^2 duration)."""
-    compile: bool = True
-    """One graph for the train step."""
-    rounds: int = 20
-    """Of the comparison of eager and compiled steps; 0 leaves it out."""
-    seed: int = 0
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    output: Path = Path("runs/heat_equation")
+    rounds: command_line.CountOrZero = 20
+    """Of the comparison of eager and jitted steps; 0 leaves it out."""
 
 
 def exact(x: Tensor, t: Tensor) -> Tensor:
@@ -64,9 +54,8 @@ def residual(u: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> Ten
 
 def solve(flags: Flags) -> dict[str, float]:
     """Train, draw, and return the figures that are written to metrics.json."""
-    if flags.steps < 1 or flags.points < 4 or flags.rounds < 0:
-        raise SystemExit("give steps >= 1, points >= 4 and rounds >= 0")
-    device = choose_device(flags.device)
+    device = command_line.begin(flags)
+    output = files.open_output(flags, "heat_equation")
     model = fnn.models.mlp(2, flags.width, flags.width, flags.width, 1, activation=fnn.layers.tanh)
     init_key, point_key = fnn.random.split(fnn.random.key(flags.seed)).to(device)
     params = fnn.tree.to(model.init(init_key), device)
@@ -97,11 +86,11 @@ def solve(flags: Flags) -> dict[str, float]:
 
     opt_state = optimizer.init(params)
     figures: dict[str, float] = {}
-    step = fnn.jit(train_step) if flags.compile else train_step
-    if flags.compile and flags.rounds:
+    step = command_line.jit(train_step, flags)
+    if flags.rounds:
         first = params, opt_state, batch
-        rivals = {"eager": lambda: train_step(*first), "compiled": lambda: step(*first)}
-        figures["eager_over_compiled"] = harness.ratios(harness.interleave(rivals, flags.rounds), "compiled")["eager"]
+        rivals = {"eager": lambda: train_step(*first), "jit": lambda: step(*first)}
+        figures["eager_over_jit"] = harness.ratios(harness.interleave(rivals, flags.rounds), "jit")["eager"]
 
     grid_x, grid_t = torch.meshgrid(
         torch.linspace(0, 1, 101, device=device), torch.linspace(0, flags.duration, 101, device=device), indexing="ij"
@@ -109,7 +98,7 @@ def solve(flags: Flags) -> dict[str, float]:
     truth = exact(grid_x, grid_t)
     solution = lambda: temperature(params, grid_x.flatten(), grid_t.flatten()).reshape(truth.shape)
     rows = []
-    for number in range(flags.steps):
+    for number in command_line.progress(range(flags.steps), "training", flags.steps):
         params, opt_state, value = step(params, opt_state, batch)
         if number % max(1, flags.steps // 40) == 0 or number == flags.steps - 1:
             error = float((solution() - truth).norm() / truth.norm())
@@ -118,16 +107,13 @@ def solve(flags: Flags) -> dict[str, float]:
     figures["relative_error"] = rows[-1]["relative_error"]
     figures["largest_error"] = float((found - truth).abs().max())
     figures["loss"] = rows[-1]["loss"]
-    flags.output.mkdir(parents=True, exist_ok=True)
-    part = flags.output / "metrics.part"
-    part.write_text(json.dumps({"figures": figures, "rows": rows}, indent=1) + "\n")
-    os.replace(part, flags.output / "metrics.json")
-    plots.heat(flags.output / "heat.png", found.cpu(), truth.cpu(), flags.duration, rows)
+    files.write_metrics(output, {"figures": figures, "rows": rows})
+    plots.heat(output / "heat.png", found.cpu(), truth.cpu(), flags.duration, rows)
     for name, value in figures.items():
         print(f"{name:22s} {value:.4g}")
-    print(f"wrote {flags.output}")
+    print(f"wrote {output}")
     return figures
 
 
 if __name__ == "__main__":
-    solve(tyro.cli(Flags))
+    command_line.main(solve, Flags())

@@ -6,54 +6,40 @@ eigenvalues by Lanczos with restarts. No matrix is formed. First the same functi
 enough for ``torch.linalg.eigvalsh`` of its dense matrices in float64.
 """
 
-import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import torch
-import tyro
 from torch import Tensor
 
 import fnn
 from fnn.curvature import dense_hessian, ggn_operator, hessian_operator
 from fnn.jacobian import blocks_to_matrix, dense_jacobian
 from fnn.linalg import LinearOperator, eigenpairs, spectral_density
-from recipes import plots
-from recipes.training import choose_device
+from recipes import command_line, files, plots
 
 Batch = tuple[Tensor, Tensor]
 
 
 @dataclass
-class Flags:
+class Flags(command_line.ImageFlags):
     """Draw the spectra of a perceptron's Hessian and Gauss-Newton matrix before and after training."""
 
-    dataset: Literal["digits", "mnist", "fashion_mnist"] = "digits"
-    data_root: Path | None = None
-    """Folder of the data sets (default: the environment variable FNN_DATA, else ~/.cache/fnn)."""
-    samples: int = 1438
+    samples: command_line.Count = 1438
     """Training images that the loss is a mean over, and that are trained on; at most all."""
-    width: int = 64
+    width: command_line.Count = 64
     """Of the two hidden layers."""
-    small: int = 8
+    small: command_line.CountOrZero = 8
     """Width of the one hidden layer of the small network that is compared with dense matrices; 0 leaves it out."""
-    epochs: int = 30
-    batch_size: int = 64
-    learning_rate: float = 1e-3
+    epochs: command_line.CountOrZero = 30
+    batch_size: command_line.Count = 64
+    learning_rate: command_line.Positive = 1e-3
     """Adam's."""
-    probes: int = 4
+    probes: command_line.Count = 4
     """Random vectors of the quadrature."""
-    steps: int = 60
+    steps: command_line.Count = 60
     """Products for each of them."""
-    top: int = 5
+    top: command_line.Count = 5
     """Eigenvalues at the upper end."""
-    compile: bool = False
-    """Compile the products; worth it for large networks."""
-    seed: int = 0
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    output: Path = Path("runs/hessian_spectrum")
 
 
 class Problem:
@@ -90,11 +76,15 @@ class Problem:
 
     def train(self, params: fnn.tree.Tree, data: Batch, flags: Flags, key: Tensor) -> fnn.tree.Tree:
         optimizer = fnn.optim.adam(flags.learning_rate)
-        opt_state = optimizer.init(params)
-        for epoch in range(flags.epochs):
+
+        def train_step(params: fnn.tree.Tree, opt_state: fnn.tree.Tree, batch: Batch) -> tuple:
+            updates, opt_state = optimizer.update(fnn.grad(self.loss)(params, batch), opt_state, params)
+            return fnn.optim.apply_updates(params, updates), opt_state
+
+        step, opt_state = command_line.jit(train_step, flags), optimizer.init(params)
+        for epoch in command_line.progress(range(flags.epochs), "training, epochs", flags.epochs):
             for batch in fnn.data.batches(data, flags.batch_size, fnn.random.fold_in(key, epoch)):
-                updates, opt_state = optimizer.update(fnn.grad(self.loss)(params, batch), opt_state, params)
-                params = fnn.optim.apply_updates(params, updates)
+                params, opt_state = step(params, opt_state, batch)
         return params
 
 
@@ -112,19 +102,17 @@ def compared(problem: Problem, params: fnn.tree.Tree, data: Batch, top: int, key
 
 def spectra(flags: Flags) -> dict:
     """Train, draw, and return what metrics.json holds."""
-    if min(flags.samples, flags.width, flags.probes, flags.steps, flags.top) < 1 or flags.small < 0:
-        raise SystemExit("give samples, width, probes, steps and top >= 1, and small >= 0")
-    device = choose_device(flags.device)
-    loaded = fnn.data.load_dataset(flags.dataset, flags.data_root)
-    images, labels = fnn.tree.to(loaded.train, device)
-    data, test = (images[: flags.samples], labels[: flags.samples]), fnn.tree.to(loaded.test, device)
-    pixels, classes = images[0].numel(), len(loaded.classes)
+    device = command_line.begin(flags)
+    (images, labels), test, classes = command_line.load_images(flags, device)
+    output = files.open_output(flags, "hessian_spectrum")
+    data = images[: flags.samples], labels[: flags.samples]
+    pixels = images[0].numel()
     init_key, order_key, probe_key = fnn.random.split(fnn.random.key(flags.seed), 3).to(device)
     start = lambda problem: fnn.tree.to(problem.model.init(init_key), device)
 
     result: dict = {}
     if flags.small:
-        little = Problem(pixels, flags.small, classes)
+        little = Problem(pixels, flags.small, len(classes))
         params = little.train(start(little), data, flags, order_key)
         result["small"] = compared(little, params, data, flags.top, probe_key)
         print(f"{fnn.tree.size(params)} parameters, trained: float32 products against eigvalsh of the float64 matrix")
@@ -132,16 +120,16 @@ def spectra(flags: Flags) -> dict:
             for by in ("lanczos", "dense"):
                 print(f"  {name:13s} {by:8s}", " ".join(f"{value:10.6g}" for value in row[by]))
 
-    problem = Problem(pixels, flags.width, flags.width, classes)
+    problem = Problem(pixels, flags.width, flags.width, len(classes))
     before = start(problem)
     after = problem.train(before, data, flags, order_key)
-    print(f"{fnn.tree.size(before)} parameters")
+    print(f"{fnn.tree.size(before)} parameters", flush=True)
     densities = {}
     for moment, params in {"before": before, "after": after}.items():
         row: dict = {"loss": float(problem.loss(params, data))}
         row["test_accuracy"] = float(fnn.metrics.accuracy(problem.predict(params, test), test[1]))
         for name, operator in problem.operators(params, data).items():
-            A = LinearOperator(fnn.jit(operator.matvec), params, symmetric=True) if flags.compile else operator
+            A = LinearOperator(command_line.jit(operator.matvec, flags), params, symmetric=True)
             density = spectral_density(A, probe_key, flags.probes, flags.steps)
             densities[name, moment] = fnn.tree.to(density, "cpu")
             largest = eigenpairs(A, flags.top, probe_key, tolerance=1e-4).values
@@ -153,18 +141,15 @@ def spectra(flags: Flags) -> dict:
                 "negative": float(density.weights[density.nodes < -1e-3 * largest[0]].sum()),
             }
         result[moment] = row
-        print("{}: loss {loss:.4f}, test accuracy {test_accuracy:.2%}".format(moment, **row))
+        print("{}: loss {loss:.4f}, test accuracy {test_accuracy:.2%}".format(moment, **row), flush=True)
         for name in ("Hessian", "Gauss-Newton"):
             top = " ".join(f"{value:.4g}" for value in row[name]["top"])
             print("  {:13s} largest {}   smallest {smallest:.2g}   trace {trace:.4g}".format(name, top, **row[name]))
-    flags.output.mkdir(parents=True, exist_ok=True)
-    part = flags.output / "metrics.part"
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(part, flags.output / "metrics.json")
-    plots.spectra(flags.output / "spectrum.png", densities)
-    print(f"wrote {flags.output}")
+    files.write_metrics(output, result)
+    plots.spectra(output / "spectrum.png", densities)
+    print(f"wrote {output}")
     return result
 
 
 if __name__ == "__main__":
-    spectra(tyro.cli(Flags))
+    command_line.main(spectra, Flags())

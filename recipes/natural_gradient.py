@@ -7,54 +7,44 @@ digits, with all samples a step as Gauss-Newton does, and with batches of 64. Th
 against time.
 """
 
-import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import tyro
 from torch import Tensor
 
 import fnn
 from fnn.curvature import ggn_operator
 from fnn.linalg import LinearOperator, cg
-from recipes import plots
+from recipes import command_line, files, plots
 from recipes.bench.harness import synchronize
-from recipes.training import choose_device
 
 Batch = tuple[Tensor, Tensor]
 
 
 @dataclass
-class Flags:
-    """Train a perceptron on the digits by Gauss-Newton steps and by Adam."""
+class Flags(command_line.ImageFlags):
+    """Train a perceptron by Gauss-Newton steps and by Adam."""
 
-    steps: int = 40
+    steps: command_line.Count = 40
     """Of Gauss-Newton."""
-    adam_steps: int = 40
+    adam_steps: command_line.Count = 40
     """Of Adam for each of them, so that about the same time is spent."""
-    width: int = 64
+    width: command_line.Count = 64
     """Of the two hidden layers."""
-    iterations: int = 30
+    iterations: command_line.Count = 30
     """Of conjugate gradients in a step, at most."""
-    tolerance: float = 0.05
+    tolerance: command_line.Positive = 0.05
     """Residual, over the gradient's norm, at which they stop."""
-    damping: float = 0.1
+    damping: command_line.Positive = 0.1
     """At first."""
-    learning_rate: float = 3e-3
+    learning_rate: command_line.Positive = 3e-3
     """Adam's."""
-    repeats: int = 3
+    repeats: command_line.Count = 3
     """Runs, all with the same steps; the time of a step is its median over them."""
-    compile: bool = True
-    """Compile the products and Adam's steps."""
-    seed: int = 0
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    output: Path = Path("runs/natural_gradient")
 
 
 class Method(NamedTuple):
@@ -68,10 +58,17 @@ class Method(NamedTuple):
 
 def gauss_newton(predict: Callable, compare: Callable, params: fnn.tree.Tree, flags: Flags) -> tuple[tuple, Callable]:
     """State ``(params, damping)``, and the step."""
-    compiled = fnn.jit if flags.compile else lambda function: function
-    loss = compiled(lambda params, batch: compare(predict(params, batch), batch))
-    slope = compiled(fnn.value_and_grad(lambda params, batch: compare(predict(params, batch), batch)))
-    product = compiled(lambda params, batch, v: ggn_operator(predict, compare, params, batch).matvec(v))
+
+    def loss(params: fnn.tree.Tree, batch: Batch) -> Tensor:
+        return compare(predict(params, batch), batch)
+
+    def loss_and_gradient(params: fnn.tree.Tree, batch: Batch) -> tuple[Tensor, fnn.tree.Tree]:
+        return fnn.value_and_grad(loss)(params, batch)
+
+    def ggn_product(params: fnn.tree.Tree, batch: Batch, v: fnn.tree.Tree) -> fnn.tree.Tree:
+        return ggn_operator(predict, compare, params, batch).matvec(v)
+
+    value_of, slope, product = (command_line.jit(f, flags) for f in (loss, loss_and_gradient, ggn_product))
 
     def step(state: tuple, batch: Batch) -> tuple:
         params, damping = state
@@ -81,7 +78,7 @@ def gauss_newton(predict: Callable, compare: Callable, params: fnn.tree.Tree, fl
         move = cg(G.damped(damping), downhill, tolerance=flags.tolerance, max_iterations=flags.iterations).solution
         foretold = fnn.tree.dot(gradient, move) + 0.5 * fnn.tree.dot(move, G @ move)
         moved = fnn.tree.add(params, move)
-        change = loss(moved, batch) - value
+        change = value_of(moved, batch) - value
         good, poor = change < 0.75 * foretold, ~(change < 0.25 * foretold)
         damping = torch.where(good, damping / 2.0, torch.where(poor, damping * 4.0, damping))
         return (moved if bool(change < 0) else params), damping
@@ -93,21 +90,30 @@ def adam(loss: Callable, params: fnn.tree.Tree, flags: Flags) -> tuple[tuple, Ca
     """State ``(params, opt_state)``, and the step."""
     optimizer = fnn.optim.adam(flags.learning_rate)
 
-    def step(state: tuple, batch: Batch) -> tuple:
+    def adam_step(state: tuple, batch: Batch) -> tuple:
         params, opt_state = state
         updates, opt_state = optimizer.update(fnn.grad(loss)(params, batch), opt_state, params)
         return fnn.optim.apply_updates(params, updates), opt_state
 
-    return (params, optimizer.init(params)), fnn.jit(step) if flags.compile else step
+    return (params, optimizer.init(params)), command_line.jit(adam_step, flags)
 
 
-def run(methods: dict[str, Method], turns: int) -> tuple[dict[str, list[float]], dict[str, dict[int, fnn.tree.Tree]]]:
+def warm(method: Method) -> None:
+    """Two steps: tracing and compilation are not measured, neither for the first state nor for one that a step made."""
+    state, batches = method.state, method.batches()
+    for _ in range(2):
+        state = method.step(state, next(batches))
+
+
+def run(
+    methods: dict[str, Method], turns: int, label: str = "run"
+) -> tuple[dict[str, list[float]], dict[str, dict[int, fnn.tree.Tree]]]:
     """Seconds of each step, and the params after some of them; in turns, so that other work is felt by all methods."""
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     trained: dict[str, dict[int, fnn.tree.Tree]] = {name: {} for name in methods}
     states = {name: method.state for name, method in methods.items()}
     batches = {name: method.batches() for name, method in methods.items()}
-    for _ in range(turns):
+    for _ in command_line.progress(range(turns), label, turns):
         for name, method in methods.items():
             for number in range(method.per_turn):
                 batch = next(batches[name])
@@ -123,12 +129,11 @@ def run(methods: dict[str, Method], turns: int) -> tuple[dict[str, list[float]],
 
 def compete(flags: Flags) -> dict[str, Any]:
     """Train, draw, and return what metrics.json holds."""
-    if min(flags.steps, flags.adam_steps, flags.width, flags.iterations, flags.repeats) < 1:
-        raise SystemExit("give steps, adam-steps, width, iterations and repeats >= 1")
-    device = choose_device(flags.device)
-    loaded = fnn.data.load_dataset("digits")
-    train, test = fnn.tree.to(loaded.train, device), fnn.tree.to(loaded.test, device)
-    model = fnn.models.mlp(64, flags.width, flags.width, 10, activation=fnn.layers.tanh)
+    device = command_line.begin(flags)
+    train, test, classes = command_line.load_images(flags, device)
+    output = files.open_output(flags, "natural_gradient")
+    pixels = train[0][0].numel()
+    model = fnn.models.mlp(pixels, flags.width, flags.width, len(classes), activation=fnn.layers.tanh)
     init_key, order_key = fnn.random.split(fnn.random.key(flags.seed)).to(device)
     params = fnn.tree.to(model.init(init_key), device)
 
@@ -156,9 +161,9 @@ def compete(flags: Flags) -> dict[str, Any]:
         "Adam, all samples": Method(*adam(loss, params, flags), everything, flags.adam_steps),
         "Adam, batches of 64": Method(*adam(loss, params, flags), batches, flags.adam_steps),
     }
-    for method in methods.values():  # compilation is not measured
-        method.step(method.state, next(method.batches()))
-    runs = [run(methods, flags.steps) for _ in range(flags.repeats)]
+    for method in methods.values():
+        warm(method)
+    runs = [run(methods, flags.steps, f"run {i + 1} of {flags.repeats}") for i in range(flags.repeats)]
     medians = {
         name: [statistics.median(of_step) for of_step in zip(*(times[name] for times, _ in runs), strict=True)]
         for name in methods
@@ -180,13 +185,10 @@ def compete(flags: Flags) -> dict[str, Any]:
             str(level): next(({"step": r["step"], "time": r["time"]} for r in rows[name] if r["loss"] <= level), None)
             for level in (0.3, 0.1, 0.03, 0.01, 0.001)
         }
-    flags.output.mkdir(parents=True, exist_ok=True)
-    part = flags.output / "metrics.part"
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(part, flags.output / "metrics.json")
-    plots.race(flags.output / "race.png", rows)
+    files.write_metrics(output, result)
+    plots.race(output / "race.png", rows)
     print(summary(result))
-    print(f"wrote {flags.output}")
+    print(f"wrote {output}")
     return result
 
 
@@ -210,4 +212,4 @@ def summary(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    compete(tyro.cli(Flags))
+    command_line.main(compete, Flags())

@@ -5,38 +5,27 @@ by the norm of their gradient (Paul et al., 2021, "GraNd") and, for an honest co
 gradient at all.
 """
 
-import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import torch
-import tyro
 from torch import Tensor
 
 import fnn
-from recipes import plots
-from recipes.training import choose_device
+from recipes import command_line, files, plots
 
 
 @dataclass
-class Flags:
+class Flags(command_line.ImageFlags):
     """Find mislabelled images by per-sample gradient norms."""
 
-    dataset: Literal["digits", "mnist", "fashion_mnist"] = "digits"
-    data_root: Path | None = None
-    """Folder of the data sets (default: the environment variable FNN_DATA, else ~/.cache/fnn)."""
-    changed: float = 0.05
+    changed: command_line.Share = 0.05
     """Share of the training labels that are changed to another class."""
-    epochs: int = 5
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    chunk_size: int = 1000
+    epochs: command_line.CountOrZero = 5
+    batch_size: command_line.Count = 64
+    learning_rate: command_line.Positive = 1e-3
+    """Adam's."""
+    chunk_size: command_line.Count = 1000
     """Samples whose activations are alive at a time while norms are taken."""
-    seed: int = 0
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    output: Path = Path("runs/sample_difficulty")
 
 
 def change_labels(key: Tensor, labels: Tensor, share: float, classes: int) -> tuple[Tensor, Tensor]:
@@ -61,11 +50,12 @@ def found(score: Tensor, wrong: Tensor) -> dict[str, float]:
 
 def search(flags: Flags) -> dict[str, dict[str, float]]:
     """Train, rank, draw; returns what metrics.json holds."""
-    if not 0 < flags.changed < 1:
-        raise SystemExit(f"--changed is a share between 0 and 1, got {flags.changed}")
-    device = choose_device(flags.device)
-    data = fnn.data.load_dataset(flags.dataset, flags.data_root)
-    images, true = fnn.tree.to(data.train, device)
+    device = command_line.begin(flags)
+    data = command_line.load_images(flags, device)
+    images, true = data.train
+    if not 0 < round(flags.changed * len(true)) < len(true):
+        raise SystemExit(f"--changed {flags.changed}: of {len(true)} labels that is none or all")
+    output = files.open_output(flags, "sample_difficulty")
     label_key, init_key, order_key = fnn.random.split(fnn.random.key(flags.seed), 3).to(device)
     labels, wrong = change_labels(label_key, true, flags.changed, len(data.classes))
     model = fnn.models.mlp(images[0].numel(), 256, 256, len(data.classes))
@@ -76,29 +66,33 @@ def search(flags: Flags) -> dict[str, dict[str, float]]:
     def loss(params: fnn.tree.Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
         return fnn.losses.cross_entropy(model.apply(params, batch[0]), batch[1])
 
-    for epoch in range(flags.epochs):
-        for batch in fnn.data.batches((images, labels), flags.batch_size, fnn.random.fold_in(order_key, epoch)):
-            updates, opt_state = optimizer.update(fnn.grad(loss)(params, batch), opt_state, params)
-            params = fnn.optim.apply_updates(params, updates)
+    def train_step(params: fnn.tree.Tree, opt_state: fnn.tree.Tree, batch: tuple[Tensor, Tensor]) -> tuple:
+        updates, opt_state = optimizer.update(fnn.grad(loss)(params, batch), opt_state, params)
+        return fnn.optim.apply_updates(params, updates), opt_state
 
+    step = command_line.jit(train_step, flags, donate_argnums=(0, 1))
+    steps = -(-len(labels) // flags.batch_size)
+    for epoch in range(flags.epochs):
+        batches = fnn.data.batches((images, labels), flags.batch_size, fnn.random.fold_in(order_key, epoch))
+        for batch in command_line.progress(batches, f"epoch {epoch + 1}", steps):
+            params, opt_state = step(params, opt_state, batch)
+
+    print(f"norms of the gradients of {len(labels)} samples", flush=True)
     norms = fnn.gradients.per_sample_norms(loss, chunk_size=flags.chunk_size, method="ghost")(params, (images, labels))
     losses = fnn.losses.cross_entropy(model.apply(params, images), labels, reduction="none")
     norms, losses, wrong = norms.cpu(), losses.cpu(), wrong.cpu()
     result = {"norm": found(norms, wrong), "loss": found(losses, wrong)}
-    flags.output.mkdir(parents=True, exist_ok=True)
-    part = flags.output / "metrics.part"
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(part, flags.output / "metrics.json")
-    plots.difficulty(flags.output / "norms.png", norms, wrong)
+    files.write_metrics(output, result)
+    plots.difficulty(output / "norms.png", norms, wrong)
     hardest = norms.argsort(descending=True)[:12]
     titles = [f"{data.classes[labels[i]]} (is {data.classes[true[i]]})" for i in hardest.tolist()]
-    plots.gallery(flags.output / "hardest.png", images[hardest].cpu(), titles, wrong[hardest].tolist())
+    plots.gallery(output / "hardest.png", images[hardest].cpu(), titles, wrong[hardest].tolist())
     print(f"{int(wrong.sum())} of {len(wrong)} labels are wrong; found among as many of the highest score:")
     for name, row in result.items():
         print("{:10s} {precision:7.2%}   area under the ROC curve {area:.4f}".format(name, **row))
-    print(f"wrote {flags.output}")
+    print(f"wrote {output}")
     return result
 
 
 if __name__ == "__main__":
-    search(tyro.cli(Flags))
+    command_line.main(search, Flags())

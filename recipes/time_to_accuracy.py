@@ -2,55 +2,47 @@
 
 ``every`` steps are one call, a ``fnn.scan`` over batches gathered on the device. The clock runs during these calls and
 the drawing of each epoch's order, until the device is done; it stands still while the whole test set is classified
-after each call, since how often one looks is no part of training. Compile time is the first call's less a later one's,
-given apart. Loading the data is not measured. A second figure trains all seeds together by ``vmap``: one clock for all.
-Has not been run on a GPU.
+after each call, since how often one looks is not part of training. The time of tracing and compilation is the first
+call's less a later one's, given apart. Loading the data is not measured. A second figure trains all seeds together by
+``vmap``: one clock for all. Has not been run on a GPU.
 """
 
-import json
-import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 from torch import Tensor
 
 import fnn
-from recipes.training import choose_device
+from recipes import command_line, files
 
 
 @dataclass
-class Flags:
+class Flags(command_line.ImageFlags):
     """Train from several seeds until the test accuracy is reached, one after the other and all together."""
 
     dataset: Literal["digits", "mnist", "fashion_mnist"] = "mnist"
-    data_root: Path | None = None
-    """Folder of the data sets (default: the environment variable FNN_DATA, else ~/.cache/fnn)."""
     model: Literal["lenet", "mlp"] = "lenet"
     targets: list[float] = field(default_factory=lambda: [0.9, 0.99])
     """Test accuracies; a run ends when it has reached them all."""
-    seeds: int = 20
-    epochs: int = 20
-    """At most; a seed that has not reached a target by then counts as not reached."""
-    every: int = 100
+    seeds: command_line.Count = 20
+    """How many networks are trained; their keys come from the seed."""
+    epochs: command_line.Count = 20
+    """At most; a network that has not reached a target by then counts as not reached."""
+    every: command_line.Count = 100
     """Steps in one call; accuracy is looked at after each."""
-    batch_size: int = 64
-    learning_rate: float = 1e-3
+    batch_size: command_line.Count = 64
+    learning_rate: command_line.Positive = 1e-3
     """Of Adam."""
-    unroll: int = 1
+    unroll: command_line.Count = 1
     """Steps of the scan that are written out."""
     mode: Literal["default", "reduce-overhead"] = "default"
-    """reduce-overhead: CUDA graphs."""
+    """reduce-overhead: CUDA graphs, with --compile."""
     together: bool = True
     """Also all seeds at once by vmap."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    compile: bool = True
-    output: Path = Path("runs/time_to_accuracy")
 
 
 class Trainer:
@@ -70,7 +62,7 @@ class Trainer:
             params = model.init(fnn.random.fold_in(key, 0))
             return params, optimizer.init(params)
 
-        def step(carry: tuple, index: Tensor, train: tuple[Tensor, Tensor]) -> tuple:
+        def train_step(carry: tuple, index: Tensor, train: tuple[Tensor, Tensor]) -> tuple:
             loss = lambda params: fnn.losses.cross_entropy(model.apply(params, train[0][index]), train[1][index])
             params, state = carry
             value, grads = fnn.value_and_grad(loss)(params)
@@ -90,23 +82,24 @@ class Trainer:
             return torch.stack(parts).sum() / len(test[1])
 
         # the axis of the seeds comes after those of the calls and steps
-        each: Callable = fnn.vmap(step, in_dims=(0, 0, None)) if together else step
-        run = lambda carry, indices, train: fnn.scan(
-            lambda carry, index: each(carry, index, train), carry, indices, flags.unroll
-        )
-        jit: Callable = fnn.jit if flags.compile else lambda function, **settings: function
-        mode = None if flags.mode == "default" else flags.mode
-        self.run = jit(run, donate_argnums=0, mode=mode)
-        self.order = jit(fnn.vmap(order, (0, None), out_dims=2) if together else order)
+        each: Callable = fnn.vmap(train_step, in_dims=(0, 0, None)) if together else train_step
+
+        def train_steps(carry: tuple, indices: Tensor, train: tuple[Tensor, Tensor]) -> tuple:
+            return fnn.scan(lambda carry, index: each(carry, index, train), carry, indices, flags.unroll)
+
+        mode = {} if flags.mode == "default" else {"mode": flags.mode}
+        self.run = command_line.jit(train_steps, flags, donate_argnums=0, **mode)
+        self.order = command_line.jit(fnn.vmap(order, (0, None), out_dims=2) if together else order, flags)
         self.accuracy: Callable = fnn.vmap(accuracy, in_dims=(0, None)) if together else accuracy
         self.start = fnn.vmap(start) if together else start
 
-    def reach(self, key: Tensor) -> list[Tensor]:
+    def reach(self, key: Tensor, label: str) -> list[Tensor]:
         """Seconds at which each target was first reached (infinite if not): for each target a tensor like a seed."""
         carry, seconds = self.start(key), 0.0
         reached = [torch.full(key.shape[:-1], torch.inf) for _ in self.flags.targets]
         for epoch in torch.arange(self.flags.epochs, dtype=torch.int32, device=key.device):
-            for call in range(self.calls):
+            calls = command_line.progress(range(self.calls), f"{label}, epoch {int(epoch) + 1}", self.calls)
+            for call in calls:
                 begin = time.perf_counter()
                 if call == 0:
                     indices = self.order(key, epoch)
@@ -123,7 +116,7 @@ class Trainer:
         return reached
 
     def compile_seconds(self, key: Tensor) -> float:
-        """The first calls of what the clock sees, less the second."""
+        """The first calls of what the clock sees, less the second: the time of tracing and compilation."""
 
         epoch = torch.zeros((), dtype=torch.int32, device=key.device)
 
@@ -140,26 +133,29 @@ class Trainer:
 
 def measure(flags: Flags) -> dict[str, Any]:
     """Train, print, and return what is written to metrics.json."""
-    if min(flags.seeds, flags.epochs, flags.every, flags.batch_size) < 1 or not flags.targets:
-        raise SystemExit("give seeds, epochs, every and batch-size >= 1, and at least one target")
-    device = choose_device(flags.device)
-    data = fnn.data.load_dataset(flags.dataset, flags.data_root, size=32 if flags.model == "lenet" else None)
-    data = data._replace(train=fnn.tree.to(data.train, device), test=fnn.tree.to(data.test, device))
-    key = fnn.random.key(0).to(device)
+    device = command_line.begin(flags)
+    if not flags.targets or not all(0 < target <= 1 for target in flags.targets):
+        raise SystemExit(f"--targets {flags.targets}: give at least one accuracy above 0 and at most 1")
+    if flags.mode != "default" and not flags.compile:
+        raise SystemExit(f"--mode {flags.mode} needs --compile")
+    data = command_line.load_images(flags, device, size=32 if flags.model == "lenet" else None)
+    key = fnn.random.key(flags.seed).to(device)
     keys = torch.stack([fnn.random.fold_in(key, seed) for seed in range(flags.seeds)])
 
     alone = Trainer(flags, data, together=False)
+    output = files.open_output(flags, "time_to_accuracy")
     compiling = alone.compile_seconds(key)
-    print(f"compiled in {compiling:.1f} s; seconds to {', '.join(map('{:.1%}'.format, flags.targets))}:")
+    targets = ", ".join(f"{target:.1%}" for target in flags.targets)
+    print(f"traced and compiled in {compiling:.1f} s; seconds to {targets}:", flush=True)
     runs = []
     for seed in range(flags.seeds):
-        runs.append(alone.reach(keys[seed]))
+        runs.append(alone.reach(keys[seed], f"seed {seed}"))
         print(f"seed {seed:3d}  " + "  ".join(f"{float(seconds):7.2f}" for seconds in runs[-1]), flush=True)
     rows = {"one after the other": _row(flags, compiling, [torch.stack(column) for column in zip(*runs, strict=True)])}
     if flags.together:
         every = Trainer(flags, data, together=True)
         compiling = every.compile_seconds(keys)
-        rows["together by vmap"] = _row(flags, compiling, every.reach(keys))
+        rows["together by vmap"] = _row(flags, compiling, every.reach(keys, "all seeds together"))
     result = {"dataset": flags.dataset, "model": flags.model, "device": str(device), "rows": rows}
     for name, row in rows.items():
         print(f"{name}: compile {row['compile_seconds']:.1f} s")
@@ -168,11 +164,8 @@ def measure(flags: Flags) -> dict[str, Any]:
             print(
                 ", {mean:.2f} s, spread {spread:.2f} s, last {last:.2f} s".format(**found) if found["reached"] else ""
             )
-    flags.output.mkdir(parents=True, exist_ok=True)
-    part = flags.output / "metrics.part"
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(part, flags.output / "metrics.json")
-    print(f"wrote {flags.output}")
+    files.write_metrics(output, result)
+    print(f"wrote {output}")
     return result
 
 
@@ -188,4 +181,4 @@ def _row(flags: Flags, compile_seconds: float, times: list[Tensor]) -> dict[str,
 
 
 if __name__ == "__main__":
-    measure(tyro.cli(Flags))
+    command_line.main(measure, Flags())

@@ -22,6 +22,12 @@ def entry(key: jax.Array) -> dict:
         "uniform -2.5 7": plain(jax.random.uniform(key, (3, 5), minval=-2.5, maxval=7.0)),
         "uniform bfloat16": plain(jax.random.uniform(key, (7,), "bfloat16").astype("float32")),
         "uniform float16": plain(jax.random.uniform(key, (7,), "float16").astype("float32")),
+        **{
+            f"uniform {name}, bounds": plain(jax.random.uniform(key, (40,), name, -2.5, 7.0).astype("float32"))
+            for name in ("bfloat16", "float16")
+        },
+        "randint 64 bits": long_integers(key),
+        "randint uint8": plain(jax.random.randint(key, (9,), 0, 256, "uint8")),
         "randint -5 1000": plain(jax.random.randint(key, (9,), -5, 1000)),
         "randint all": plain(jax.random.randint(key, (9,), -(2**31), 2**31 - 1)),
         "bernoulli 0.3": plain(jax.random.bernoulli(key, 0.3, (20,))),
@@ -32,6 +38,11 @@ def entry(key: jax.Array) -> dict:
             int(np.asarray(jax.random.bits(key, (200000,))).view(np.int32)[-1]),
         ],
     }
+
+
+def long_integers(key: jax.Array) -> list:
+    with jax.enable_x64(True):
+        return np.asarray(jax.random.randint(key, (9,), -5, 2**40 + 3, "int64")).tolist()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The benchmarks at toy sizes: every rival computes the same, and is in the table that is written."""
 
 import importlib.util
+import json
+import pkgutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,8 @@ import pytest
 import torch
 
 import fnn
-from recipes.bench import ensemble, floor, harness, memory, rivals, scan, step
+import recipes.bench
+from recipes.bench import ensemble, floor, gradients, harness, memory, rivals, scan, start, step, tree
 
 
 @pytest.fixture
@@ -25,9 +28,11 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The functions themselves in place of compiled ones: what is tested here is what they compute."""
+    """Nothing is compiled by Inductor: what is tested here is what the rivals compute."""
+    jit = fnn.jit
+    replay = lambda function, donate_argnums=(), **settings: jit(function, donate_argnums=donate_argnums)
+    monkeypatch.setattr(fnn, "jit", replay)
     same = lambda function=None, **settings: (lambda f: f) if function is None else function
-    monkeypatch.setattr(fnn, "jit", same)
     monkeypatch.setattr(torch, "compile", same)
 
 
@@ -95,15 +100,16 @@ TINY = ("--models", "tiny", "--batch", "4", "--seconds", "0.01")
 
 
 def test_step_writes_a_section_for_each_model(report: Path, uncompiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, step, *TINY, "--floor-size", "32", "--unsafe")
-    names = [step.BASE, "torch.nn + foreach", "torch.nn + fused", "torch.compile of the loss + fused", "fnn.jit"]
-    names += ["torch.compile of the step, by hand", step.OURS, f"{step.OURS}, unsafe_keep_donated", *PEERS]
+    run(monkeypatch, step, *TINY, "--floor-size", "32")
+    names = [step.BASE, "torch.nn + fused", "torch.compile of the loss + fused", "fnn, eager", step.REPLAY]
+    names += ["torch.compile of the step, by hand", step.INDUCTOR, *PEERS]
     check(rows(report), names, 2)
     assert rows(report)[step.BASE] == ["1.00", "1.00"]
     assert {"floor: bytes over copy bandwidth", "floor: operations over matrix rate"} < set(rows(report))
     run(monkeypatch, step, *TINY, "--floor-size", "32", "--dtype", "bfloat16", "--optimizers", "adam")
-    run(monkeypatch, step, *TINY, "--floor-size", "32", "--optimizers", "sgd")
+    run(monkeypatch, step, *TINY, "--floor-size", "32", "--optimizers", "sgd", "--without-inductor")
     text = report.read_text()
+    assert step.INDUCTOR not in text.split("<!-- end step tiny -->")[0]
     assert text.count("## Train step") == 2  # the third run replaced the first
     assert "perceptron 16-8-10, CPU, bfloat16" in text
     with pytest.raises(SystemExit, match="no GPU"):
@@ -116,12 +122,13 @@ def test_scan_and_ensemble_write_every_rival(report: Path, uncompiled: None, mon
     names = [
         scan.BASE,
         scan.ONE,
-        "fnn.jit of fnn.scan, unroll 4",
-        "fnn.jit of fnn.compile.epoch, which draws the order",
+        "fnn.jit of fnn.scan, replay",
+        "fnn.jit of fnn.scan, inductor, unroll 4",
+        "fnn.jit of fnn.compile.epoch, inductor, which draws the order",
     ]
     check(rows(report), [*names, *jax, *["JAX, jit of lax.scan, donated"] * has("optax")], 1)
     run(monkeypatch, ensemble, *TINY, "--count", "3")
-    names = [ensemble.BASE, "fnn.jit, donated, loop", "fnn.vmap, eager", ensemble.OURS]
+    names = [ensemble.BASE, "fnn.jit, inductor, donated, loop", "fnn.vmap, eager", ensemble.OURS]
     check(rows(report), [*names, *jax, *["JAX, jit of vmap, donated"] * has("optax")], 1)
     assert report.read_text().count("<!-- begin ") == 2
 
@@ -132,7 +139,7 @@ def test_memory_of_one_rival(
     report: Path, uncompiled: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(memory, "RIVALS", {memory.BASE: memory.RIVALS[memory.BASE]})
-    run(monkeypatch, memory, "--models", "100m", "--batch", "4", "--once", memory.BASE)
+    run(monkeypatch, memory, "--models", "100m", "--batch", "4", "--parts", "step", "--once", memory.BASE)
     copies = int(capfd.readouterr().out.split("TENSORS")[1]) / 4 / 99e6
     assert 3.5 < copies < 4.5  # params, gradients, two moments
 
@@ -154,17 +161,86 @@ def test_sections_have_names_of_their_own() -> None:
     assert harness.section("scan", "", options(device="cuda", tf32=True)) == "scan cuda float32 tf32"
 
 
+@pytest.mark.parametrize("row", gradients.ROWS)
+def test_gradients_by_hand_and_by_fnn_are_the_same(row: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "LENGTH", 5)
+    calls = gradients.calls(row, 2)
+    gradients.check(calls)
+    name, *_ = calls[gradients.OURS]()
+    calls["other"] = lambda: calls[gradients.OURS]() | {name: torch.ones(())}
+    with pytest.raises(RuntimeError, match=f"the gradients at {name} differ"):
+        gradients.check(calls)
+
+
+def test_the_time_of_a_gradient_is_reported(report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, memory, "--parts", "gradients", "--rows", "narrow", "--rounds", "2")
+    (cells,) = (cells for name, cells in rows(report).items() if name.startswith("perceptron 32-19x16-10"))
+    assert cells[0] == "-"
+    assert all(float(cell) > 0 for cell in cells[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_the_peak_of_a_gradient_holds_its_activations(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    flags = ("--parts", "gradients", "--rows", "deep", "--gradient-batch", "4096", "--once")
+    run(monkeypatch, memory, *flags, gradients.HAND)
+    activations = 4096 * 512 * 4 * 19 * 2  # before and after each relu
+    assert 0.5 < int(capfd.readouterr().out.split("PEAK")[1]) / activations < 2.0
+
+
+def test_trees_are_taken_apart_by_every_library(report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, tree, "--leaves", "3", "8", "--seconds", "0.01")
+    check(rows(report), [tree.BASE, "fnn.tree", *["optree"] * has("optree"), *["JAX"] * has("jax")], 6)
+    params = tree.params(5)
+    assert len(fnn.tree.leaves(params)) == 5
+    library = tree.libraries()["fnn.tree"]
+    wrong = library._replace(map=lambda f, tree: library.map(torch.clone, tree))
+    with pytest.raises(RuntimeError, match="wrong made another tree"):
+        tree.check({"wrong": tree.tasks(wrong, params)}, params)
+
+
+@pytest.mark.parametrize("rival", ["torch", "eager", "replay"])
+def test_a_start_is_timed(rival: str, capsys: pytest.CaptureFixture) -> None:
+    start.child(rival, "tiny", [2, 3])
+    figures = json.loads(capsys.readouterr().out)
+    assert 0 < figures["1"] < figures["2"] < figures["3"]
+    assert ("trace" in figures) == (rival == "replay")
+
+
+def test_starts_are_ratios_to_torch(report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def measure(rival: str, name: str, steps: list[int], folder: Path) -> dict[str, float]:
+        asked.append(rival)
+        seconds = {"torch": 2.0, "replay": 1.0, "inductor": 8.0}[rival]
+        return {"1": seconds, "7": seconds + 1.0} | ({"trace": 1.0} if rival == "replay" else {})
+
+    monkeypatch.setattr(start, "measure", measure)
+    run(monkeypatch, start, "--models", "tiny", "--steps", "7", "--rivals", "replay", "inductor")
+    assert asked == ["torch", "replay", "inductor"]
+    found = rows(report)
+    assert found[start.RIVALS["replay"]] == ["0.50", "0.67"]
+    assert found[start.RIVALS["inductor"]] == ["4.00", "3.00"]
+
+
+def test_no_bench_hides_a_module_of_python() -> None:
+    names = {module.name for module in pkgutil.iter_modules(recipes.bench.__path__)}
+    assert not names & set(sys.stdlib_module_names)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "flags"),
     [
-        (step, ("--floor-size", "32")),
-        (scan, ("--steps", "6", "--lengths", "2", "4")),
+        (step, ("--floor-size", "32", "--optimizers", "sgd")),
+        (scan, ("--steps", "6", "--unroll", "1", "--lengths", "2", "4")),
         (ensemble, ("--count", "3")),
     ],
 )
 def test_compiled_rivals_compute_the_same(
     module: object, flags: tuple[str, ...], report: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(monkeypatch, module, *TINY, *flags, "--backend", "aot_eager")
+    run(monkeypatch, module, *TINY, *flags)
     assert report.exists()

@@ -1,5 +1,10 @@
 """Bad input to layers, models, losses, metrics and value_and_grad: a sentence that names what was given."""
 
+# ruff: noqa: E501 (one mistake a line)
+
+import collections
+
+import numpy
 import pytest
 import torch
 
@@ -18,6 +23,15 @@ def apply(layer: fnn.Layer, x: torch.Tensor):
 
 def train(layer: fnn.StatefulLayer, x: torch.Tensor):
     return lambda: layer.apply(*layer.init(KEY), x, train=True)
+
+
+SMALL, LARGE = fnn.models.mlp(4, 3), fnn.models.mlp(4, 3, 2)
+
+
+def donated(layer: fnn.Layer) -> fnn.tree.Tree:
+    params = layer.init(KEY)
+    fnn.jit(lambda params: fnn.tree.scale(2.0, params), donate_argnums=0)(params)
+    return params
 
 
 STACKED = fnn.tree.stack([MLP.init(fnn.random.key(i)) for i in range(4)])
@@ -97,6 +111,100 @@ SENTENCES = [
         lambda: losses.cross_entropy(ONES(2, 3), torch.tensor([0, 1]), label_smoothing=2.0),
         "0 <= label_smoothing <= 1, got 2.0",
     ),
+    # params of another model, in both directions
+    (
+        lambda: SMALL.apply(LARGE.init(KEY), ONES(2, 4)),
+        "sequential has no '2': these params were made for another model",
+    ),
+    (lambda: LARGE.apply(SMALL.init(KEY), ONES(2, 4)), r"params\['2'\]: linear expects a weight .* only \[\]"),
+    (
+        lambda: layers.linear(4, 3, bias=False).apply(layers.linear(4, 3).init(KEY), ONES(2, 4)),
+        "linear has no 'bias': these params were made for another model .its own are 'weight'",
+    ),
+    (
+        lambda: layers.conv2d(1, 2, 3, bias=False).apply(layers.conv2d(1, 2, 3).init(KEY), ONES(2, 1, 5, 5)),
+        "conv2d has no 'bias'",
+    ),
+    (
+        lambda: layers.layer_norm(3, bias=False).apply(layers.layer_norm(3).init(KEY), ONES(2, 3)),
+        "layer_norm has no 'bias'",
+    ),
+    (
+        lambda: layers.layer_norm(3, affine=False).apply(layers.layer_norm(3).init(KEY), ONES(2, 3)),
+        "it has none of its own",
+    ),
+    (lambda: layers.rms_norm(3, affine=False).apply({"weight": ONES(3)}, ONES(2, 3)), "rms_norm has no 'weight'"),
+    (
+        lambda: layers.group_norm(1, 3, affine=False).apply({"weight": ONES(3)}, ONES(2, 3)),
+        "group_norm has no 'weight'",
+    ),
+    (
+        lambda: layers.embedding(3, 2).apply({"weight": ONES(3, 2), "bias": ONES(2)}, ONES(1).long()),
+        "embedding has no 'bias'",
+    ),
+    (lambda: layers.dropout().apply({"weight": ONES(2)}, ONES(2)), "dropout has no 'weight'"),
+    (lambda: layers.max_pool2d(2).apply({"weight": ONES(2)}, ONES(1, 4, 4)), "max_pool2d has no 'weight'"),
+    (lambda: layers.avg_pool2d(2).apply({"weight": ONES(2)}, ONES(1, 4, 4)), "avg_pool2d has no 'weight'"),
+    (
+        lambda: layers.multi_head_attention(4, 2, bias=False).apply(
+            layers.multi_head_attention(4, 2).init(KEY), ONES(2, 3, 4)
+        ),
+        "multi_head_attention has no 'in_proj_bias'",
+    ),
+    (
+        lambda: layers.sequential(layers.linear(4, 3), layers.relu).apply(
+            {"0": layers.linear(4, 3).init(KEY), "1": {"weight": ONES(3)}}, ONES(2, 4)
+        ),
+        r"params\['1'\]: a function has no 'weight'",
+    ),
+    (
+        lambda: layers.sequential(layers.batch_norm(3)).apply(
+            *layers.sequential(layers.batch_norm(3), layers.batch_norm(3)).init(KEY), ONES(2, 3)
+        ),
+        "sequential has no '1'",
+    ),
+    (
+        lambda: layers.batch_norm(3, track_running_stats=False).apply(*layers.batch_norm(3).init(KEY), ONES(2, 3)),
+        "has no 'run",
+    ),
+    (
+        lambda: fnn.models.lenet().apply(fnn.models.lenet().init(KEY) | {"fc4": {"w": ONES(1)}}, ONES(1, 1, 32, 32)),
+        "no 'fc4'",
+    ),
+    # sizes
+    (lambda: layers.conv2d(1, 2, (3, 3, 7)), r"conv2d expects kernel_size as one integer or a pair .*got \(3, 3, 7\)"),
+    (lambda: layers.conv2d(1, 2, 3, stride=(1, 1, 1)), "conv2d expects stride as one integer or a pair"),
+    (lambda: layers.conv2d(1, 2, 3, dilation=(1,)), "conv2d expects dilation as one integer or a pair"),
+    (lambda: layers.conv2d(1, 2, 3, padding=(1, 1, 1)), "conv2d expects padding as one integer or a pair"),
+    (lambda: layers.conv2d(1, 2, 3, padding="full"), "'same' or 'valid', got 'full'"),
+    (lambda: layers.conv2d(1, 2, 3, 2, "same"), r"padding='same' needs stride 1, got \(2, 2\)"),
+    (lambda: layers.conv2d(1, 2, 3, padding_mode="mirror"), "padding_mode is one of 'zeros'.* got 'mirror'"),
+    (lambda: layers.max_pool2d((2, 2, 2)), "max_pool2d expects kernel_size as one integer or a pair"),
+    (lambda: layers.max_pool2d(2, padding=2), r"at most half a window of \(2, 2\), got padding=\(2, 2\)"),
+    (lambda: layers.linear(-1, 2), "in_features >= 0, got -1"),
+    (lambda: layers.embedding(3, 2, padding_idx=3), "padding_idx=3 is not one of the 3 rows"),
+    (lambda: layers.softplus(ONES(1), beta=0), "divides by beta"),
+    (apply(layers.instance_norm(3), ONES(2, 3)), r"more than one value per channel, got inputs of \(2, 3\)"),
+    (
+        apply(layers.instance_norm(3, spatial=1), ONES(2, 3)),
+        r"instance_norm expects inputs of shape \(batch, 3, axis0\)",
+    ),
+    # labels
+    (lambda: losses.cross_entropy(ONES(2, 3), ONES(2)), r"these are torch.float32: .* write targets\.long\(\)"),
+    (lambda: losses.cross_entropy(ONES(2, 3), ONES(2, 1).long()), r"write targets\.squeeze\(-1\)"),
+    (lambda: losses.nll(ONES(2, 3), ONES(2)), r"shape \(2, 3\), got \(2,\); these are .* targets\.long\(\)"),
+    (lambda: losses.mse(ONES(2, 1), ONES(2)), r"write prediction\.squeeze\(-1\)"),
+    (lambda: losses.mse(ONES(2, 3), ONES(2)), r"for class labels write cross_entropy, or .*one_hot\(target, 3\)"),
+    (lambda: metrics.confusion_matrix(ONES(2, 3), torch.tensor([0, 3])), "targets from 0 to 2; leave out"),
+    (lambda: metrics.confusion_matrix(ONES(2, 3), torch.tensor([0, -1])), "targets from 0 to 2; leave out"),
+    (lambda: metrics.confusion_matrix(ONES(2, 3), torch.tensor([0, -100])), "targets from 0 to 2; leave out"),
+    (lambda: metrics.confusion_matrix(ONES(2, 3), ONES(2)), r"got torch.float32; write targets\.long\(\)"),
+    (apply(layers.residual(layers.linear(3, 2)), ONES(2, 3)), r"adds a shortcut that makes the same change"),
+    (
+        lambda: layers.linear(3, 2).apply(donated(layers.linear(3, 2)), ONES(2, 3)),
+        "weight was donated to a jitted function",
+    ),
+    (lambda: fnn.summary(donated(layers.linear(3, 2))), "was donated to a jitted function; summarise"),
     (lambda: losses.mse(ONES(2, 1), ONES(2)), r"one shape, got \(2, 1\) and \(2,\)"),
     (lambda: losses.mse(ONES(2), ONES(2), "avg"), "'mean', 'sum' or 'none', got 'avg'"),
     (lambda: losses.huber(ONES(2), ONES(2), delta=0.0), "delta > 0, got 0"),
@@ -110,7 +218,10 @@ SENTENCES = [
         lambda: fnn.value_and_grad(lambda p: p)(ONES(2)),
         r"scalar value, got a tensor of shape \(2,\); write loss.mean\(\)",
     ),
-    (lambda: fnn.value_and_grad(lambda p: p.sum(), argnums=1)(ONES(2)), "argnums=1, but the function got 1"),
+    (
+        lambda: fnn.value_and_grad(lambda p: p.sum(), argnums=1)(ONES(2)),
+        "argument 1 is asked for, but the function got 1 positional",
+    ),
 ]
 
 
@@ -118,6 +229,88 @@ SENTENCES = [
 def test_value_errors(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+BN = layers.sequential(layers.linear(4, 3), layers.batch_norm(3))
+NUMPY = numpy.ones((2, 4), dtype="float32")
+X = ONES(2, 4)
+TYPES = {
+    "swapped": (lambda: SMALL.apply(X, SMALL.init(KEY)), r"params as a dict, got a torch\.Tensor; write apply\(params, x\)"),
+    "swapped, linear": (lambda: layers.linear(4, 3).apply(X, {}), r"linear expects its params as a dict"),
+    "swapped, conv": (lambda: layers.conv2d(1, 2, 3).apply(X, {}), "conv2d expects its params as a dict"),
+    "swapped, lenet": (lambda: LENET.apply(X, LENET.init(KEY)), "lenet expects its params as a dict"),
+    "swapped, norms": (lambda: layers.layer_norm(4).apply(X, {}), "layer_norm expects its params as a dict"),
+    "swapped, dropout": (lambda: layers.dropout().apply(X, {}), "dropout expects its params as a dict"),
+    "no params": (lambda: SMALL.apply(None, X), r"got None; write params = model\.init\(fnn\.random\.key\(0\)\)"),
+    "NumPy": (lambda: SMALL.apply(SMALL.init(KEY), NUMPY), r"a tensor, got a numpy\.ndarray; write torch\.as_tensor\(x\)"),
+    "list": (lambda: layers.linear(4, 3).apply(layers.linear(4, 3).init(KEY), [1.0]), "linear expects a tensor, got a list"),
+    "inner NumPy": (
+        lambda: layers.sequential(body=layers.sequential(lambda x: x.numpy(), layers.linear(4, 3))).apply(
+            {"body": {"1": layers.linear(4, 3).init(KEY)}}, X
+        ),
+        r"params\['body'\]\['1'\]: linear expects a tensor, got a numpy",
+    ),
+    "UserDict": (lambda: SMALL.apply(SMALL.init(KEY), collections.UserDict(x=X)), "got a collections?.?UserDict|got a UserDict"),
+    "NumPy, embedding": (lambda: layers.embedding(3, 2).apply({"weight": ONES(3, 2)}, NUMPY), "embedding expects a tensor"),
+    "NumPy, pool": (lambda: layers.max_pool2d(2).apply({}, NUMPY), "max_pool2d expects a tensor"),
+    "NumPy, attention": (lambda: layers.multi_head_attention(4, 2).apply({}, NUMPY), "multi_head_attention expects a tensor"),
+    "NumPy, loss": (lambda: losses.mse(NUMPY, X), r"mse expects tensors, got a ndarray; write torch\.as_tensor"),
+    "list, loss": (lambda: losses.cross_entropy(X, [0, 1]), "cross_entropy expects tensors, got a list"),
+    "list, metric": (lambda: metrics.accuracy(X, [0, 1]), "accuracy expects tensors, got a list"),
+    "no state": (lambda: BN.apply(BN.init(KEY)[0], X), r"sequential has state: write params, state = model\.init\(key\)"),
+    "no state, batch_norm": (lambda: layers.batch_norm(4).apply({"weight": ONES(4)}, X), "batch_norm has state"),
+    "no state, residual": (lambda: layers.residual(layers.batch_norm(4)).apply({}, X), "residual has state"),
+    "not unpacked": (lambda: BN.apply(BN.init(KEY), X), r"got a tuple; a layer with state gives two values: params, state ="),
+    "module": (lambda: layers.sequential(torch.nn.Linear(4, 3)), r"torch\.nn\.Module \(Linear\).*write fnn\.layers\.linear\(\.\.\.\)"),
+    "module's forward": (lambda: layers.sequential(torch.nn.Linear(4, 3).forward), r"torch\.nn\.Module \(Linear\)"),
+    "activation module": (lambda: layers.sequential(torch.nn.ReLU()), r"write fnn\.layers\.relu$"),
+    "batch norm module": (lambda: layers.sequential(torch.nn.BatchNorm2d(3)), r"write fnn\.layers\.batch_norm\(\.\.\.\)"),
+    "other module": (lambda: layers.residual(torch.nn.LSTM(4, 4)), r"residual: part 'layer' .*torch\.func\.functional_call\("),
+    "class": (lambda: layers.sequential(torch.nn.ReLU), r"torch\.nn\.Module \(ReLU\)"),
+    "model activation": (lambda: fnn.models.mlp(4, 3, 2, activation=torch.nn.Tanh()), r"write fnn\.layers\.tanh$"),
+    "uncalled": (lambda: layers.sequential(layers.dropout), r"part '0' makes layers and was not called; write dropout\(\.\.\.\)"),
+    "uncalled model": (lambda: layers.sequential(fnn.models.lenet), r"write lenet\(\.\.\.\)"),
+    "uncalled state": (lambda: layers.sequential(body=layers.batch_norm), "part 'body' makes layers"),
+    "uncalled, own": (lambda: layers.sequential(lambda n: layers.linear(4, 4)).apply({}, X), "part '0' gave a layer for its input"),
+    "no key": (lambda: SMALL.init(), r"expected a key.*got None; write fnn\.random\.key\(0\)"),
+    "no key, state": (lambda: BN.init(), r"write fnn\.random\.key\(0\)"),
+    **{
+        f"no key, {name}": (layer.init, r"write fnn\.random\.key\(0\)")
+        for name, layer in {
+            "linear": layers.linear(4, 3), "conv2d": layers.conv2d(1, 2, 3), "layer_norm": layers.layer_norm(3),
+            "rms_norm": layers.rms_norm(3), "group_norm": layers.group_norm(1, 3), "batch_norm": layers.batch_norm(3),
+            "embedding": layers.embedding(3, 2), "attention": layers.multi_head_attention(4, 2), "lenet": LENET,
+            "residual": layers.residual(layers.linear(3, 3)),
+        }.items()
+    },
+    "integer key": (lambda: SMALL.init(0), r"got 0; write fnn\.random\.key\(0\)"),
+    "integer key, dropout": (lambda: layers.dropout().apply({}, X, key=3), r"got 3; write fnn\.random\.key\(3\)"),
+    "size": (lambda: layers.linear(4.0, 3), r"linear expects in_features as an integer, got 4\.0"),
+    "size, text": (lambda: layers.embedding("3", 2), "num_embeddings as an integer, got '3'"),
+    "sizes in a list": (lambda: fnn.models.mlp([4, 3]), r"mlp takes its sizes one by one, got \[4, 3\]; write mlp\(\*sizes\)"),
+    "dropout": (lambda: layers.dropout(layers.linear(2, 2)), "dropout expects its rate as a number"),
+    "summary": (lambda: fnn.summary(SMALL), r"got a layer; write summary\(model\.init"),
+    "summary of a module": (lambda: fnn.summary(torch.nn.Linear(4, 3)), "params is a Linear, not a tensor"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_what_is_of_another_kind(name: str) -> None:
+    call, message = TYPES[name]
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_sizes_may_be_numpys() -> None:
+    size = numpy.int64(4)
+    made = [
+        layers.linear(size, size), layers.conv2d(size, size, size), layers.layer_norm(size), layers.group_norm(size, size),
+        layers.embedding(size, size), layers.batch_norm(size), layers.multi_head_attention(size, size), layers.rms_norm((size,)),
+        layers.max_pool2d(size), layers.avg_pool2d((size, size)), layers.instance_norm(size, affine=True),
+    ]  # fmt: skip
+    for layer in made:
+        layer.init(KEY)
+    assert fnn.models.mlp(size, 3).apply(fnn.models.mlp(4, 3).init(KEY), X).shape == (2, 3)
 
 
 def test_type_errors() -> None:

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import scipy.stats
 import torch
 
 import fnn
@@ -61,11 +62,61 @@ def test_variance(initializer: init.Initializer, variance: float) -> None:
     assert abs(float(w.mean())) < 4 * math.sqrt(variance / N)
 
 
+NARROW = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("name", SAME_AS_TORCH)
+def test_16_bits_are_float32_rounded(name: str, dtype: torch.dtype) -> None:
+    initializer = SAME_AS_TORCH[name][0]
+    exact, rounded = initializer(KEY, SHAPE, torch.float32), initializer(KEY, SHAPE, dtype)
+    assert rounded.dtype == dtype
+    # one rounding, and at the bounds one more step inwards
+    torch.testing.assert_close(rounded.float(), exact, rtol=2.01 * torch.finfo(dtype).eps, atol=1e-6)
+    assert float(rounded.double().std()) == pytest.approx(float(exact.double().std()), rel=1e-3)
+    assert abs(float((rounded.double() - exact.double()).mean())) <= 0.5 * torch.finfo(dtype).eps * float(
+        exact.abs().max()
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *NARROW])
+@pytest.mark.parametrize(
+    "options", [(0.0, 0.02, -2.0, 2.0), (1.0, 2.0, 0.9, 1.1), (0.0, 1.0, 2.0, 2.5), (0.0, 0.1, -0.2, 0.2)]
+)
+def test_truncated_normal_stays_inside_its_bounds(
+    options: tuple[float, float, float, float], dtype: torch.dtype
+) -> None:
+    mean, std, a, b = options
+    w = init.truncated_normal(mean, std, a, b)(KEY, (300, 200), dtype).double()
+    assert a < float(w.min())
+    assert float(w.max()) < b
+    reference = scipy.stats.truncnorm((a - mean) / std, (b - mean) / std, mean, std)
+    assert float(w.std()) == pytest.approx(float(reference.std()), rel=0.02)
+    assert float(w.mean()) == pytest.approx(float(reference.mean()), abs=0.02 * float(reference.std()) + 1e-4)
+
+
+def test_leaky_slopes_are_used() -> None:
+    for initializer in (init.kaiming_uniform, init.kaiming_normal):
+        wide, narrow = (initializer(a)(KEY, (200, 100), torch.float64).std() for a in (0.0, 1.0))
+        assert float(wide / narrow) == pytest.approx(math.sqrt(2), rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *NARROW])
 @pytest.mark.parametrize("shape", [(8, 5), (5, 8), (4, 2, 3, 3)])
-def test_orthogonal(shape: tuple[int, ...]) -> None:
-    w = init.orthogonal(2.0)(KEY, shape, torch.float64).reshape(shape[0], -1)
+def test_orthogonal(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    w = init.orthogonal(2.0)(KEY, shape, dtype)
+    assert w.dtype == dtype
+    w = w.double().reshape(shape[0], -1)
     small = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
-    torch.testing.assert_close(small, 4.0 * torch.eye(len(small), dtype=torch.float64))
+    torch.testing.assert_close(
+        small, 4.0 * torch.eye(len(small), dtype=torch.float64), rtol=0, atol=40 * torch.finfo(dtype).eps
+    )
+
+
+def test_orthogonal_has_no_preferred_sign() -> None:
+    # Householder's reflections alone give matrices whose first entry is never positive
+    first = torch.stack([init.orthogonal()(key, (3, 3)) for key in fnn.random.split(KEY, 400)])
+    assert float(first.mean(0).abs().max()) < 4 * math.sqrt(1 / 3 / 400)
 
 
 @pytest.mark.parametrize("name", ["linear", "conv2d"])
@@ -94,5 +145,9 @@ def test_bad_input() -> None:
         init.variance_scaling(mode="fan")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="got 'cauchy'"):
         init.variance_scaling(distribution="cauchy")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="std > 0 and a < b, got std=0"):
+        init.truncated_normal(std=0)
+    with pytest.raises(TypeError, match=r"got None; write fnn\.random\.key\(0\)"):
+        init.normal()(None, (3, 2))
     with pytest.raises(ValueError, match="got 'swish'"):
         init.gain("swish")  # type: ignore[arg-type]

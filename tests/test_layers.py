@@ -272,3 +272,116 @@ def test_softmax_of_a_masked_entry() -> None:
     slope = grad(lambda z: layers.softmax(z)[0, 0])(x)
     assert bool(slope.isfinite().all())
     assert bool(jvp(grad(lambda z: layers.softmax(z)[0, 0]), (x,), (torch.ones_like(x),))[1].isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["conv", "linear"])
+def test_biases_start_within_the_fan_of_the_weight(name: str) -> None:
+    layer, net = {
+        "conv": (layers.conv2d(8, 4000, 3, groups=4), nn.Conv2d(8, 4000, 3, groups=4)),
+        "linear": (layers.linear(7, 4000), nn.Linear(7, 4000)),
+    }[name]
+    bound = 1 / math.sqrt(net.weight[0].numel())
+    bias = layer.init(KEY)["bias"]
+    assert 0.98 * bound < float(bias.abs().max()) <= bound
+    assert float(net.bias.detach().abs().max()) == pytest.approx(float(bias.abs().max()), rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d", "embedding"])
+def test_initialisers_that_are_given_are_used(name: str) -> None:
+    make = {"linear": layers.linear, "conv2d": layers.conv2d, "embedding": layers.embedding}[name]
+    options: dict = {"weight_init": fnn.init.constant(3.0)}
+    if name != "embedding":
+        options["bias_init"] = fnn.init.constant(-2.0)
+    params = make(4, 4, **({"kernel_size": 1} if name == "conv2d" else {}), **options).init(KEY)
+    assert set(params["weight"].unique().tolist()) == {3.0}
+    assert name == "embedding" or set(params["bias"].unique().tolist()) == {-2.0}
+
+
+@pytest.mark.parametrize("padding_idx", [2, -1, 0])
+def test_the_padding_row_of_an_embedding_is_not_trained(padding_idx: int) -> None:
+    layer, net = layers.embedding(5, 3, padding_idx), nn.Embedding(5, 3, padding_idx).double()
+    params = tree.cast(layer.init(KEY), torch.float64)
+    assert not params["weight"][padding_idx].any()
+    assert bool(params["weight"].any(1).sum() == 4)
+    x = torch.tensor([[0, 2, 4], [4, 2, 1]])
+    weight = numbers(0, 5, 3)
+    net.load_state_dict({"weight": weight})
+    (net(x) * numbers(1, 2, 3, 3)).sum().backward()
+    loss = lambda p: (layer.apply(p, x) * numbers(1, 2, 3, 3)).sum()
+    torch.testing.assert_close(grad(loss)({"weight": weight})["weight"], net.weight.grad)
+    torch.testing.assert_close(layer.apply({"weight": weight}, x), net(x).detach())
+
+
+def test_max_pooling_gives_its_places() -> None:
+    x = numbers(0, 2, 3, 7, 8)
+    ours = layers.max_pool2d(3, 2, 1, return_indices=True).apply({}, x)
+    theirs = nn.MaxPool2d(3, 2, 1, return_indices=True)(x)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_statistics_that_are_not_tracked() -> None:
+    layer, net = layers.batch_norm(3, track_running_stats=False), nn.BatchNorm1d(3, track_running_stats=False).double()
+    params, state = tree.cast(layer.init(KEY), torch.float64)
+    assert state == {}
+    for train in (True, False):
+        y, state = layer.apply(params, state, numbers(0, 6, 3), train=train)
+        torch.testing.assert_close(y, net.train(train)(numbers(0, 6, 3)).detach())
+        assert state == {}
+    with pytest.raises(ValueError, match="no per-sample gradient"):
+        fnn.per_sample_grad(lambda p, x: layer.apply(p, {}, x)[0].sum())(params, numbers(0, 6, 3))
+
+
+def test_attention_over_nothing() -> None:
+    for causal in (False, True):
+        layer = layers.multi_head_attention(4, 2, causal)
+        assert layer.apply(layer.init(KEY), torch.zeros(3, 0, 4)).shape == (3, 0, 4)
+        assert layer.apply(layer.init(KEY), torch.zeros(0, 3, 4)).shape == (0, 3, 4)
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_softmax_over_an_empty_axis_and_of_one_number(name: str) -> None:
+    ours, theirs = getattr(layers, name), getattr(F, name)
+    for shape in ((0,), (2, 0), (0, 2), ()):
+        x = torch.zeros(shape)
+        assert torch.equal(ours(x), theirs(x, -1))
+        assert torch.equal(grad(lambda x: ours(x).sum())(x), torch.zeros(shape))
+
+
+def wide_logits(dtype: torch.dtype) -> torch.Tensor:
+    return (3.0 * numbers(0, 20, 1000)).to(dtype)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_softmax_of_16_bits_is_summed_in_32(name: str, dtype: torch.dtype, autocast: bool) -> None:
+    x = wide_logits(dtype)
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        y = getattr(layers, name)(x)
+    exact = getattr(F, name)(x.double(), -1)
+    assert y.dtype == (torch.float32 if autocast else dtype)
+    precision = torch.finfo(y.dtype).eps
+    torch.testing.assert_close(
+        y.double(), exact, rtol=2 * precision, atol=2 * precision * (name == "log_softmax") + 1e-7
+    )
+    if name == "softmax":
+        torch.testing.assert_close(y.double().sum(-1), torch.ones(20).double(), rtol=0, atol=2 * precision)
+
+
+def tokens(dtype: torch.dtype) -> torch.Tensor:
+    return (torch.arange(12) % 5).reshape(3, 4).to(dtype)
+
+
+def test_embedding_takes_int32() -> None:
+    layer = layers.embedding(5, 2)
+    params = layer.init(KEY)
+    assert torch.equal(layer.apply(params, tokens(torch.int32)), layer.apply(params, tokens(torch.int64)))
+
+
+def test_small_images_that_padding_makes_large_enough() -> None:
+    x = torch.ones(1, 1, 1, 2)
+    conv, net = layers.conv2d(1, 2, 3, padding=1), nn.Conv2d(1, 2, 3, padding=1)
+    params = {name: leaf.detach() for name, leaf in net.named_parameters()}
+    torch.testing.assert_close(conv.apply(params, x), net(x).detach())
+    assert torch.equal(layers.max_pool2d(3, 1, 1).apply({}, x), F.max_pool2d(x, 3, 1, 1))
+    assert torch.equal(layers.avg_pool2d(3, 1, 1).apply({}, x), F.avg_pool2d(x, 3, 1, 1))

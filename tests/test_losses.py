@@ -111,3 +111,40 @@ def test_kinks_have_the_middle_slope(name: str) -> None:
 def test_mse_by_forward_over_reverse_which_torch_refuses_or_gets_wrong() -> None:
     z, y, v = numbers(0, 5), numbers(1, 5), numbers(2, 5)
     torch.testing.assert_close(jvp(grad(lambda z: losses.mse(z, y)), (z,), (v,))[1], 2 * v / 5)
+
+
+LOSSES = {
+    "cross_entropy": (F.cross_entropy, lambda dtype: torch.arange(300) % 200),
+    "nll": (F.nll_loss, lambda dtype: torch.arange(300) % 200),
+    "cross_entropy, probabilities": (F.cross_entropy, lambda dtype: torch.softmax(numbers(1, 300, 200), 1).to(dtype)),
+    "mse": (F.mse_loss, lambda dtype: (3 * numbers(1, 300, 200)).to(dtype)),
+    "l1": (F.l1_loss, lambda dtype: (3 * numbers(1, 300, 200)).to(dtype)),
+    "huber": (F.huber_loss, lambda dtype: (3 * numbers(1, 300, 200)).to(dtype)),
+    "smooth_l1": (F.smooth_l1_loss, lambda dtype: (3 * numbers(1, 300, 200)).to(dtype)),
+    "bce_with_logits": (F.binary_cross_entropy_with_logits, lambda dtype: (numbers(1, 300, 200) > 0).to(dtype)),
+}
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_of_16_bits_are_summed_in_32(name: str, dtype: torch.dtype, autocast: bool) -> None:
+    theirs, make = LOSSES[name]
+    ours = getattr(losses, name.split(",")[0])
+    logits, target = (3 * numbers(0, 300, 200)).to(dtype), make(dtype)
+    exact = theirs(logits.double(), target.double() if target.is_floating_point() else target)
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        value = ours(logits, target)
+        assert value.dtype == (torch.float32 if autocast else dtype)
+    assert float(value) == pytest.approx(float(exact), rel=1e-5 if autocast else 1.1 * torch.finfo(dtype).eps)
+    slope = grad(lambda z: ours(z, target))(logits)
+    assert slope.dtype == dtype
+    # reduction "sum" in fp16 would overflow if it were summed in 16 bits
+    total = ours(logits.float(), target, reduction="sum")
+    with torch.autocast("cpu", dtype, enabled=True):
+        assert float(ours(logits, target, reduction="sum")) == pytest.approx(float(total), rel=1e-4)
+
+
+def test_a_rate_of_bce_and_smooth_l1_that_is_zero() -> None:
+    z, y = numbers(0, 5), numbers(1, 5)
+    torch.testing.assert_close(losses.smooth_l1(z, y, beta=0.0), F.smooth_l1_loss(z, y, beta=0.0))

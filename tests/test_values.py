@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import fnn
+from fnn._torch import TorchDispatchMode
 
 KEY = fnn.random.key(0)
 
@@ -63,6 +64,31 @@ def test_metrics_against_counting() -> None:
     best_two = [sorted(range(4), key=lambda c, row=row: -row[c])[:2] for row in logits.tolist()]
     share = sum(label in two for label, two in zip(labels.tolist(), best_two, strict=True)) / 50
     assert float(fnn.metrics.top_k_accuracy(logits, labels, 2)) == pytest.approx(share)
+
+
+def test_a_confusion_matrix_of_many_classes_takes_the_memory_of_the_matrix() -> None:
+    logits = torch.randn(300, 1000, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 1000, (300,), generator=torch.Generator().manual_seed(1))
+
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            self.numbers = max(self.numbers, out.numel() if isinstance(out, torch.Tensor) else 0)
+            return out
+
+    with Largest() as mode:
+        matrix = fnn.metrics.confusion_matrix(logits, labels)
+    assert mode.numbers <= 1_000_000
+    assert int(matrix.sum()) == 300
+    assert torch.equal(matrix.sum(1), labels.bincount(minlength=1000))
+    assert torch.equal(matrix.sum(0), logits.argmax(-1).bincount(minlength=1000))
+    stacked = torch.func.vmap(fnn.metrics.confusion_matrix)(
+        logits[:, :7].reshape(3, 100, 7), labels.reshape(3, 100) % 7
+    )
+    assert torch.equal(stacked.sum(0), fnn.metrics.confusion_matrix(logits[:, :7], labels % 7))
+    assert float(fnn.metrics.top_k_accuracy(logits, labels, 1000)) == 1.0
 
 
 def test_value_and_grad_against_autograd() -> None:

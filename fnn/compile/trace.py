@@ -71,7 +71,7 @@ def trace_function(
 
     try:
         with _NoValues():
-            module = _torch.record(flat, layouts, for_replay)
+            module, abstract = _torch.record(flat, layouts, for_replay)
     except _torch.data_dependent_errors() as error:
         frames = [(frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)]
         raise _value_error(frames, name_of(function)) from error
@@ -81,7 +81,7 @@ def trace_function(
         if node.target in _VIEWS_OF_ALL:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-    constants = _hoist_constants(module)
+    constants = _hoist_constants(module, abstract)
     graph.eliminate_dead_code()
     nodes = iter(output.args[0])
     return Trace(
@@ -89,27 +89,24 @@ def trace_function(
     )
 
 
-def _hoist_constants(module: fx.GraphModule) -> list[Tensor]:
+def _hoist_constants(module: fx.GraphModule, abstract: Callable[[Tensor], Tensor]) -> list[Tensor]:
     """Make each tensor that the function closed over an input of the graph, behind the arguments."""
     graph = module.graph
-    first = next(node for node in graph.nodes if node.op != "placeholder")
+    constants: dict[int, Tensor] = {}
     inputs: dict[int, fx.Node] = {}
-    constants: list[Tensor] = []
-    for node in [*graph.nodes]:
-        if node.op != "get_attr":
-            continue
-        tensor = getattr(module, node.target)
-        if not isinstance(tensor, Tensor):
+    for node in [node for node in graph.nodes if node.op == "get_attr"]:
+        tensor = getattr(module, str(node.target))
+        if not isinstance(tensor, Tensor):  # the graph of a loop's step
             continue
         if id(tensor) not in inputs:
+            first = next(node for node in graph.nodes if node.op != "placeholder")
             with graph.inserting_before(first):
-                placeholder = graph.placeholder(f"closed_over_{len(constants)}")
-            placeholder.meta["val"] = node.meta.get("val", tensor)
-            inputs[id(tensor)] = placeholder
-            constants.append(tensor)
+                inputs[id(tensor)] = graph.placeholder(f"closed_over_{len(constants)}")
+            inputs[id(tensor)].meta["val"] = abstract(tensor)
+            constants[id(tensor)] = tensor
         node.replace_all_uses_with(inputs[id(tensor)])
         graph.erase_node(node)
-    return constants
+    return list(constants.values())
 
 
 def producer(node: fx.Node) -> fx.Node:
@@ -133,9 +130,12 @@ def argument_names(function: Callable, treedef: TreeDef, static: Sequence[int] =
 def parameters(function: Callable) -> list[str]:
     """The names of a function's parameters; none for what Python cannot look into."""
     try:
-        return list(inspect.signature(function).parameters)
+        found = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return []
+    return [
+        parameter.name for parameter in found if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
 
 
 def own_results(trace: Trace, donated: Mapping[int, int]) -> None:

@@ -1,6 +1,7 @@
 """Block-diagonal matrices whose blocks are Kronecker products, or diagonal in a Kronecker product of bases."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -65,7 +66,7 @@ class KroneckerOperator(LinearOperator):
     factors: Factors
 
     def __init__(self, params: Tree, blocks: dict[str, Block], factors: Factors) -> None:
-        super().__init__(self._product, params, symmetric=True)
+        super().__init__(partial(_product, blocks, factors), params, symmetric=True)
         self.blocks = blocks
         self.factors = factors
 
@@ -109,18 +110,18 @@ class KroneckerOperator(LinearOperator):
             {path: block._replace(eigenvalues=function(block.eigenvalues)) for path, block in blocks.items()}
         )
 
-    def _product(self, v: Tree) -> Tree:
-        leaves = _tree.leaves(v)
-        for path, block in self.blocks.items():
-            factors = self.factors[path]
-            lead, out = factors.output.shape[:-2], factors.output.shape[-1]
-            weight = leaves[block.weight]
-            matrix = (weight.T if block.transposed else weight).reshape(*lead, out, -1)
-            if block.bias is not None:
-                matrix = torch.cat([matrix, leaves[block.bias].reshape(*lead, out, 1)], -1)
-            matrix = factors.times(matrix)
-            if block.bias is not None:
-                leaves[block.bias] = matrix[..., -1].reshape(leaves[block.bias].shape)
-                matrix = matrix[..., :-1]
-            leaves[block.weight] = matrix.mT if block.transposed else matrix.reshape(weight.shape)
-        return _tree.structure(v).unflatten(leaves)
+
+def _product(blocks: dict[str, Block], factors: Factors, v: Tree) -> Tree:
+    leaves, treedef = _tree.flatten(v)
+    for path, block in blocks.items():
+        lead, out = factors[path].output.shape[:-2], factors[path].output.shape[-1]
+        weight = leaves[block.weight]
+        matrix = (weight.T if block.transposed else weight).reshape(*lead, out, -1)
+        if block.bias is not None:
+            matrix = torch.cat([matrix, leaves[block.bias].reshape(*lead, out, 1)], -1)
+        matrix = factors[path].times(matrix.to(factors[path].output.dtype)).to(weight.dtype)
+        if block.bias is not None:
+            leaves[block.bias] = matrix[..., -1].reshape(leaves[block.bias].shape).clone()
+            matrix = matrix[..., :-1].clone()
+        leaves[block.weight] = matrix.mT if block.transposed else matrix.reshape(weight.shape)
+    return treedef.unflatten(leaves)

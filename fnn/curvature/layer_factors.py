@@ -9,10 +9,11 @@ from torch import Tensor
 
 from fnn import random
 from fnn import tree as _tree
+from fnn._numerics import widen
 from fnn.curvature.kronecker import Block
 from fnn.curvature.operators import NO_BATCH, Calls
 from fnn.curvature.products import check_likelihood, check_logits, drawn_gradients, output_root
-from fnn.gradients.layer_capture import Recorder, gradient_rows, input_rows, record, zero_taps
+from fnn.gradients.layer_capture import Record, Taps, gradient_rows, input_rows, record, zero_taps
 from fnn.gradients.per_sample import as_batch_of_one, check_chunk_size, count_samples, over_samples
 from fnn.gradients.value_and_grad import check_differentiable
 from fnn.tree import Tree
@@ -25,7 +26,7 @@ class LayerRows(NamedTuple):
 
     ``inputs``: (samples, groups, positions, in), with a one appended where the layer has a bias. ``gradients`` runs
     over parts of the columns of a root of the Fisher information of the outputs, pulled back to the layers:
-    (columns, samples, groups, positions, out).
+    (columns, samples, groups, positions, out). Both are float32 where params have 16 bits.
     """
 
     samples: int
@@ -45,11 +46,11 @@ class LayerSweep:
         batches: Iterable | None,
         likelihood: KroneckerLikelihood,
         key: Tensor | None,
-        samples: int,
+        draws: int,
         chunk_size: int | None,
     ) -> None:
         check_differentiable(params)
-        check_likelihood(likelihood, samples, "empirical")
+        check_likelihood(likelihood, draws, "empirical")
         check_chunk_size(chunk_size)
         if likelihood == "empirical" and key is not None:
             raise ValueError("the empirical Fisher takes the data's labels and draws none; leave key out")
@@ -60,7 +61,7 @@ class LayerSweep:
         self.calls = Calls(batch, batches)
         self.likelihood: KroneckerLikelihood = likelihood
         self.key = key
-        self.samples = samples
+        self.draws = draws
         self.chunk_size = chunk_size
 
     def __iter__(self) -> Iterator[LayerRows]:
@@ -69,25 +70,25 @@ class LayerSweep:
             yield self._rows(batch, key)
 
     def _rows(self, batch: Any, key: Tensor | None) -> LayerRows:
-        count = count_samples(batch)
-        leaves, paths = _tree.leaves(self.params), _tree.paths(self.params)
-        recorder = record(self.function, (self.params, batch), {}, (None, 0), 1)
-        blocks = find_blocks(recorder, self.params)
-        uses = recorder.uses
+        count = count_samples((self.params, batch), (1,))
+        leaves, treedef = _tree.flatten(self.params)
+        leaves = [leaf.view_as(leaf) for leaf in leaves]  # objects that stand nowhere else
+        recorded = record(self.function, (self.params, batch), {}, (None, 0), (1,))
+        blocks = find_blocks(recorded, self.params)
+        uses, paths = recorded.uses, treedef.paths
 
         def of_sample(taps: list[Tensor], row: Any) -> tuple[Tensor, list[Tensor]]:
-            tapped = Recorder(dict(enumerate(leaves)), taps)
-            with tapped:
-                output = as_batch_of_one(self.function, 1)(self.params, row)
-            return _check_output(output), tapped.inputs
+            with Taps(dict(enumerate(leaves)), uses, taps) as listener:
+                output = as_batch_of_one(self.function, (1,))(treedef.unflatten(leaves), row)
+            return _check_output(output), listener.inputs
 
-        mapped = over_samples(of_sample, (0, 0), None)
+        mapped = over_samples(of_sample, (0, 0))
         output, pullback, *aux = torch.func.vjp(
             lambda taps: mapped(taps, batch), zero_taps(uses, (count,)), has_aux=True
         )
         inputs: dict[str, list[Tensor]] = {path: [] for path in blocks}
         for use, input in zip(uses, aux[0], strict=True):
-            rows = input_rows(use, input, leaves[use.leaf])
+            rows = widen(input_rows(use, input, leaves[use.leaf]))
             inputs[paths[use.leaf]].append(rows if use.bias is None else F.pad(rows, (0, 1), value=1.0))
 
         def gradients() -> Iterator[dict[str, Tensor]]:
@@ -95,7 +96,7 @@ class LayerSweep:
                 (pulled,) = torch.func.vmap(pullback)(cotangents.unsqueeze(2))
                 rows: dict[str, list[Tensor]] = {path: [] for path in blocks}
                 for use, gradient in zip(uses, pulled, strict=True):
-                    part = gradient_rows(use, gradient.flatten(0, 1))  # columns are like further samples
+                    part = widen(gradient_rows(use, gradient.flatten(0, 1)))  # columns are like further samples
                     rows[paths[use.leaf]].append(part.unflatten(0, (len(cotangents), count)))
                 yield {path: torch.cat(parts, -2) for path, parts in rows.items()}
 
@@ -114,8 +115,8 @@ class LayerSweep:
             return
         check_logits(self.likelihood, output)
         if key is not None:
-            drawn = drawn_gradients(self.likelihood, output, key, self.samples) / self.samples**0.5
-            yield from drawn.split(self.chunk_size or self.samples)
+            drawn = drawn_gradients(self.likelihood, output, key, self.draws) / self.draws**0.5
+            yield from drawn.split(self.chunk_size or self.draws)
             return
         columns = output[0].numel()
         basis = torch.eye(columns, dtype=output.dtype, device=output.device)
@@ -123,13 +124,14 @@ class LayerSweep:
             yield output_root(self.likelihood, output, part.reshape(-1, 1, *output.shape[1:]))
 
 
-def find_blocks(recorder: Recorder, params: Tree) -> dict[str, Block]:
+def find_blocks(recorded: Record, params: Tree) -> dict[str, Block]:
     """The block of each layer by the path of its weight. ``ValueError`` for a leaf that is in none, or in two."""
-    paths, brackets = _tree.paths(params), _tree.keystrs(params)
-    reasons = dict(recorder.others)
+    treedef = _tree.structure(params)
+    paths, brackets = treedef.paths, treedef.keystrs
+    reasons = dict(recorded.others)
     blocks: dict[int, Block] = {}
     layer_of: dict[int, int] = {}
-    for use in recorder.uses:
+    for use in recorded.uses:
         groups = use.options[3] if use.kind == "conv" else 1
         block = Block(use.leaf, use.bias, use.kind == "matmul", groups)
         if use.kind == "embedding":
@@ -140,7 +142,7 @@ def find_blocks(recorder: Recorder, params: Tree) -> dict[str, Block]:
             reasons[use.bias] = "the bias of two layers with different weights"
     for place in range(len(paths)):
         if place not in blocks and place not in layer_of:
-            reasons.setdefault(place, "not seen in any call of a torch function")
+            reasons.setdefault(place, "not used by the function")
     if reasons:
         place = min(reasons)
         left_out = [paths[place] for place in sorted(reasons)]

@@ -11,10 +11,21 @@ import torch
 from torch import Tensor
 
 from fnn import random
-from fnn import tree as _tree
-from fnn.gradients.value_and_grad import scalar_valued
-from fnn.jacobian.arguments import NoForwardRuleError, check_primals, check_tangents, forward_mode
-from fnn.jacobian.products import single
+from fnn.jacobian.arguments import (
+    MissingRuleError,
+    NoForwardRuleError,
+    call_and_listen,
+    check_primals,
+    check_surroundings,
+    check_tangents,
+    differentiable_output,
+    forward_mode,
+    irregular_like,
+    real_scalar,
+    reverse_mode,
+)
+from fnn.jacobian.operator import NO_BATCH
+from fnn.jacobian.products import linearized, single
 from fnn.tree import Tree
 
 Mode = Literal["auto", "forward-over-reverse", "reverse-over-forward", "reverse-over-reverse"]
@@ -27,44 +38,54 @@ def hvp(f: Callable, primals: tuple, tangents: tuple, mode: Mode = "auto", has_a
     ==================== ============================================ ==============================================
     mode                 what it is                                   every operation needs
     ==================== ============================================ ==============================================
+    reverse-over-reverse pullback of the gradient                     a backward rule that has a backward rule
     forward-over-reverse jvp of the gradient (Pearlmutter, 1994)      a backward rule that has a forward rule
     reverse-over-forward gradient of Df[v]                            a forward rule that has a backward rule
-    reverse-over-reverse pullback of the gradient                     a backward rule that has a backward rule
     ==================== ============================================ ==============================================
 
-    ``"auto"`` is forward over reverse in eager code, where it needs the least memory, and the first of the others
-    that works where an operation lacks a rule; :func:`hvp_mode` tells which. In compiled code, where all three are
-    the same number of matrix products (8 for each linear layer) and a missing rule cannot be met halfway, it is
-    reverse over reverse, for which the most operations have rules.
+    ``"auto"`` is reverse over reverse. The three are equal in exact arithmetic, but in torch it takes the fewest
+    operations and the least memory, nearly every operation has its rules, and they are right, where those of the
+    other two modes are missing for ``torch.nn.functional.mse_loss`` and others and wrong for its ``layer_norm`` and
+    ``batch_norm``. The other modes refuse such operations by name.
 
-    Cost about 8 calls, memory the activations twice. Raises ``ValueError`` for a value that is not a scalar, another
-    mode, and tangents that do not fit (with the path); ``TypeError`` for an integer leaf, and for an operation
-    without the rule that the mode needs (with its name).
+    Cost about 8 calls (11 in the other modes), memory twice that of a gradient.
+    Raises ``ValueError`` for a value that is not a scalar, another mode, and tangents that do not fit (with the path);
+    ``TypeError`` for an integer or complex leaf, and for an operation without the rule that the mode needs (with its
+    name).
 
     >>> hvp(lambda x: (x**3).sum(), (torch.tensor([1.0, 2.0]),), (torch.tensor([1.0, 0.0]),))
     (tensor([ 3., 12.]), tensor([6., 0.]))
     """
     tangents = check_tangents(primals, tangents, "hvp")
-    f = scalar_valued(f, "hvp", has_aux)
-    return in_mode(mode, lambda mode: product_in(mode, f, primals, tangents, has_aux), "hvp")
+    f = real_scalar(f, "hvp", has_aux)
+    gradient, product, *aux = hessian_map(mode, f, primals, "hvp", has_aux)
+    return (single(gradient), single(product(tangents)), *aux)
 
 
 def hvp_mode(f: Callable, primals: tuple, has_aux: bool = False) -> tuple[str, str]:
-    """Which mode ``hvp(mode="auto")`` takes in eager code, and why. Costs one product or more.
+    """Which mode ``hvp(mode="auto")`` takes, and why the others are not better. Costs a product in each mode.
+
+    Raises ``TypeError`` where an operation has no second derivative.
 
     >>> hvp_mode(lambda x: (x**3).sum(), (torch.ones(2),))
-    ('forward-over-reverse', 'every operation has a forward rule')
+    ('reverse-over-reverse', 'all modes work, and it takes the fewest operations and the least memory')
     """
     check_primals(primals, "hvp_mode")
-    tangents = tuple(_tree.zeros_like(primal) for primal in primals)
-    f = scalar_valued(f, "hvp_mode", has_aux)
-    _, mode, lacking = first_that_works(lambda mode: product_in(mode, f, primals, tangents, has_aux))
-    reason = "; ".join(f"{name} fails: {operation} has no forward rule" for name, operation in lacking.items())
-    return mode, reason or "every operation has a forward rule"
+    tangents = tuple(irregular_like(primal) for primal in primals)
+    f = real_scalar(f, "hvp_mode", has_aux)
+    hessian_map("reverse-over-reverse", f, primals, "hvp_mode", has_aux)[1](tangents)
+    reasons = []
+    for mode in ("forward-over-reverse", "reverse-over-forward"):
+        try:
+            hessian_map(mode, f, primals, "hvp_mode", has_aux)[1](tangents)
+        except MissingRuleError as error:
+            reasons.append(f"{mode} fails at {error.operation}")
+    reason = "; ".join(reasons) or "all modes work, and it takes the fewest operations and the least memory"
+    return "reverse-over-reverse", reason
 
 
 def vhp(f: Callable, primals: tuple, cotangents: tuple, has_aux: bool = False) -> tuple[Any, ...]:
-    """``(gradient, v^T H)``, by reverse over reverse: H is symmetric, so this is ``hvp`` without forward rules.
+    """``(gradient, v^T H)``, by reverse over reverse: H is symmetric, so this is ``hvp`` by another name.
 
     Cost, memory and errors are those of :func:`hvp`.
 
@@ -75,24 +96,34 @@ def vhp(f: Callable, primals: tuple, cotangents: tuple, has_aux: bool = False) -
 
 
 def ggn_product(
-    model: Callable, loss: Callable, primals: tuple, tangents: tuple, has_aux: bool = False
+    model: Callable, loss: Callable, primals: tuple, tangents: tuple, batch: Any = NO_BATCH, has_aux: bool = False
 ) -> tuple[Any, ...]:
     """``(output, J^T H J v)``: the generalized Gauss-Newton matrix times a vector (Schraudolph, 2002).
 
-    J is the Jacobian of ``model(*primals)``, H the Hessian of the scalar ``loss(output)``; positive semidefinite
-    where the loss is convex in the output. ``(output, product, aux)`` where ``model`` returns ``(output, aux)``.
+    J is the Jacobian of ``model(*primals)``, H the Hessian of the scalar ``loss(output)``; with a batch they are
+    ``model(*primals, batch)`` and ``loss(output, batch)``, the functions that ``ggn_operator`` and ``ggn_diagonal``
+    take. Positive semidefinite where the loss is convex in the output. ``(output, product, aux)`` where ``model``
+    returns ``(output, aux)``.
 
-    Cost about 5 calls of the model, memory its activations. Raises what :func:`hvp` raises.
+    Reverse mode alone, as in :func:`hvp`: cost about 6 calls of the model (8 for convolutions), memory twice its
+    activations. Raises what :func:`hvp` raises.
 
     >>> ggn_product(torch.sin, lambda y: (y**2).sum(), (torch.zeros(2),), (torch.ones(2),))[1]
     tensor([2., 2.])
     """
-    gradient = torch.func.grad(scalar_valued(loss, "ggn_product"))
+    rest = () if batch is NO_BATCH else (batch,)
+    curvature = output_hessian(lambda output: loss(output, *rest), "ggn_product")
+    return _sandwich(lambda *p: model(*p, *rest), primals, tangents, curvature, "ggn_product", has_aux)
+
+
+def output_hessian(loss: Callable, name: str) -> Callable:
+    """``(output, u) -> H u`` for the Hessian of a scalar loss of the output."""
+    gradient = torch.func.grad(real_scalar(loss, name))
 
     def curvature(output: Tree, u: Tree) -> Tree:
-        return torch.func.jvp(gradient, (output,), (u,))[1]
+        return reverse_mode(lambda: torch.func.vjp(gradient, output)[1](u)[0], name)
 
-    return _sandwich(model, primals, tangents, curvature, "ggn_product", has_aux)
+    return curvature
 
 
 def fisher_product(
@@ -101,7 +132,7 @@ def fisher_product(
     tangents: tuple,
     likelihood: Likelihood = "categorical",
     key: Tensor | None = None,
-    samples: int = 1,
+    draws: int = 1,
     has_aux: bool = False,
 ) -> tuple[Any, ...]:
     """``(output, F v)``: the Fisher information, a mean over the samples of the output's first axis.
@@ -109,21 +140,21 @@ def fisher_product(
     F = J^T E[g g^T] J with g the gradient of the log-likelihood of one sample's output. Exact without a key: E[g g^T]
     is diag(p) - p p^T, p = softmax(logits) over axis 1, for ``"categorical"``; the identity for ``"normal"`` with
     unit variance; diag(p (1 - p)), p = sigmoid(logits), for ``"bernoulli"``. With a key the expectation is the mean
-    over ``samples`` draws of the label from the model's own prediction for each sample: unbiased, semidefinite, of
-    rank at most samples times the batch.
+    over ``draws`` draws of the label from the model's own prediction for each sample: unbiased, semidefinite, of
+    rank at most draws times the batch.
 
-    Cost and memory are those of :func:`ggn_product`. Raises ``ValueError`` for another likelihood or samples below 1.
+    Cost and memory are those of :func:`ggn_product`. Raises ``ValueError`` for another likelihood or draws below 1.
 
     >>> fisher_product(lambda w: torch.eye(2) @ w, (torch.zeros(2),), (torch.ones(2),), "normal")[1]
     tensor([0.5000, 0.5000])
     """
-    check_likelihood(likelihood, samples)
+    check_likelihood(likelihood, draws)
 
     def curvature(output: Tensor, u: Tensor) -> Tensor:
         check_logits(likelihood, output)
         if key is None:
             return _output_fisher(likelihood, output, u) / output.shape[0]
-        g = drawn_gradients(likelihood, output, key, samples)
+        g = drawn_gradients(likelihood, output, key, draws)
         axes = tuple(range(2, g.dim()))
         along = (g * u).sum(axes, keepdim=True) if axes else g * u
         return (g * along).mean(0) / output.shape[0]
@@ -161,19 +192,10 @@ def _sandwich(
 ) -> tuple[Any, ...]:
     """``(output, J^T middle(output, J v)[, aux])``."""
     tangents = check_tangents(primals, tangents, name)
-    if torch.compiler.is_compiling():
-        # compiled forward mode multiplies with the zero tangents of data; the pullback's pullback has none, and what
-        # of it nobody uses is not computed
-        output, pullback, *aux = torch.func.vjp(model, *primals, has_aux=has_aux)
-        tangent = torch.func.vjp(pullback, _tree.zeros_like(output))[1](tangents)[0]
-        return (output, single(pullback(middle(output, tangent))), *aux)
-
-    def both(*primals: Tree) -> tuple:  # J v beside the output, so that the pullback needs no second forward pass
-        output, *rest = torch.func.jvp(model, primals, tangents, has_aux=has_aux)
-        return output, tuple(rest)
-
-    output, pullback, (tangent, *aux) = forward_mode(lambda: torch.func.vjp(both, *primals, has_aux=True), name)
-    return (output, single(pullback(middle(output, tangent))), *aux)
+    checked = differentiable_output(model, name, has_aux)
+    output, derivative, pullback, *aux = linearized(checked, primals, name, has_aux)
+    curved = middle(output, derivative(tangents))
+    return (output, single(reverse_mode(lambda: pullback(curved), name)), *aux)
 
 
 def _output_fisher(likelihood: str, output: Tensor, u: Tensor) -> Tensor:
@@ -198,9 +220,9 @@ def output_root(likelihood: Likelihood, output: Tensor, u: Tensor) -> Tensor:
     return scaled - p * scaled.sum(1 - output.dim(), keepdim=True)
 
 
-def drawn_gradients(likelihood: Likelihood, output: Tensor, key: Tensor, samples: int) -> Tensor:
-    """The output's gradient of the log-likelihood of labels drawn from the prediction: (samples, *output.shape)."""
-    return torch.stack([_drawn_gradient(likelihood, output, draw) for draw in random.split(key, samples)])
+def drawn_gradients(likelihood: Likelihood, output: Tensor, key: Tensor, draws: int) -> Tensor:
+    """The output's gradient of the log-likelihood of labels drawn from the prediction: (draws, *output.shape)."""
+    return torch.stack([_drawn_gradient(likelihood, output, draw) for draw in random.split(key, draws)])
 
 
 def _drawn_gradient(likelihood: Likelihood, output: Tensor, key: Tensor) -> Tensor:
@@ -215,14 +237,14 @@ def _drawn_gradient(likelihood: Likelihood, output: Tensor, key: Tensor) -> Tens
     return ((drawn[..., None] == classes).to(output.dtype) - torch.softmax(logits, -1)).movedim(-1, 1)
 
 
-def check_likelihood(likelihood: str, samples: int, *others: str) -> None:
-    """Raise ``ValueError`` unless the likelihood is one of three (or of others) and samples is positive."""
+def check_likelihood(likelihood: str, draws: int, *others: str) -> None:
+    """Raise ``ValueError`` unless the likelihood is one of three (or of others) and draws is positive."""
     known = ("categorical", "normal", "bernoulli", *others)
     if likelihood not in known:
         names = ", ".join(repr(name) for name in known[:-1])
         raise ValueError(f"likelihood is {names} or {known[-1]!r}, got {likelihood!r}")
-    if samples < 1:
-        raise ValueError(f"a Monte-Carlo Fisher needs at least one sample, got samples={samples}")
+    if draws < 1:
+        raise ValueError(f"a Monte Carlo Fisher needs at least one draw of the labels, got draws={draws}")
 
 
 def check_logits(likelihood: str, output: Tensor) -> None:
@@ -231,56 +253,39 @@ def check_logits(likelihood: str, output: Tensor) -> None:
         raise ValueError(f"likelihood='categorical' needs logits (batch, classes, ...), got {tuple(output.shape)}")
 
 
-def _forward_over_reverse(f: Callable, primals: tuple, tangents: tuple, has_aux: bool) -> tuple[Any, ...]:
+def hessian_map(mode: str, f: Callable, primals: tuple, name: str, has_aux: bool = False) -> tuple[Any, ...]:
+    """``(gradient, tangents -> H v[, aux])`` of a real scalar function: tuples like the primals.
+
+    Raises ``ValueError`` for another mode and ``TypeError`` for one whose rules torch has wrong for an operation of f.
+    """
+    if mode not in ("auto", *_MODES):
+        raise ValueError(f"{name}: mode is 'auto' or one of {list(_MODES)}, got {mode!r}")
+    check_surroundings(f, primals, name)
     gradient = torch.func.grad(f, argnums=tuple(range(len(primals))), has_aux=has_aux)
-    grads, product, *aux = torch.func.jvp(gradient, primals, tangents, has_aux=has_aux)
-    return (single(grads), single(product), *aux)
+    if mode in ("auto", "reverse-over-reverse"):
+        grads, pullback, *aux = reverse_mode(lambda: torch.func.vjp(gradient, *primals, has_aux=has_aux), name)
+        return (grads, lambda tangents: reverse_mode(lambda: pullback(tangents), name), *aux)
+    wrong = call_and_listen(f, primals, nested=True)[1].forward
+    if wrong is not None:
+        raise NoForwardRuleError(name, wrong, wrong=True)
+    result = forward_mode(lambda: gradient(*primals), name)
+    grads, *aux = result if has_aux else (result,)
+    along = _MODES[mode]
+    value = (lambda *p: f(*p)[0]) if has_aux else f
+    return (grads, lambda tangents: forward_mode(lambda: along(value, primals, tangents), name), *aux)
 
 
-def _reverse_over_forward(f: Callable, primals: tuple, tangents: tuple, has_aux: bool) -> tuple[Any, ...]:
-    def slope(*primals: Tree) -> tuple:
-        value, derivative, *aux = torch.func.jvp(f, primals, tangents, has_aux=has_aux)
-        return ((value, derivative), *aux) if has_aux else (value, derivative)
-
-    (value, _), pullback, *aux = torch.func.vjp(slope, *primals, has_aux=has_aux)
-    one, zero = torch.ones_like(value), torch.zeros_like(value)
-    return (single(pullback((one, zero))), single(pullback((zero, one))), *aux)
+def _forward_over_reverse(f: Callable, primals: tuple, tangents: tuple) -> tuple:
+    return torch.func.jvp(torch.func.grad(f, argnums=tuple(range(len(primals)))), primals, tangents)[1]
 
 
-def _reverse_over_reverse(f: Callable, primals: tuple, tangents: tuple, has_aux: bool) -> tuple[Any, ...]:
-    gradient = torch.func.grad(f, argnums=tuple(range(len(primals))), has_aux=has_aux)
-    grads, pullback, *aux = torch.func.vjp(gradient, *primals, has_aux=has_aux)
-    return (single(grads), single(pullback(tangents)), *aux)
+def _reverse_over_forward(f: Callable, primals: tuple, tangents: tuple) -> tuple:
+    slope = lambda *p: torch.func.jvp(f, p, tangents)[1]
+    return torch.func.grad(slope, argnums=tuple(range(len(primals))))(*primals)
 
 
-_MODES: dict[str, Callable] = {
+_MODES: dict[str, Callable | None] = {
+    "reverse-over-reverse": None,
     "forward-over-reverse": _forward_over_reverse,
     "reverse-over-forward": _reverse_over_forward,
-    "reverse-over-reverse": _reverse_over_reverse,
 }
-
-
-def product_in(mode: str, f: Callable, primals: tuple, tangents: tuple, has_aux: bool = False) -> tuple[Any, ...]:
-    """``(gradient, H v[, aux])`` in one mode."""
-    return forward_mode(lambda: _MODES[mode](f, primals, tangents, has_aux), "hvp")
-
-
-def in_mode(mode: str, call: Callable[[str], Any], name: str) -> Any:
-    """``call`` of the mode, or of the first that works for ``"auto"``. Raises ``ValueError`` for another mode."""
-    if mode == "auto":
-        return first_that_works(call)[0]
-    if mode not in _MODES:
-        raise ValueError(f"{name}: mode is 'auto' or one of {list(_MODES)}, got {mode!r}")
-    return call(mode)
-
-
-def first_that_works(call: Callable[[str], Any]) -> tuple[Any, str, dict[str, str]]:
-    """The result of ``call(mode)`` for the first mode that works, the mode, and what failed the modes before it."""
-    lacking: dict[str, str] = {}
-    if not torch.compiler.is_compiling():  # tracing ends at the first error
-        for mode in ("forward-over-reverse", "reverse-over-forward"):
-            try:
-                return call(mode), mode, lacking
-            except NoForwardRuleError as error:
-                lacking[mode] = error.operation
-    return call("reverse-over-reverse"), "reverse-over-reverse", lacking

@@ -1,6 +1,6 @@
 """Batches of arrays. A data set is a pytree of tensors with a common leading axis."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -8,15 +8,17 @@ from torch import Tensor
 
 from fnn import random
 from fnn import tree as _tree
+from fnn.layers.base import as_size
 from fnn.tree import Tree
 
 
 def batches(arrays: Tree, batch_size: int, key: Tensor | None = None, drop_last: bool = False) -> Iterator[Tree]:
     """The rows of a tree of tensors, ``batch_size`` at a time, on the device that they are on.
 
-    With a key in the order of ``random.permutation(key, rows)``, so the same key gives the same order;
-    without one in stored order. The last batch is short unless ``drop_last``. Raises ``ValueError`` for leaves of
-    different lengths and a batch size below 1.
+    With a key in the order of ``random.permutation(key, rows)``, so the same key gives the same order, and
+    ``fnn.random.fold_in(key, epoch)`` another one each epoch; without one in stored order. The last batch is short
+    unless ``drop_last``. Raises ``TypeError`` for leaves that are not tensors, ``ValueError`` for leaves of different
+    lengths, a batch size below 1, and when ``drop_last`` leaves nothing.
 
     >>> x, y = torch.arange(5.0), torch.arange(5)
     >>> [labels.tolist() for _, labels in batches((x, y), 2)]
@@ -25,8 +27,9 @@ def batches(arrays: Tree, batch_size: int, key: Tensor | None = None, drop_last:
     2
     """
     rows = length(arrays)
-    if batch_size < 1:
-        raise ValueError(f"batches expects batch_size >= 1, got {batch_size}")
+    batch_size = as_size("batches", "batch_size", batch_size)
+    if drop_last and rows < batch_size:
+        raise ValueError(f"batches: drop_last leaves none of {rows} rows in batches of {batch_size}")
     order = None if key is None else random.permutation(key, rows).to(_tree.leaves(arrays)[0].device)
     return _cut(arrays, order, rows - rows % batch_size if drop_last else rows, batch_size)
 
@@ -39,11 +42,18 @@ def _cut(arrays: Tree, order: Tensor | None, rows: int, batch_size: int) -> Iter
 
 
 def length(arrays: Tree) -> int:
-    """The common length of the leading axis. Raises ``ValueError`` that lists the shapes when there is none.
+    """The common length of the leading axis.
+
+    Raises ``ValueError`` that lists the shapes when there is none, ``TypeError`` for a leaf that is not a tensor.
 
     >>> length((torch.zeros(3, 2), torch.zeros(3)))
     3
     """
+    for path, leaf in _tree.items(arrays):
+        if not isinstance(leaf, Tensor):
+            kind = type(leaf).__name__
+            line = "dict(batch)" if isinstance(leaf, Mapping) else "torch.as_tensor(array)"
+            raise TypeError(f"arrays{f'[{path!r}]' if path else ''} is a {kind}, not a tensor; write {line}")
     shapes = {path: tuple(leaf.shape) for path, leaf in _tree.items(arrays)}
     if not shapes or () in shapes.values() or len({shape[0] for shape in shapes.values()}) != 1:
         raise ValueError(f"arrays need one common length of the leading axis, got shapes {shapes}")
@@ -52,15 +62,19 @@ def length(arrays: Tree) -> int:
 
 def resize(images: Tensor, size: int) -> Tensor:
     """Images of shape (batch, channels, height, width) at size x size: zeros around them where the margin is
-    small (28 to 32), bilinear interpolation otherwise (8 to 28). Values stay in the same range.
+    small (28 to 32), bilinear interpolation otherwise (8 to 28, 2 to 3). A margin is small when it is at most 4 pixels
+    and at most a quarter of the image. Values stay in the same range. Raises ``ValueError`` for other shapes.
 
     >>> resize(torch.ones(2, 1, 28, 28), 32).shape, resize(torch.ones(2, 1, 8, 8), 28).shape
     (torch.Size([2, 1, 32, 32]), torch.Size([2, 1, 28, 28]))
     """
+    size = as_size("resize", "size", size)
+    if images.dim() != 4:
+        raise ValueError(f"resize expects images of shape (batch, channels, height, width), got {tuple(images.shape)}")
     margin = size - images.shape[-1]
     if margin == 0 and images.shape[-2] == size:
         return images
-    if images.shape[-1] == images.shape[-2] and 0 < margin <= 4:
+    if images.shape[-1] == images.shape[-2] and 0 < margin <= min(4, images.shape[-1] // 4):
         before, after = margin // 2, margin - margin // 2
         return F.pad(images, (before, after, before, after))
     return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
@@ -75,5 +89,9 @@ def from_dataset(dataset: object) -> tuple[Tensor, ...]:
     """
     rows = [dataset[i] for i in range(len(dataset))]  # type: ignore[index, arg-type]
     if not rows:
-        raise ValueError("stack got a data set without rows")
-    return tuple(torch.from_dataset([torch.as_tensor(value) for value in column]) for column in zip(*rows, strict=True))
+        raise ValueError("from_dataset got a data set without rows")
+    if not isinstance(rows[0], (tuple, list)):
+        kind = type(rows[0]).__name__
+        raise TypeError(f"from_dataset expects rows (input, label, ...), got a {kind} as the first row")
+    columns = zip(*rows, strict=True)
+    return tuple(torch.stack([torch.as_tensor(value) for value in column]) for column in columns)

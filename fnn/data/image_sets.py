@@ -2,6 +2,8 @@
 
 import gzip
 import os
+import struct
+import zlib
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -38,9 +40,10 @@ def load_dataset(name: Name, root: str | Path | None = None, download: bool = Tr
       environment variable FNN_DATA, else ~/.cache/fnn), downloaded there when missing and ``download``.
 
     ``size`` enlarges the images to size x size. Raises ``ValueError`` for another name, ``ImportError`` without
-    torchvision, and ``FileNotFoundError`` that says what was tried and where the files belong.
+    torchvision, ``FileNotFoundError`` that says what was tried and where the files belong, and ``ValueError`` for files
+    of another kind (an error page in their place, an empty or cut one, images and labels of different numbers).
 
-    >>> digits = load("digits")
+    >>> digits = load_dataset("digits")
     >>> digits.train[0].shape, digits.test[1].shape
     (torch.Size([1438, 1, 8, 8]), torch.Size([359]))
     """
@@ -83,14 +86,29 @@ def _torchvision(name: str, root: str | Path | None, download: bool, classes: tu
     source = getattr(torchvision.datasets, name)
     try:
         parts = [source(folder, train=train, download=download) for train in (True, False)]
-    except (RuntimeError, OSError) as error:
-        files = ", ".join(
-            f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
-        )
+    except (RuntimeError, OSError, *_UNREADABLE) as error:
+        raw = folder / name / "raw"
+        files = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+        if all((raw / file).exists() for file in files):
+            starts = ", ".join(f"{file} starts with {(raw / file).open('rb').read(12)!r}" for file in files)
+            raise ValueError(
+                f"{name}: a file in {raw} is not in the IDX format or was cut ({type(error).__name__}: {error}; "
+                f"{starts}); remove it and download it anew"
+            ) from error
         tried = "reading and downloading" if download else "reading, without downloading,"
         raise FileNotFoundError(
-            f"{name}: {tried} failed ({error}). Put {files} (or the same with .gz) into {folder / name / 'raw'}, "
-            "or name the folder that holds them: load(..., root=...)"
+            f"{name}: {tried} failed ({error}). Put {', '.join(files)} (or the same with .gz) into {raw}, "
+            "or name the folder that holds them: load_dataset(..., root=...)"
         ) from error
+    for part, which in zip(parts, ("train", "test"), strict=True):
+        images, labels = tuple(part.data.shape), tuple(part.targets.shape)
+        if len(images) != 3 or labels != images[:1] or not images[0]:
+            raise ValueError(
+                f"{name}: the {which} set in {folder / name / 'raw'} has images of shape {images} and labels of shape "
+                f"{labels}, not (n, height, width) and (n,); the files do not belong together"
+            )
     train, test = [(part.data[:, None].to(torch.float32) / 255.0, part.targets.to(torch.int64)) for part in parts]
     return Images(train, test, classes)
+
+
+_UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AssertionError, EOFError, struct.error, zlib.error)

@@ -6,20 +6,31 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fnn import random
 from fnn import tree as _tree
-from fnn.gradients.per_sample import Argnums, as_numbers, check_chunk_size, count_samples, per_sample_grad
-from fnn.gradients.value_and_grad import value_and_grad
+from fnn._argnums import Argnums, positions
+from fnn._numerics import widen
+from fnn.gradients.per_sample import (
+    check_chunk_size,
+    check_no_key,
+    count_samples,
+    per_sample_grad,
+    prepare,
+    split_key,
+    take_rows,
+)
+from fnn.gradients.value_and_grad import grad
 from fnn.tree import Tree
 
 
 def accumulate_grad(loss: Callable, steps: int, batch_argnums: Argnums = 1) -> Callable:
     """``grad(loss)`` of a batch, worked out in ``steps`` parts of almost equal size, one after the other.
 
-    ``accumulate_grad(loss, steps)(params, batch, *rest)``. Equals the full-batch gradient for a loss that is
+    ``accumulate_grad(loss, steps)(params, batch, *rest, key=None)``. Equals the full-batch gradient for a loss that is
     a mean over independent samples (:func:`fnn.gradients.check_per_sample` tells); parts of different size are
-    weighted by it. Memory: the activations of one part and two trees of gradients. Raises ``ValueError``
-    unless 1 <= steps <= samples.
+    weighted by it. ``key`` is split into one key per part, which the loss gets as its keyword ``key``. 16-bit
+    gradients are added up in float32; the result has the dtypes of params. Memory: the activations of one part and
+    two trees of gradients. Raises ``ValueError`` unless 1 <= steps <= samples, and for a random key by position,
+    which would give all parts the same random numbers.
 
     >>> import torch
     >>> loss = lambda w, x: (w * x).mean()
@@ -29,18 +40,25 @@ def accumulate_grad(loss: Callable, steps: int, batch_argnums: Argnums = 1) -> C
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps is the number of parts of a batch, got {steps!r}; write a positive integer")
 
-    def accumulate_grad_of(*args: Any) -> Tree:
-        numbers = as_numbers(batch_argnums)
-        count = count_samples(*(args[number] for number in numbers))
+    def accumulate_grad_of(*args: Any, **kwargs: Any) -> Tree:
+        batches = positions(batch_argnums, len(args), "batch_argnums")
+        count = count_samples(args, batches)
         if steps > count:
             raise ValueError(f"a batch of {count} samples cannot be taken in steps={steps} parts")
-        total: Tree = None
+        for number, arg in enumerate(args):
+            if number not in batches:
+                check_no_key(arg, number, f"would give all {steps} parts the same random numbers", "per part")
+        keys = split_key(kwargs, steps, "parts")
+        leaves, treedef = _tree.flatten(args[0])
+        total: list[Tensor] | None = None
         edges = [count * step // steps for step in range(steps + 1)]
-        for start, stop in itertools.pairwise(edges):
-            _, grads = value_and_grad(loss)(*_rows(args, numbers, slice(start, stop)))
-            part = _tree.scale((stop - start) / count, grads)
-            total = part if total is None else _tree.add(total, part)
-        return total
+        for step, (start, stop) in enumerate(itertools.pairwise(edges)):
+            key = {name: value[step] for name, value in keys.items()}
+            grads = grad(loss)(*take_rows(args, batches, slice(start, stop)), **key)
+            part = [(stop - start) / count * widen(leaf) for leaf in _tree.leaves(grads)]
+            total = part if total is None else [a + b for a, b in zip(total, part, strict=True)]
+        assert total is not None
+        return treedef.unflatten([leaf.to(like.dtype) for leaf, like in zip(total, leaves, strict=True)])
 
     return accumulate_grad_of
 
@@ -58,9 +76,10 @@ def per_sample_moments(
 ) -> Callable[..., Moments]:
     """Mean, second moment and variance of each parameter's gradient over samples, entry by entry.
 
-    ``per_sample_moments(loss)(params, batch, *rest, key=None)`` as in :func:`fnn.gradients.per_sample_grad`.
+    ``per_sample_moments(loss)(params, batch, *rest, key=None)`` as in :func:`fnn.per_sample_grad`.
     Never more than ``chunk_size`` gradients alive beside four trees; chunks are merged by the formula of
-    Chan et al. (1979), so that no digits cancel. Raises ``ValueError`` for fewer than two samples.
+    Chan et al. (1979), so that no digits cancel. 16-bit gradients are summed in float32; the results have the dtypes of
+    params. Raises ``ValueError`` for fewer than two samples, and for complex params.
 
     >>> import torch
     >>> loss = lambda w, x: (w * x).sum()
@@ -70,35 +89,39 @@ def per_sample_moments(
     check_chunk_size(chunk_size)
     each = per_sample_grad(loss, batch_argnums=batch_argnums)
 
-    def moments_of(*args: Any, key: Tensor | None = None) -> Moments:
-        numbers = as_numbers(batch_argnums)
-        count = count_samples(*(args[number] for number in numbers))
+    def moments_of(*args: Any, **kwargs: Any) -> Moments:
+        call = prepare(args, kwargs, 0, batch_argnums)
+        leaves, treedef = _tree.flatten(args[0])
+        count = call.count
         if count < 2:
             raise ValueError("a variance compares samples and needs at least two, got one")
-        keys = random.split(key, count) if key is not None and key.dim() == 1 else key
-        mean: Tree = None
-        scatter: Tree = None
+        if any(leaf.is_complex() for leaf in leaves):
+            raise ValueError("moments of complex gradients are not defined entry by entry; write params as real leaves")
+        mean: list[Tensor] = []
+        scatter: list[Tensor] = []  # the sum of squared differences from the mean
         done = 0
         for start in range(0, count, chunk_size or count):
             rows = slice(start, min(start + (chunk_size or count), count))
-            given = {} if keys is None else {"key": keys[rows]}
-            grads = each(*_rows(args, numbers, rows), **given)
+            keys = {name: value[rows] for name, value in call.kwargs.items()}
+            grads = [widen(g) for g in _tree.leaves(each(*take_rows(args, call.batches, rows), **keys))]
             size = rows.stop - rows.start
-            part_mean = _tree.map(lambda g: g.mean(0), grads)
-            part_scatter = _tree.map(lambda g, m: (g - m).square().sum(0), grads, part_mean)
-            if mean is None:
-                mean, scatter = part_mean, part_scatter
-            else:
-                step = _tree.sub(part_mean, mean)
+            part_mean = [g.mean(0) for g in grads]
+            part_scatter = [(g - m).square().sum(0) for g, m in zip(grads, part_mean, strict=True)]
+            if done:
                 share, cross = size / (done + size), done * size / (done + size)
-                mean = _tree.map(lambda m, d, s=share: m + s * d, mean, step)
-                scatter = _tree.map(lambda a, b, d, c=cross: a + b + c * d * d, scatter, part_scatter, step)
+                steps = [new - old for new, old in zip(part_mean, mean, strict=True)]
+                mean = [m + share * d for m, d in zip(mean, steps, strict=True)]
+                merged = zip(scatter, part_scatter, steps, strict=True)
+                scatter = [a + b + cross * d * d for a, b, d in merged]
+            else:
+                mean, scatter = part_mean, part_scatter
             done += size
-        second = _tree.map(lambda s, m: s / count + m * m, scatter, mean)
-        return Moments(mean, second, _tree.scale(1.0 / (count - 1), scatter))
+        second = [s / count + m * m for s, m in zip(scatter, mean, strict=True)]
+        variance = [s / (count - 1) for s in scatter]
+
+        def like_params(values: list[Tensor]) -> Tree:
+            return treedef.unflatten([value.to(leaf.dtype) for value, leaf in zip(values, leaves, strict=True)])
+
+        return Moments(like_params(mean), like_params(second), like_params(variance))
 
     return moments_of
-
-
-def _rows(args: tuple, numbers: tuple[int, ...], rows: slice) -> tuple:
-    return tuple(_tree.map(lambda x: x[rows], arg) if i in numbers else arg for i, arg in enumerate(args))

@@ -1,15 +1,17 @@
 """Norms of per-sample gradients and sums of clipped ones, with a bounded number of gradients alive."""
 
+import numbers
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fnn import _torch
 from fnn import tree as _tree
+from fnn._argnums import Argnums, positions
+from fnn._numerics import safe_sqrt, widen
 from fnn.gradients import ghost as _ghost
-from fnn.gradients.per_sample import Argnums, as_numbers, check_chunk_size, count_samples, prepare
+from fnn.gradients.per_sample import Call, check_chunk_size, count_samples, prepare, take_rows
 from fnn.tree import Tree
 
 Method = Literal["auto", "exact", "ghost"]
@@ -31,11 +33,9 @@ def per_sample_norms(
     from layer inputs and output gradients, without forming a gradient: memory of ``chunk_size`` samples'
     activations, cost of one forward and one backward pass without the products that make weight gradients,
     and for each matrix the smaller of positions^2 (rows + columns) and positions x rows x columns per sample.
-    Leaves which that cannot do are differentiated per sample; :func:`ghost_plan` says which and why. One
-    limit: a loss that itself differentiates with respect to params hides uses from it; take "exact" there.
-    ``"auto"`` is "ghost" where :func:`ghost_plan` finds a matrix, else "exact"; compiled before torch 2.15, where
-    "ghost" is refused, it is "exact". Raises ``ValueError`` for another method, and what
-    :func:`fnn.gradients.per_sample_grad` raises.
+    Leaves that are used in any other way, wherever that is in the loss, are differentiated per sample as with
+    "exact"; :func:`ghost_plan` says which and why. ``"auto"`` is "ghost". The norms of 16-bit gradients are summed, and
+    returned, in float32. Raises ``ValueError`` for another method, and what :func:`fnn.per_sample_grad` raises.
 
     >>> import fnn
     >>> model = fnn.models.mlp(4, 8, 3)
@@ -50,10 +50,10 @@ def per_sample_norms(
         squares: list[list[Tensor]] = [
             chunk.square_norms() for chunk, _ in _chunks(loss, chunk_size, method, batch_argnums, args, kwargs)
         ]
-        leaves = [_root(torch.cat(pieces)) for pieces in zip(*squares, strict=True)]
+        leaves = [torch.cat(pieces) for pieces in zip(*squares, strict=True)]
         if per_leaf:
-            return _tree.structure(args[0]).unflatten(leaves)
-        return _root(_total([leaf.square() for leaf in leaves]))
+            return _tree.structure(args[0]).unflatten([safe_sqrt(leaf) for leaf in leaves])
+        return safe_sqrt(_total(leaves))
 
     return norms_of
 
@@ -78,8 +78,9 @@ def clipped_grad(
     Never more than ``chunk_size`` samples' gradients (or, with "ghost", activations) are alive beside the
     sum. ``method`` as in :func:`per_sample_norms`; "ghost" takes the sum from the same layer inputs and
     output gradients, one product a layer, so that it costs less than two passes. Compiled, the chunks are
-    written out one after the other: keep their number small. Raises ``ValueError`` for a ``max_norm`` that is
-    not positive.
+    written out one after the other: keep their number small. Norms and sums of 16-bit gradients are taken in
+    float32; the result has the dtypes of params. Raises ``ValueError`` for a ``max_norm`` that is not positive; one
+    given as a tensor, whose value is not looked at, gives zeros where it is negative.
 
     >>> loss = lambda w, x: (w * x).sum()
     >>> clipped_grad(loss, 1.0)(torch.tensor([0.0]), torch.tensor([[0.5], [4.0]]))
@@ -88,26 +89,31 @@ def clipped_grad(
     _check(chunk_size, method)
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction is 'sum' or 'mean', got {reduction!r}")
-    if isinstance(max_norm, (int, float)) and not max_norm > 0:
-        raise ValueError(f"max_norm is the largest norm a gradient keeps, got {max_norm}; write a positive number")
+    if callable(max_norm):
+        raise TypeError("max_norm is a number, or a tree like params of numbers, got a function")
+    for limit in _tree.leaves(max_norm):
+        if isinstance(limit, numbers.Real) and not limit > 0:
+            raise ValueError(f"max_norm is the largest norm a gradient keeps, got {limit}; write a positive number")
 
     def clipped_grad_of(*args: Any, weights: Tensor | None = None, **kwargs: Any) -> Tree:
-        count = count_samples(*(args[i] for i in as_numbers(batch_argnums) if i < len(args)))
+        count = count_samples(args, positions(batch_argnums, len(args), "batch_argnums"))
         if weights is not None and tuple(weights.shape) != (count,):
             raise ValueError(f"weights has shape {tuple(weights.shape)}, expected one for each of {count} samples")
+        leaves, treedef = _tree.flatten(args[0])
         limits = _limits(max_norm, args[0], per_leaf)
         total: list[Tensor] | None = None
         for chunk, rows in _chunks(loss, chunk_size, method, batch_argnums, args, kwargs):
             squares = chunk.square_norms()
-            norms = [_root(square) for square in squares] if per_leaf else [_root(_total(squares))] * len(squares)
+            norms = [safe_sqrt(s) for s in squares] if per_leaf else [safe_sqrt(_total(squares))] * len(squares)
             factors = [_clip(norm, limit) for norm, limit in zip(norms, limits, strict=True)]
             if weights is not None:
                 factors = [factor * weights[rows] for factor in factors]
             sums = chunk.weighted_sum(factors)
             total = sums if total is None else [a + b for a, b in zip(total, sums, strict=True)]
         assert total is not None
-        leaves = [leaf / count for leaf in total] if reduction == "mean" else total
-        return _tree.structure(args[0]).unflatten(leaves)
+        if reduction == "mean":
+            total = [leaf / count for leaf in total]
+        return treedef.unflatten([leaf.to(like.dtype) for leaf, like in zip(total, leaves, strict=True)])
 
     return clipped_grad_of
 
@@ -128,8 +134,7 @@ def ghost_plan(loss: Callable, batch_argnums: Argnums = 1) -> Callable[..., dict
     """
 
     def plan_of(*args: Any, **kwargs: Any) -> dict[str, _ghost.LeafPlan]:
-        kwargs, in_dims = prepare(args, kwargs, (0,), batch_argnums)
-        plan = _ghost.make_plan(loss, args, kwargs, in_dims, batch_argnums)
+        plan = _ghost.make_plan(loss, args, _prepare(args, kwargs, batch_argnums))
         return dict(zip(_tree.paths(args[0]), plan.methods, strict=True))
 
     return plan_of
@@ -151,8 +156,9 @@ def gradient_noise_scale(
     ``gradient_noise_scale(loss)(params, batch, *rest, key=None)``; McCandlish et al. (2018), "An empirical
     model of large-batch training". C is the covariance of per-sample gradients and g their expectation, both
     by the unbiased estimates from the B samples: tr(C) = (mean |g_i|^2 - |mean g_i|^2) B / (B - 1) and |g|^2 =
-    |mean g_i|^2 - tr(C) / B, which may be negative where noise is all there is. Memory and cost are those of
-    :func:`clipped_grad`. Raises ``ValueError`` for fewer than two samples.
+    |mean g_i|^2 - tr(C) / B, which may be negative where noise is all there is. Both are differences of large numbers
+    where the noise is small, so all sums are taken in float64. Memory and cost are those of :func:`clipped_grad`, in
+    float64. Raises ``ValueError`` for fewer than two samples.
 
     >>> loss = lambda w, x: (w * x).sum()
     >>> gradient_noise_scale(loss)(torch.tensor([0.0]), torch.tensor([[1.0], [3.0]])).trace
@@ -161,54 +167,48 @@ def gradient_noise_scale(
     _check(chunk_size, method)
 
     def scale_of(*args: Any, **kwargs: Any) -> NoiseScale:
-        count = count_samples(*(args[i] for i in as_numbers(batch_argnums) if i < len(args)))
+        count = count_samples(args, positions(batch_argnums, len(args), "batch_argnums"))
         if count < 2:
             raise ValueError("the noise scale compares samples and needs at least two, got one")
-        total: list[Tensor] = []
+        total: list[Tensor] | None = None
         squares: list[Tensor] = []
         for chunk, _ in _chunks(loss, chunk_size, method, batch_argnums, args, kwargs):
-            leaf_squares = chunk.square_norms()
+            wide = chunk.to(torch.float64)
+            leaf_squares = wide.square_norms()
             squares.append(_total(leaf_squares).sum())
-            sums = chunk.weighted_sum([torch.ones_like(square) for square in leaf_squares])
+            sums = wide.weighted_sum([torch.ones_like(square) for square in leaf_squares])
             total = [a + b for a, b in zip(total, sums, strict=True)] if total else sums
         mean_square = _total(squares) / count
-        square_mean = _total([(leaf / count).square().sum() for leaf in total])
+        square_mean = _total([((leaf / count).abs() ** 2).sum() for leaf in total or []])
         trace = (mean_square - square_mean) * (count / (count - 1))
         square_norm = square_mean - trace / count
-        return NoiseScale(trace / square_norm, trace, square_norm)
+        dtype = widen(torch.zeros((), dtype=_tree.result_type(args[0]))).abs().dtype
+        return NoiseScale(*(x.to(dtype) for x in (trace / square_norm, trace, square_norm)))
 
     return scale_of
+
+
+def _prepare(args: tuple, kwargs: dict, batch_argnums: Argnums) -> Call:
+    call = prepare(args, kwargs, 0, batch_argnums)
+    if 0 in call.batches:
+        raise ValueError("batch_argnums contains 0, the argument that is differentiated; put params first")
+    return call
 
 
 def _chunks(
     loss: Callable, chunk_size: int | None, method: Method, batch_argnums: Argnums, args: tuple, kwargs: dict
 ) -> Iterator[tuple[_ghost.Gradients, slice]]:
     """The gradients of one chunk of samples after the other, as they are needed."""
-    kwargs, in_dims = prepare(args, kwargs, (0,), batch_argnums)
-    numbers = as_numbers(batch_argnums)
-    if 0 in numbers:
-        raise ValueError("batch_argnums contains 0, the argument that is differentiated; put params first")
-    count = count_samples(*(args[number] for number in numbers))
-    if method == "auto" and torch.compiler.is_compiling() and not _torch.compiled_modes_see_all:
-        method = "exact"
+    call = _prepare(args, kwargs, batch_argnums)
     if method == "exact":
-        leaves = _tree.leaves(args[0])
-        plan = _ghost.Plan([], [_ghost.LeafPlan("exact", "asked for")] * len(leaves))
+        plan = _ghost.Plan([], [_ghost.LeafPlan("exact", "asked for") for _ in _tree.leaves(args[0])])
     else:
-        plan = _ghost.make_plan(loss, args, kwargs, in_dims, batch_argnums)
-    for start in range(0, count, chunk_size or count):
-        rows = slice(start, min(start + (chunk_size or count), count))
-        part = tuple(
-            _tree.map(lambda x: x[rows], arg) if i in numbers else arg  # noqa: B023 (used at once)
-            for i, arg in enumerate(args)
-        )
-        keys = {name: value[rows] for name, value in kwargs.items()}
-        yield _ghost.factored(loss, plan, part, keys, in_dims, batch_argnums), rows
-
-
-def _root(square: Tensor) -> Tensor:
-    zero = square == 0  # sqrt has an infinite slope at zero
-    return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
+        plan = _ghost.make_plan(loss, args, call)
+    for start in range(0, call.count, chunk_size or call.count):
+        rows = slice(start, min(start + (chunk_size or call.count), call.count))
+        keys = {name: value[rows] for name, value in call.kwargs.items()}
+        part = take_rows(args, call.batches, rows)
+        yield _ghost.factored(loss, plan, part, call._replace(kwargs=keys)), rows
 
 
 def _total(pieces: list[Tensor]) -> Tensor:
@@ -216,17 +216,20 @@ def _total(pieces: list[Tensor]) -> Tensor:
 
 
 def _clip(norm: Tensor, limit: float | Tensor) -> Tensor:
-    return torch.where(norm > limit, limit / norm, torch.ones_like(norm))
+    """What a gradient of this norm is multiplied with; nan where the norm or the limit is."""
+    if isinstance(limit, Tensor):
+        limit = limit.to(norm.dtype).clamp(min=0)
+    short = norm <= limit
+    return torch.where(short, 1.0, limit / norm.masked_fill(short, 1.0))
 
 
 def _limits(max_norm: Any, params: Tree, per_leaf: bool) -> list:
-    number = isinstance(max_norm, (int, float)) or (isinstance(max_norm, Tensor) and max_norm.dim() == 0)
-    if number:
-        return [max_norm] * len(_tree.leaves(params))
+    treedef = _tree.structure(params)
+    if isinstance(max_norm, numbers.Real) or (isinstance(max_norm, Tensor) and max_norm.dim() == 0):
+        return [max_norm] * treedef.num_leaves
     if not per_leaf:
         raise ValueError("max_norm is a tree, one limit per leaf; write per_leaf=True with it, or one number")
-    _tree.check_same_structure(max_norm, params, ("max_norm", "params"))
-    return _tree.leaves(max_norm)
+    return treedef.flatten_up_to(max_norm, ("params", "max_norm"))
 
 
 def _check(chunk_size: int | None, method: str) -> None:

@@ -10,6 +10,8 @@ parameter used several times has the rows of all its uses, so the cross terms be
 The factors are found by taps (``fnn.gradients.layer_capture``). A leaf that is used in any other way is differentiated
 per sample as it stands. For biases and the scales and shifts of normalisation that is the cheap sum over
 positions already.
+
+16-bit factors and gradients are multiplied and summed in float32.
 """
 
 from collections.abc import Callable
@@ -19,8 +21,9 @@ import torch
 from torch import Tensor
 
 from fnn import tree as _tree
-from fnn.gradients.layer_capture import Recorder, Use, gradient_rows, input_rows, record, zero_taps
-from fnn.gradients.per_sample import as_batch_of_one, over_samples
+from fnn._numerics import widen
+from fnn.gradients.layer_capture import Taps, Use, gradient_rows, input_rows, record, zero_taps
+from fnn.gradients.per_sample import Call, as_batch_of_one, over_samples
 from fnn.gradients.value_and_grad import scalar_valued
 
 
@@ -41,6 +44,9 @@ class Factor(NamedTuple):
     rows: Tensor
     one_hot: bool
 
+    def to(self, dtype: torch.dtype) -> "Factor":
+        return self if self.one_hot else Factor(self.rows.to(dtype), False)
+
 
 class Plan(NamedTuple):
     """What one run of the loss on one sample showed."""
@@ -49,23 +55,25 @@ class Plan(NamedTuple):
     methods: list[LeafPlan]
 
 
-def make_plan(loss: Callable, args: tuple, kwargs: dict, in_dims: tuple, batch_argnums: Any) -> Plan:
+def make_plan(loss: Callable, args: tuple, call: Call) -> Plan:
     """Run the loss on the first sample and decide on a method for each leaf of the first argument."""
     leaves = _tree.leaves(args[0])
-    recorder = record(loss, args, kwargs, in_dims, batch_argnums)
-    used = [use for use in recorder.uses if use.leaf not in recorder.others]
-    biases = {use.bias for use in recorder.uses}
+    uses, others = record(loss, args, call.kwargs, call.in_dims, call.batches)
+    biases = {use.bias for use in uses}
     methods = []
     for i, leaf in enumerate(leaves):
-        if leaf.dim() < 2 and (i in recorder.others or i in biases):
+        mine = [use for use in uses if use.leaf == i]
+        if leaf.dim() < 2 and (i in others or i in biases):
             methods.append(LeafPlan("exact", "a vector: its gradient is the sum over positions itself"))
-        elif i in recorder.others:
-            methods.append(LeafPlan("exact", recorder.others[i]))
-        elif any(use.leaf == i for use in used):
-            methods.append(_cheaper([use for use in used if use.leaf == i], leaf))
+        elif i in others:
+            methods.append(LeafPlan("exact", others[i]))
+        elif leaf.is_complex():
+            methods.append(LeafPlan("exact", "complex numbers"))
+        elif mine:
+            methods.append(_cheaper(mine, leaf))
         else:
-            methods.append(LeafPlan("exact", "not seen in any call of a torch function"))
-    return Plan(used, methods)
+            methods.append(LeafPlan("exact", "not used by the function"))
+    return Plan([use for use in uses if methods[use.leaf].method != "exact"], methods)
 
 
 def _cheaper(uses: list[Use], leaf: Tensor) -> LeafPlan:
@@ -91,67 +99,76 @@ def _positions(use: Use) -> int:
 class Gradients(NamedTuple):
     """The gradients of a chunk of samples, factored where the plan says so."""
 
-    values: Tensor  # (samples,)
     leaves: list[Tensor]  # the leaves of params
     exact: dict[int, Tensor]  # leaf: (samples, *shape)
     factors: dict[int, list[tuple[Factor, Factor]]]  # leaf: (left, right) per use; the gradient is left^T right
     plan: Plan
+
+    def to(self, dtype: torch.dtype) -> "Gradients":
+        """The same in another dtype, in which they are then summed."""
+        factors = {i: [(left.to(dtype), right.to(dtype)) for left, right in pairs] for i, pairs in self.factors.items()}
+        return self._replace(exact={i: leaf.to(dtype) for i, leaf in self.exact.items()}, factors=factors)
 
     def square_norms(self) -> list[Tensor]:
         """For each leaf the squared norm of each sample's gradient, (samples,)."""
         norms = []
         for i, leaf in enumerate(self.leaves):
             if i in self.exact:
-                norms.append(self.exact[i].flatten(1).square().sum(1))
+                norms.append(_square(self.exact[i]))
             elif self.plan.methods[i].method == "direct":
-                norms.append(_multiply_out(self.factors[i], leaf).flatten(1).square().sum(1))
+                norms.append(_square(_multiply_out(self.factors[i], leaf)))
             else:
                 norms.append(_square_norm(self.factors[i]))
         return norms
 
     def weighted_sum(self, weights: list[Tensor]) -> list[Tensor]:
-        """For each leaf the sum of the samples' gradients, each times its weight; weights: one (samples,) per leaf."""
+        """For each leaf the sum of the samples' gradients, each times its weight; weights: one (samples,) per leaf.
+
+        16-bit gradients are summed to float32.
+        """
         sums = []
-        for i, leaf in enumerate(self.leaves):
-            weight = weights[i].to(leaf.dtype)
+        for i, (leaf, weight) in enumerate(zip(self.leaves, weights, strict=True)):
             if i in self.exact:
-                sums.append((weight @ self.exact[i].flatten(1)).reshape(leaf.shape))
+                rows = widen(self.exact[i]).flatten(1)
+                sums.append((weight.to(rows.dtype) @ rows).reshape(leaf.shape))
             else:
                 sums.append(sum(_weighted_product(weight, *pair, leaf) for pair in self.factors[i]))
         return sums
 
 
-def factored(loss: Callable, plan: Plan, args: tuple, kwargs: dict, in_dims: tuple, batch_argnums: Any) -> Gradients:
+def factored(loss: Callable, plan: Plan, args: tuple, call: Call) -> Gradients:
     """Run the loss forward and backward once per sample (batched by ``vmap``), keeping factors."""
     params, *rest = args
-    leaves = _tree.leaves(params)
-    one_loss = scalar_valued(as_batch_of_one(loss, batch_argnums), "a per-sample gradient")
+    leaves, treedef = _tree.flatten(params)
+    leaves = [
+        leaf.view_as(leaf) for leaf in leaves
+    ]  # objects that stand nowhere else, be it in another place of params
+    one_loss = scalar_valued(as_batch_of_one(loss, call.batches), "a per-sample gradient")
     exact = [i for i, leaf_plan in enumerate(plan.methods) if leaf_plan.method == "exact"]
 
-    def tapped(taps: list[Tensor], varied: list[Tensor], *rest: Any, **kwargs: Any) -> tuple:
+    def tapped(varied: tuple[list[Tensor], list[Tensor]], *rest: Any, **kwargs: Any) -> tuple:
+        taps, exact_leaves = varied
         mine = list(leaves)
-        for i, leaf in zip(exact, varied, strict=True):
+        for i, leaf in zip(exact, exact_leaves, strict=True):
             mine[i] = leaf
-        recorder = Recorder({use.leaf: leaves[use.leaf] for use in plan.uses}, taps)
-        with recorder:
-            value = one_loss(_tree.structure(params).unflatten(mine), *rest, **kwargs)
-        return value, (value, recorder.inputs)
+        with Taps({use.leaf: leaves[use.leaf] for use in plan.uses}, plan.uses, taps) as listener:
+            value = one_loss(treedef.unflatten(mine), *rest, **kwargs)
+        return value, listener.inputs
 
-    transformed = torch.func.grad(tapped, argnums=(0, 1), has_aux=True)
-    mapped = over_samples(transformed, (None, None, *in_dims[1:]), None)
-    (outputs, exacts), (values, inputs) = mapped(zero_taps(plan.uses), [leaves[i] for i in exact], *rest, **kwargs)
+    mapped = over_samples(torch.func.grad(tapped, has_aux=True), (None, *call.in_dims[1:]))
+    varied = zero_taps(plan.uses), [leaves[i] for i in exact]
+    (outputs, exacts), inputs = mapped(varied, *rest, **call.kwargs)
     factors: dict[int, list[tuple[Factor, Factor]]] = {}
     for use, input, output in zip(plan.uses, inputs, outputs, strict=True):
-        if use.leaf not in exact:
-            factors.setdefault(use.leaf, []).append(_factors(use, input, output, leaves[use.leaf]))
-    return Gradients(values, leaves, dict(zip(exact, exacts, strict=True)), factors, plan)
+        factors.setdefault(use.leaf, []).append(_factors(use, input, output, leaves[use.leaf]))
+    return Gradients(leaves, dict(zip(exact, exacts, strict=True)), factors, plan)
 
 
 # The factors of each kind of layer; inputs and output gradients have a leading axis of samples
 
 
 def _factors(use: Use, input: Tensor, output: Tensor, leaf: Tensor) -> tuple[Factor, Factor]:
-    rows = gradient_rows(use, output)
+    rows = widen(gradient_rows(use, output))
     if use.kind == "embedding":
         index = input.reshape(input.shape[0], -1).to(torch.int64)
         padding = use.options[0]
@@ -159,13 +176,19 @@ def _factors(use: Use, input: Tensor, output: Tensor, leaf: Tensor) -> tuple[Fac
             kept = index != padding % leaf.shape[0]
             rows = rows * kept[:, None, :, None].to(rows.dtype)
         return Factor(index % leaf.shape[0], True), Factor(rows, False)
-    columns = input_rows(use, input, leaf)
+    columns = widen(input_rows(use, input, leaf))
     if use.kind == "matmul":
         rows, columns = columns, rows
     return Factor(rows, False), Factor(columns, False)
 
 
 # Products of factors
+
+
+def _square(gradients: Tensor) -> Tensor:
+    """The squared norm of each sample's gradient."""
+    rows = widen(gradients).flatten(1)
+    return (rows.real.square() + rows.imag.square() if rows.is_complex() else rows.square()).sum(1)
 
 
 def _gram(one: Factor, two: Factor) -> Tensor:
@@ -210,10 +233,10 @@ def _multiply_out(pairs: list[tuple[Factor, Factor]], leaf: Tensor) -> Tensor:
 
 
 def _weighted_product(weight: Tensor, left: Factor, right: Factor, leaf: Tensor) -> Tensor:
-    weighted = right.rows * weight[:, None, None, None]
+    weighted = right.rows * weight.to(right.rows.dtype)[:, None, None, None]
     columns = weighted.transpose(0, 1).flatten(1, 2)  # (groups, samples * positions, columns)
     if left.one_hot:
         zeros = columns.new_zeros(leaf.shape)
         return zeros.index_add(0, left.rows.flatten(), columns[0])
     rows = left.rows.transpose(0, 1).flatten(1, 2)
-    return (rows.transpose(-1, -2) @ columns).reshape(leaf.shape)
+    return (rows.to(columns.dtype).transpose(-1, -2) @ columns).reshape(leaf.shape)

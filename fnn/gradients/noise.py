@@ -20,10 +20,13 @@ def noise_like(key: Tensor, tree: Tree, std: float | Tensor) -> Tree:
     >>> noise_like(random.key(0), {"w": torch.zeros(2, 3)}, 0.5)["w"].shape
     torch.Size([2, 3])
     """
-    leaves = _tree.leaves(tree)
-    keys = random.split(key, max(len(leaves), 1))
-    noise = [std * random.normal(keys[i].to(x.device), tuple(x.shape), x.dtype) for i, x in enumerate(leaves)]
-    return _tree.structure(tree).unflatten(noise)
+    leaves, treedef = _tree.flatten(tree)
+    keys = random.split(key, max(len(leaves), 1)).unbind()
+    noise = [
+        std * random.normal(key.to(leaf.device), tuple(leaf.shape), leaf.dtype)
+        for key, leaf in zip(keys, leaves, strict=False)
+    ]
+    return treedef.unflatten(noise)
 
 
 class PoissonSample(NamedTuple):

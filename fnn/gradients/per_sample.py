@@ -5,19 +5,18 @@ work unchanged. Everything here is ``vmap`` over samples of ``grad``, and compos
 transforms and with ``fnn.jit``.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fnn import random
 from fnn import tree as _tree
-from fnn.gradients.value_and_grad import check_differentiable, scalar_valued
+from fnn._argnums import Argnums, positions
+from fnn.gradients.value_and_grad import check_differentiable, differentiate, scalar_valued
 from fnn.layers.base import samples_apart
 from fnn.tree import Tree
-
-Argnums = int | Sequence[int]
 
 
 def per_sample_grad(
@@ -77,17 +76,16 @@ def per_sample_value_and_grad(
     (tensor([2., 6.]), tensor([1., 3.]))
     """
     check_chunk_size(chunk_size)
-    numbers = as_numbers(argnums)
-    transformed = torch.func.grad_and_value(
-        scalar_valued(as_batch_of_one(loss, batch_argnums), "a per-sample gradient", has_aux),
-        argnums if isinstance(argnums, int) else numbers,
-        has_aux,
-    )
 
     def per_sample_value_and_grad_of(*args: Any, **kwargs: Any) -> tuple:
-        kwargs, in_dims = prepare(args, kwargs, numbers, batch_argnums)
-        grads, values = over_samples(transformed, in_dims, chunk_size)(*args, **kwargs)
-        return values, grads
+        call = prepare(args, kwargs, argnums, batch_argnums)
+        of_one = as_batch_of_one(loss, call.batches)
+
+        def one(*args: Any, **kwargs: Any) -> tuple:
+            value, aux, grads = differentiate(of_one, "a per-sample gradient", argnums, has_aux, args, kwargs)
+            return ((value, aux) if has_aux else value), grads
+
+        return over_samples(one, call.in_dims, chunk_size)(*args, **call.kwargs)
 
     return per_sample_value_and_grad_of
 
@@ -109,9 +107,9 @@ def check_per_sample(
     """
 
     def check(*args: Any, **kwargs: Any) -> None:
-        kwargs, in_dims = prepare(args, kwargs, (), batch_argnums)
-        one = scalar_valued(as_batch_of_one(loss, batch_argnums), "a per-sample gradient")
-        apart = over_samples(one, in_dims, None)(*args, **kwargs)
+        call = prepare(args, kwargs, (), batch_argnums)
+        one = scalar_valued(as_batch_of_one(loss, call.batches), "a per-sample gradient")
+        apart = over_samples(one, call.in_dims)(*args, **call.kwargs)
         together = loss(*args, **kwargs)
         mean, total = apart.mean(), apart.sum()
         if torch.allclose(together, mean, rtol=rtol, atol=atol):
@@ -133,96 +131,117 @@ def check_per_sample(
 # What the other files of this package share
 
 
-def over_samples(function: Callable, in_dims: tuple, chunk_size: int | None) -> Callable:
-    """``vmap`` over samples, whose errors about hidden randomness say what to write."""
-    mapped = torch.func.vmap(lambda keys, *args: function(*args, **keys), (0, *in_dims), chunk_size=chunk_size)
+class Call(NamedTuple):
+    """The arguments of a per-sample function, checked."""
+
+    count: int  # of samples
+    batches: tuple[int, ...]  # the positions of the arguments that have an axis of samples
+    in_dims: tuple[int | None, ...]  # for each argument 0 or None
+    kwargs: dict[str, Tensor]  # {} or {"key": one key a sample}
+
+
+def prepare(args: tuple, kwargs: dict, argnums: Argnums, batch_argnums: Argnums) -> Call:
+    """Check the arguments of a per-sample function, and split its key."""
+    batches = positions(batch_argnums, len(args), "batch_argnums")
+    differentiated = positions(argnums, len(args), "argnums")
+    for number in differentiated:
+        check_differentiable(args[number], "params" if number == 0 else f"argument {number}")
+    count = count_samples(args, batches)
+    for number, arg in enumerate(args):
+        if number not in batches and number not in differentiated:
+            check_no_key(arg, number, f"would give all {count} samples the same dropout mask", "per sample")
+    in_dims = tuple(0 if number in batches else None for number in range(len(args)))
+    return Call(count, batches, in_dims, split_key(kwargs, count, "samples"))
+
+
+def over_samples(function: Callable, in_dims: tuple, chunk_size: int | None = None) -> Callable:
+    """``vmap`` over samples of a function of trees, whose errors about hidden randomness say what to write.
+
+    ``in_dims`` has 0 or None for each argument; keywords are mapped. Containers may be all that :mod:`fnn.tree` knows.
+    """
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        leaves, treedef = _tree.flatten((args, kwargs))
+        structures = zip(in_dims, treedef.children[0].children, strict=True)
+        dims = [dim for dim, structure in structures for _ in range(structure.num_leaves)]
+        dims += [0] * treedef.children[1].num_leaves
+        outputs: Any = None
+
+        def of_leaves(*leaves: Any) -> list[Tensor]:
+            nonlocal outputs
+            args, kwargs = treedef.unflatten(leaves)
+            found, outputs = _tree.flatten(function(*args, **kwargs))
+            for path, leaf in zip(outputs.keystrs, found, strict=True):
+                if not isinstance(leaf, Tensor):
+                    raise TypeError(f"what is worked out for each sample must be tensors, got {leaf!r} at {path}")
+            return found
+
         with samples_apart():
             try:
-                return mapped(kwargs, *args)  # vmap hands keywords on unmapped
+                found = torch.func.vmap(of_leaves, tuple(dims), chunk_size=chunk_size)(*leaves)
             except RuntimeError as error:
-                if "randomness" not in str(error):
+                sentence = _explained(str(error))
+                if sentence is None:
                     raise
-                raise ValueError(
-                    "the loss draws from torch's global random generator (torch.nn.functional.dropout does), which "
-                    "cannot be repeated per sample; write fnn.layers.dropout(rate) in the model and give a key: "
-                    "per_sample_grad(loss)(params, batch, key=key)"
-                ) from error
+                raise ValueError(sentence) from error
+        return outputs.unflatten(found)
 
     return call
 
 
-def as_batch_of_one(loss: Callable, batch_argnums: Argnums) -> Callable:
+def _explained(error: str) -> str | None:
+    """What to write instead, for those errors of vmap that have an answer."""
+    if "randomness" in error:
+        return (
+            "the loss draws from torch's global random generator (torch.nn.functional.dropout does), which cannot be "
+            "repeated per sample; write fnn.layers.dropout(rate) in the model and give a key: "
+            "per_sample_grad(loss)(params, batch, key=key)"
+        )
+    if ".item()" in error or "data-dependent control flow" in error:
+        return (
+            "the loss asks for the number in a tensor that is different for each sample: by .item(), if x > 0, or a "
+            "slice y[x : x + 2]. Write torch.where(x > 0, ...) for the choice, y[x + torch.arange(2)] for the slice"
+        )
+    if "embedding_renorm_" in error:
+        return (
+            "F.embedding(..., max_norm=...) changes its table in place, which a pure function does not; scale the rows "
+            "of the table in the loss, or in the training step after the update"
+        )
+    return None
+
+
+def as_batch_of_one(loss: Callable, batches: tuple[int, ...]) -> Callable:
     """The loss as a function of samples without the axis of the batch."""
-    numbers = as_numbers(batch_argnums)
 
     def of_one(*args: Any, **kwargs: Any) -> Any:
-        rows = [_tree.map(lambda x: x.unsqueeze(0), arg) if i in numbers else arg for i, arg in enumerate(args)]
+        rows = [_tree.map(lambda x: x.unsqueeze(0), arg) if i in batches else arg for i, arg in enumerate(args)]
         return loss(*rows, **kwargs)
 
     return of_one
 
 
-def prepare(args: tuple, kwargs: dict, argnums: tuple[int, ...], batch_argnums: Argnums) -> tuple[dict, tuple]:
-    """Check the arguments of a per-sample function; return its keywords with one key a sample, and the in_dims."""
-    numbers = as_numbers(batch_argnums)
-    for number in (*argnums, *numbers):
-        if not 0 <= number < len(args):
-            raise ValueError(
-                f"argument {number} is asked for, but the function got {len(args)} positional arguments; "
-                "write per_sample_grad(loss)(params, batch), or name the places with argnums and batch_argnums"
-            )
-    for number in argnums:
-        check_differentiable(args[number], "params" if number == 0 else f"argument {number}")
-    count = count_samples(*(args[number] for number in numbers))
-    for number, arg in enumerate(args):
-        if number not in numbers and number not in argnums:
-            _check_no_key(arg, number, count)
-    unknown = [name for name in kwargs if name != "key"]
-    if unknown:
-        raise TypeError(f"keyword {unknown[0]!r} cannot be mapped over samples; pass it by position, or in a closure")
-    key = kwargs.get("key")
-    if key is None:
-        kwargs = {}
-    elif key.dim() == 1:
-        kwargs = {"key": random.split(key, count)}
-    elif key.shape[0] != count:
-        raise ValueError(f"key has shape {tuple(key.shape)} for {count} samples; pass one key, or one key a sample")
-    return kwargs, tuple(0 if i in numbers else None for i in range(len(args)))
+def take_rows(args: tuple, batches: tuple[int, ...], rows: slice) -> tuple:
+    """The arguments, with some samples of those that have samples."""
+    return tuple(_tree.map(lambda x: x[rows], arg) if i in batches else arg for i, arg in enumerate(args))
 
 
-def count_samples(*batches: Tree) -> int:
-    """The length of the leading axis that all leaves share.
+def count_samples(args: tuple, batches: tuple[int, ...]) -> int:
+    """The number of samples of the arguments at some positions.
 
-    >>> count_samples({"image": torch.zeros(3, 2), "label": torch.zeros(4)})
+    >>> count_samples((None, {"image": torch.zeros(3, 2), "label": torch.zeros(4)}), (1,))
     Traceback (most recent call last):
-    ValueError: batch['label'] has 4 samples, but batch['image'] has 3; all leaves need one leading length
+    ValueError: batch['label'] has 4 samples, but batch['image'] has 3; all leaves need one leading length ...
     """
-    first: tuple[str, int] | None = None
-    for batch in batches:
-        for path, leaf in zip(_tree.keystrs(batch), _tree.leaves(batch), strict=True):
-            if not isinstance(leaf, Tensor):
-                raise TypeError(f"batch{path} is {leaf!r}, not a tensor; keep configuration in a closure")
-            if leaf.dim() == 0:
-                raise ValueError(
-                    f"batch{path} is a 0-d tensor and has no axis of samples; pass it as an argument after the batch"
-                )
-            if first is None:
-                first = f"batch{path}", leaf.shape[0]
-            elif leaf.shape[0] != first[1]:
-                hint = ""
-                if _is_key(leaf):
-                    hint = "; it looks like a random key: pass it as key=key, which is split per sample"
-                raise ValueError(
-                    f"batch{path} has {leaf.shape[0]} samples, but {first[0]} has {first[1]}; all leaves need one "
-                    f"leading length, so move the axis of samples to the front: x.movedim(axis, 0){hint}"
-                )
-    if first is None:
-        raise ValueError("the batch has no leaves")
-    if first[1] == 0:
-        raise ValueError(f"{first[0]} has no samples: its leading axis has length 0")
-    return first[1]
+    batch = args[batches[0]] if len(batches) == 1 else [args[number] for number in batches]
+    try:
+        count = _tree.leading_length(batch)
+    except ValueError as error:
+        if any(_is_key(leaf) for leaf in _tree.leaves(batch)):
+            raise ValueError(f"{error}; a random key is passed as key=key, which is split per sample") from None
+        raise
+    if count == 0:
+        raise ValueError("the batch has no samples: its leading axis has length 0")
+    return count
 
 
 def check_chunk_size(chunk_size: int | None) -> None:
@@ -234,18 +253,31 @@ def check_chunk_size(chunk_size: int | None) -> None:
         )
 
 
-def as_numbers(argnums: Argnums) -> tuple[int, ...]:
-    return (argnums,) if isinstance(argnums, int) else tuple(argnums)
+def split_key(kwargs: dict, count: int, what: str) -> dict[str, Tensor]:
+    """{} or one key for each of ``count`` samples or parts, from the keyword ``key``: one key, or that many."""
+    unknown = [name for name in kwargs if name != "key"]
+    if unknown:
+        raise TypeError(f"keyword {unknown[0]!r} cannot be mapped over {what}; pass it by position, or in a closure")
+    key = kwargs.get("key")
+    if key is None:
+        return {}
+    if not isinstance(key, Tensor) or key.dim() == 1:
+        return {"key": random.split(key, count)}
+    if key.shape[0] != count:
+        raise ValueError(f"key has shape {tuple(key.shape)} for {count} {what}; pass one key, or one key for each")
+    return {"key": key}
+
+
+def check_no_key(arg: Tree, number: int, fault: str, split: str) -> None:
+    """Raise ``ValueError`` for a random key among the arguments that are the same for all samples or parts."""
+    leaves, treedef = _tree.flatten(arg)
+    for path, leaf in zip(treedef.keystrs, leaves, strict=True):
+        if _is_key(leaf):
+            raise ValueError(
+                f"argument {number}{path} looks like one random key, which {fault}; pass it by name, "
+                f"(params, batch, key=key), to split it {split}"
+            )
 
 
 def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.dtype == torch.int32 and tuple(leaf.shape) == (2,)
-
-
-def _check_no_key(arg: Tree, number: int, count: int) -> None:
-    for path, leaf in zip(_tree.keystrs(arg), _tree.leaves(arg), strict=True):
-        if _is_key(leaf):
-            raise ValueError(
-                f"argument {number}{path} looks like one random key, which would give all {count} samples the same "
-                "dropout mask; pass it by name, per_sample_grad(loss)(params, batch, key=key), to split it per sample"
-            )

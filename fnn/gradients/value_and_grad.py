@@ -1,73 +1,251 @@
-"""Gradients of scalar losses with respect to trees."""
+"""Gradients of scalar functions with respect to trees.
 
-from collections.abc import Callable, Sequence
+``torch.func.grad`` always records the graph of the backward pass, so that its result can be differentiated again:
+this takes twice the memory and up to twice the time of ``.backward()``. An outermost call in eager code needs no such
+graph and is left to ``torch.autograd.grad``, which gives the same bits. Inside a transform, or while something traces
+the operations, it is ``torch.func.grad``.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fnn import _torch
 from fnn import tree as _tree
+from fnn._argnums import Argnums, positions
 
 
-def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Callable:
+def grad(f: Callable, argnums: Argnums = 0, has_aux: bool = False) -> Callable:
+    """The gradient of a scalar function, as ``torch.func.grad`` and ``jax.grad`` give it.
+
+    ``grad(f)(*args, **kwargs)`` has the structure of the argument at ``argnums``, or is a tuple of such trees where
+    ``argnums`` is a sequence; negative positions count from the end. With ``has_aux`` the function returns
+    ``(value, aux)`` and the result is ``(grads, aux)``. Gradients with respect to complex leaves follow torch's
+    convention: they are the complex conjugates of JAX's.
+
+    Costs one forward and one backward pass, about three forward passes; an outermost call in eager code takes the
+    memory of ``.backward()``. It composes with every transform of torch.func, and ordinary autograd sees through it:
+    what the function refers to may require gradients.
+
+    Raises ``TypeError`` naming the path of a leaf that is not a floating or complex tensor, and ``ValueError`` for a
+    value that is not a real scalar and for ``argnums`` that the arguments do not have.
+
+    >>> grad(lambda p, x: (p["w"] * x).sum())({"w": torch.tensor([3.0])}, torch.tensor([2.0]))
+    {'w': tensor([2.])}
+    """
+
+    @functools.wraps(f)
+    def grad_of(*args: Any, **kwargs: Any) -> Any:
+        _, aux, grads = differentiate(f, "grad", argnums, has_aux, args, kwargs)
+        return (grads, aux) if has_aux else grads
+
+    return grad_of
+
+
+def value_and_grad(f: Callable, argnums: Argnums = 0, has_aux: bool = False) -> Callable:
     """``(value, grads)`` of a scalar function, in JAX's order.
 
-    ``grads`` has the structure of the argument (a tuple of them where ``argnums`` is a sequence). With
-    ``has_aux`` the function returns ``(value, aux)`` and the result is ``((value, aux), grads)``. Costs one
-    forward and one backward pass, about three forwards. Raises ``TypeError`` naming the path of a leaf that
-    is no floating tensor, and ``ValueError`` for a value that is not a scalar.
+    Like :func:`fnn.grad`, with the value, which costs nothing more. With ``has_aux`` the function returns
+    ``(value, aux)`` and the result is ``((value, aux), grads)``.
 
     >>> value_and_grad(lambda p: (p["w"] ** 2).sum())({"w": torch.tensor([3.0])})
     (tensor(9.), {'w': tensor([6.])})
     """
-    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
-    checked = scalar_valued(function, "value_and_grad", has_aux)
-    transformed = torch.func.grad_and_value(
-        checked, argnums=argnums if isinstance(argnums, int) else numbers, has_aux=has_aux
-    )
-
+    @functools.wraps(f)
     def value_and_grad_of(*args: Any, **kwargs: Any) -> tuple:
-        for number in numbers:
-            if not -len(args) <= number < len(args):
-                raise ValueError(f"argnums={argnums}, but the function got {len(args)} positional arguments")
-            check_differentiable(args[number], f"argument {number}")
-        grads, value = transformed(*args, **kwargs)
-        return value, grads
+        value, aux, grads = differentiate(f, "value_and_grad", argnums, has_aux, args, kwargs)
+        return ((value, aux) if has_aux else value), grads
 
     return value_and_grad_of
 
 
 def scalar_valued(function: Callable, name: str, has_aux: bool = False) -> Callable:
-    """The same function, raising ``ValueError`` where its value is not a 0-d tensor."""
+    """The same function, raising ``ValueError`` where its value is not a 0-d tensor of real floating numbers."""
 
     def checked(*args: Any, **kwargs: Any) -> Any:
         out = function(*args, **kwargs)
+        if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+            raise ValueError(f"{name} with has_aux=True needs a function that returns (value, aux), got {_kind(out)}")
         value = out[0] if has_aux else out
         if not isinstance(value, Tensor) or value.dim() != 0:
-            what = (
-                f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            )
-            raise ValueError(f"{name} needs a function with a scalar value, got {what}; write loss.mean()")
+            raise ValueError(f"{name} needs a function with a scalar value, got {_kind(value)}; {_hint(value)}")
+        if not value.is_floating_point():
+            hint = "write value.abs() ** 2 or value.real" if value.is_complex() else "only floating numbers have one"
+            raise ValueError(f"{name} needs a real scalar, and a {value.dtype} value has no gradient; {hint}")
         return out
 
     return checked
 
 
 def check_differentiable(tree: _tree.Tree, name: str = "params") -> None:
-    """Raise ``TypeError`` naming the first leaf that is not a floating tensor.
+    """Raise ``TypeError`` naming the first leaf that is not a floating or complex tensor.
 
     >>> check_differentiable({"count": torch.tensor(1)})
     Traceback (most recent call last):
     TypeError: params['count'] is a torch.int64 tensor and has no gradient; split it off with fnn.tree.partition
     """
-    leaves = _tree.leaves(tree)
+    leaves, treedef = _tree.flatten(tree)
     if all(isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()) for leaf in leaves):
         return
-    for path, leaf in zip(_tree.keystrs(tree), leaves, strict=True):
+    for path, leaf in zip(treedef.keystrs, leaves, strict=True):
+        if leaf is None:
+            raise TypeError(f"{name}{path} is None, not a tensor; leave the entry out where there is no parameter")
+        if isinstance(leaf, torch.nn.Module):
+            raise TypeError(
+                f"{name}{path} is a torch.nn.Module, not a tree of tensors; write dict(module.named_parameters()) for "
+                "params, and torch.func.functional_call(module, params, (x,)) in the function"
+            )
         if not isinstance(leaf, Tensor):
-            raise TypeError(f"{name}{path} is {leaf!r}, not a tensor; keep configuration in a closure")
+            shown = repr(leaf) if isinstance(leaf, (str, int, float, complex)) else f"a {type(leaf).__name__}"
+            raise TypeError(
+                f"{name}{path} is {shown}, not a tensor; write torch.tensor(...), or keep configuration in a closure"
+            )
         if not leaf.is_floating_point() and not leaf.is_complex():
             raise TypeError(
                 f"{name}{path} is a {leaf.dtype} tensor and has no gradient; split it off with fnn.tree.partition"
             )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"
+
+
+def _hint(value: Any) -> str:
+    if value is None:
+        return "return the loss"
+    if isinstance(value, tuple):
+        return "write has_aux=True where the function returns (value, aux)"
+    if isinstance(value, (int, float)):
+        return "return the tensor itself, without .item() or float()"
+    return "write loss.mean()"
+
+
+def differentiate(
+    f: Callable, name: str, argnums: Argnums, has_aux: bool, args: tuple, kwargs: dict
+) -> tuple[Tensor, Any, Any]:
+    """The value of ``f``, what else it returned, and its gradient or tuple of gradients."""
+    places = positions(argnums, len(args), name)
+    for place in places:
+        check_differentiable(args[place], f"argument {place}")
+    leaves, treedef = _tree.flatten(tuple(args[place] for place in places))
+    checked = scalar_valued(f, name, has_aux)
+
+    def of_leaves(leaves: list[Tensor]) -> tuple[Tensor, Any]:
+        given = list(args)
+        for place, arg in zip(places, treedef.unflatten(leaves), strict=True):
+            given[place] = arg
+        out = checked(*given, **kwargs)
+        return out if has_aux else (out, None)
+
+    if _outermost() and leaves:
+        value, aux, grads = _by_autograd(of_leaves, leaves)
+    else:
+        value, aux, grads = _by_torch_func(of_leaves, leaves)
+    trees = treedef.unflatten(grads)
+    return value, aux, trees[0] if isinstance(argnums, int) else trees
+
+
+def _outermost() -> bool:
+    """Whether neither a transform nor anything that traces operations is active."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return False
+    return _torch.peek_interpreter_stack() is None and not _torch.dispatch_modes()
+
+
+def _by_torch_func(of_leaves: Callable, leaves: list[Tensor]) -> tuple[Tensor, Any, list[Tensor]]:
+    found: list = []
+    treedef: Any = None
+
+    def of_list(leaves: list[Tensor]) -> tuple[Tensor, tuple]:
+        nonlocal found, treedef
+        value, aux = of_leaves(leaves)
+        found, treedef = _tree.flatten(aux)
+        return value, (value, [x for x in found if isinstance(x, Tensor)])  # torch.func takes nothing but tensors
+
+    grads, (value, tensors) = torch.func.grad(of_list, has_aux=True)(leaves)
+    unwrapped = iter(tensors)
+    return value, treedef.unflatten([next(unwrapped) if isinstance(x, Tensor) else x for x in found]), grads
+
+
+def _by_autograd(of_leaves: Callable, leaves: list[Tensor]) -> tuple[Tensor, Any, list[Tensor]]:
+    """By ``torch.autograd.grad`` on detached leaves.
+
+    Where grad mode is on and the outputs depend on tensors other than the leaves that require gradients, the graph of
+    the backward pass is kept, so that ordinary autograd may differentiate the results with respect to those.
+    """
+    recording = torch.is_grad_enabled()
+    with torch.enable_grad():
+        try:
+            own = [x.view_as(x) if recording and x.requires_grad else x.detach().requires_grad_() for x in leaves]
+            value, aux = of_leaves(own)
+        except RuntimeError as error:
+            if "inference tensor" in str(error).lower():  # which torch.func accepts
+                return _by_torch_func(of_leaves, leaves)
+            if "leaf Variable that requires grad" in str(error):
+                raise ValueError(
+                    "the function changes an argument in place while it is differentiated; write p = p * 2 instead of "
+                    "p.mul_(2) or p *= 2"
+                ) from error
+            raise
+        if any(x.is_leaf and x.grad is not None for x in own):
+            raise ValueError("the function calls .backward(), which adds to its arguments; use fnn.grad inside it")
+        found, treedef = _tree.flatten(aux)
+        outputs = [value, *(x for x in found if isinstance(x, Tensor))]
+        keep = recording and _depends_on_others(outputs, own)
+        if value.requires_grad:
+            grads = list(torch.autograd.grad(value, own, create_graph=keep, materialize_grads=True))
+        else:
+            grads = [torch.zeros_like(x) for x in leaves]
+    for x in own:
+        if x.is_leaf:
+            x.requires_grad_(False)  # a graph that is kept need not lead to it any more
+
+    def finish(x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.requires_grad or (keep and _depends_on_others([x], [])):
+            return x
+        return x.detach()
+
+    value = finish(value).clone()  # a function may return its argument
+    return value, treedef.unflatten([finish(x) for x in found]), _with_memory_of_their_own([finish(x) for x in grads])
+
+
+def _depends_on_others(outputs: Iterable[Tensor], leaves: list[Tensor]) -> bool:
+    """Whether ordinary autograd has a path from one of the outputs to a tensor that is none of the leaves."""
+    own = {id(leaf) for leaf in leaves}
+    todo = []
+    for output in outputs:
+        if output.grad_fn is not None:
+            todo.append(output.grad_fn)
+        elif output.requires_grad and id(output) not in own:
+            return True
+    seen = set(todo)
+    while todo:
+        following = todo.pop().next_functions
+        for node, _ in following:
+            if node is not None and node not in seen:
+                seen.add(node)
+                todo.append(node)
+                variable = getattr(node, "variable", None)  # what an AccumulateGrad node adds to
+                if variable is not None and variable.requires_grad and id(variable) not in own:
+                    return True
+    return False
+
+
+def _with_memory_of_their_own(grads: list[Tensor]) -> list[Tensor]:
+    """The gradients, with copies of those that share memory with another one or have one number for many entries."""
+    seen: set[int] = set()
+    result = []
+    for leaf in grads:
+        if leaf.layout == torch.strided:
+            place = _torch.storage_id(leaf)
+            if place in seen or (0 in leaf.stride() and leaf.numel() > 1):
+                leaf = leaf.clone(memory_format=torch.contiguous_format)
+            seen.add(place)
+        result.append(leaf)
+    return result

@@ -1,16 +1,16 @@
 """Whether the derivatives of a function are what its values say."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fnn import random
 from fnn import tree as _tree
+from fnn._numerics import widen
 from fnn.jacobian.arguments import check_primals, differentiable_output, forward_mode
-from fnn.linalg.linear_operator import check_like
-from fnn.tree import Tree
+from fnn.linalg.vector_space import check_like
 
 
 def check_grads(
@@ -21,19 +21,23 @@ def check_grads(
     key: Tensor | None = None,
     tolerance: float | None = None,
 ) -> None:
-    """Raise ``AssertionError``, naming the path and the error, unless the derivatives of ``f(*args)`` are right.
+    """Raise ``AssertionError``, naming the path and the entry, unless the derivatives of ``f(*args)`` are right.
 
     For a random tangent v and cotangent u, and a step h = eps^(1/3) for the coarsest dtype among arguments and output:
 
-    - ``"fwd"``: J v against (f(x + h v) - f(x - h v)) / 2 h, leaf by leaf of the output,
-    - ``"rev"``: <J^T u, v> against the same difference in <u, f>, leaf by leaf of the arguments,
+    - ``"fwd"``: J v against (f(x + h v) - f(x - h v)) / 2 h, entry by entry of the output,
+    - ``"rev"``: <J^T u, v> against the same difference in <u, f>, leaf by leaf of the arguments; u weights the entries
+      of the output by one over their slopes, so that none hides beside a large one, and where the entries of J^T u
+      differ by more than a factor of 100, further directions v weight those of the argument alike,
     - both: <u, J v> = <J^T u, v>, to rounding;
 
     then the same for J v and J^T u as functions of the arguments, to ``order``, in every sequence of the modes. An
-    error counts relative to the largest number on either side, or to 1; ``tolerance`` is 2 eps^(2/5) unless given
-    (1e-6 for float64, 3e-3 for float32), so write ``fnn.tree.cast(args, torch.float64)`` for a sharp test. Kinks within
-    h of the arguments fail it. Costs about 2 (leaves + 2) calls for each of the modes^order functions. Raises
-    ``ValueError`` for another order or mode, ``TypeError`` for an integer leaf and an operation without a forward rule.
+    error counts relative to the number itself; allowed is ``tolerance``, 2 eps^(2/5) unless given (1e-6 for float64,
+    3e-3 for float32), and what the differences cannot tell: how far those of the steps h and 2 h are apart, and the
+    rounding of the values over h. So write ``fnn.tree.cast(args, torch.float64)`` for a sharp test. Kinks within h of
+    the arguments fail it or make it blunt. Costs about 4 (leaves + 2) calls for each of the modes^order functions.
+    Raises ``ValueError`` for another order or mode, ``TypeError`` for an integer or complex leaf and an operation
+    without a forward rule.
 
     >>> check_grads(torch.sin, (torch.tensor([0.3, 2.0]),))
     >>> wrong = lambda x: x**2 + (x - x.detach())
@@ -44,45 +48,70 @@ def check_grads(
     if order < 1 or not modes or set(modes) - {"fwd", "rev"}:
         raise ValueError(f"check_grads needs order >= 1 and modes out of 'fwd' and 'rev', got {order} and {modes}")
     check_primals(args, "check_grads")
-    output = differentiable_output(f)(*args)
+    output = differentiable_output(f, "check_grads")(*args)
     leaves = [*_tree.leaves(args), *_tree.leaves(output)]
+    if any(leaf.is_complex() for leaf in leaves):
+        raise TypeError(
+            "check_grads compares real derivatives; give real and imaginary parts as arguments of their own"
+        )
     eps = max(torch.finfo(leaf.dtype).eps for leaf in leaves)
     limit = 2.0 * eps**0.4 if tolerance is None else tolerance
     _check(f, tuple(args), order, tuple(modes), random.key(0) if key is None else key, eps, limit, ())
+
+
+class _Difference(NamedTuple):
+    """A central difference, a list of the output's leaves, and how far each entry may be from the derivative."""
+
+    values: list[Tensor]
+    noise: list[Tensor]
 
 
 def _check(
     f: Callable, args: tuple, order: int, modes: tuple, key: Tensor, eps: float, limit: float, done: tuple
 ) -> None:
     here = f"check_grads: order {len(done) + 1}, " + " of ".join(["{}", *reversed(done)])
-    step = eps ** (1 / 3)
     tangent_key, cotangent_key, key = random.split(key, 3)
-    v = _random(tangent_key, args)
-    u = _random(cotangent_key, f(*args))
+    v = random.like(tangent_key, args)
+    output = f(*args)
+    structure = _tree.structure(output)
+    numeric = _difference(f, args, v, eps)
+    draws = _tree.leaves(random.like(cotangent_key, output))
+    weights = _weights(numeric, eps, limit)
+    u = structure.unflatten([draw * w.to(draw.dtype) for draw, w in zip(draws, weights, strict=True)])
     slope = pulled = None
-
-    def difference(v: tuple) -> Tree:
-        high, low = (f(*_tree.map(lambda x, t, h=h: x + h * t, args, v)) for h in (step, -step))
-        return _tree.map(lambda a, b: (a - b) / (2.0 * step), high, low)
-
     if "fwd" in modes:
         slope = forward_mode(lambda: torch.func.jvp(f, args, v)[1], "check_grads")
-        numeric = difference(v)
-        check_like(numeric, slope, "output", "its tangent")
-        for path, ours, theirs in _beside(slope, numeric):
-            _compare(ours, theirs, limit, f"{here.format('fwd')}: output{path} differs from central differences")
+        check_like(output, slope, "output", "its tangent")
+        rows = zip(structure.keystrs, _tree.leaves(slope), numeric.values, numeric.noise, strict=True)
+        for path, ours, theirs, noise in rows:
+            allowed = limit * torch.maximum(ours.abs(), theirs.abs()) + noise
+            _compare(ours, theirs, allowed, f"{here.format('fwd')}: output{path} differs from central differences")
     if "rev" in modes:
         pulled = torch.func.vjp(f, *args)[1](u)
         check_like(args, pulled, "args", "their cotangent")
-        for number, (path, ours, direction) in enumerate(_beside(pulled, v)):
-            alone = [t if i == number else torch.zeros_like(t) for i, t in enumerate(_tree.leaves(v))]
-            numeric = _tree.dot(u, difference(_tree.structure(args).unflatten(alone)))
-            message = f"{here.format('rev')}: along args{path} it differs from central differences"
-            _compare((ours * direction).sum(), numeric, limit, message)
+        gradients, treedef = _tree.flatten(pulled)
+        for number, (path, gradient) in enumerate(zip(treedef.keystrs, gradients, strict=True)):
+            for direction in _directions(gradient, _tree.leaves(v)[number]):
+                alone = [direction if i == number else torch.zeros_like(g) for i, g in enumerate(gradients)]
+                along = _difference(f, args, treedef.unflatten(alone), eps)
+                cotangents = [widen(leaf) for leaf in _tree.leaves(u)]
+                theirs = sum(((w * d).sum() for w, d in zip(cotangents, along.values, strict=True)), torch.zeros(()))
+                terms = sum(((w * d).abs().sum() for w, d in zip(cotangents, along.values, strict=True)), 0.0)
+                noise = sum(((w.abs() * d).sum() for w, d in zip(cotangents, along.noise, strict=True)), 0.0)
+                ours = (widen(gradient) * widen(direction)).sum()
+                allowed = limit * (torch.maximum(ours.abs(), theirs.abs()) + 0.01 * terms) + noise
+                message = f"{here.format('rev')}: along args{path} it differs from central differences"
+                _compare(ours, theirs, allowed, message)
     if slope is not None and pulled is not None:
         message = f"{here.format('fwd against rev')}: <u, J v> and <J^T u, v> differ"
-        scale = _tree.global_norm(u) * _tree.global_norm(slope) + _tree.global_norm(pulled) * _tree.global_norm(v)
-        _compare(_tree.dot(u, slope), _tree.dot(pulled, v), 100.0 * eps, message, scale)
+        scale = (
+            _tree.map(torch.abs, u),
+            _tree.map(torch.abs, slope),
+            _tree.map(torch.abs, pulled),
+            _tree.map(torch.abs, v),
+        )
+        allowed = 100.0 * eps * (_tree.dot(*scale[:2]) + _tree.dot(*scale[2:]))
+        _compare(_tree.dot(u, slope), _tree.dot(pulled, v), allowed, message)
     if order == 1:
         return
     for mode, derivative in {
@@ -93,18 +122,59 @@ def _check(
             _check(derivative, args, order - 1, modes, key, eps, limit, (*done, mode))
 
 
-def _beside(first: Tree, second: Tree) -> Any:
-    return zip(_tree.keystrs(first), _tree.leaves(first), _tree.leaves(second), strict=True)
+def _difference(f: Callable, args: tuple, v: tuple, eps: float) -> _Difference:
+    """The difference with the step h.
+
+    Its noise comes from its distance to the difference with 2 h and from the rounding of the values over h.
+    """
+    h = eps ** (1 / 3)
+    pairs = [
+        [
+            [widen(leaf) for leaf in _tree.leaves(f(*_tree.map(lambda x, t, s=s: x + s * t, args, v)))]
+            for s in (step, -step)
+        ]
+        for step in (h, 2.0 * h)
+    ]
+    values, noise = [], []
+    for high, low, further, lower in zip(*pairs[0], *pairs[1], strict=True):
+        near, far = (high - low) / (2.0 * h), (further - lower) / (4.0 * h)
+        values.append(near)
+        apart = (near - far).abs()
+        common = apart.median() if apart.numel() else 0.0  # by luck an entry may have rounded alike for both steps
+        noise.append(2.0 * apart + 4.0 * common + 4.0 * eps / h * torch.maximum(high.abs(), low.abs()))
+    return _Difference(values, noise)
 
 
-def _random(key: Tensor, like: Tree) -> Tree:
-    return _tree.map(lambda draw, leaf: draw.to(leaf.dtype), random.like(key, like), like)
+def _weights(numeric: _Difference, eps: float, limit: float) -> list[Tensor]:
+    """One over the slope of each entry of the output, relative to the largest, with little of the noise in all."""
+    largest = max((float(value.abs().max()) for value in numeric.values if value.numel()), default=0.0)
+    if not 0.0 < largest < float("inf"):
+        return [torch.ones_like(value) for value in numeric.values]
+    noisy = sum(value.numel() for value in numeric.values) / limit
+    return [
+        largest / torch.clamp(torch.maximum(value.abs(), noisy * noise), min=eps * largest)
+        for value, noise in zip(numeric.values, numeric.noise, strict=True)
+    ]
 
 
-def _compare(ours: Tensor, theirs: Tensor, limit: float, message: str, scale: Tensor | None = None) -> None:
-    if scale is None:
-        scale = torch.cat([ours.reshape(-1), theirs.reshape(-1)]).abs().max() if ours.numel() else ours.sum()
-    error = (ours - theirs).abs().max() if ours.numel() else ours.sum()
-    relative = float(error / torch.clamp(scale, min=1.0))
-    if not relative <= limit:  # nan is an error too
-        raise AssertionError(f"{message} by {float(error):.3g}, relative {relative:.3g}, where {limit:.3g} is allowed")
+def _directions(gradient: Tensor, v: Tensor) -> list[Tensor]:
+    """v, and where few entries of the gradient outweigh the others, v with these entries made small."""
+    sizes = gradient.abs()[gradient != 0]
+    if not sizes.numel() or not bool(sizes.isfinite().all()):
+        return [v]
+    middle = sizes.median()
+    if bool(sizes.max() <= 100.0 * middle) and bool(sizes.min() >= 0.01 * middle):
+        return [v]
+    return [v, v * middle / (middle + gradient.abs()), v * sizes.min() / (sizes.min() + gradient.abs())]
+
+
+def _compare(ours: Tensor, theirs: Tensor, allowed: Tensor, message: str) -> None:
+    error = (ours - theirs).abs()
+    wrong = ~(error <= allowed)  # nan is an error too
+    if bool(wrong.any()):
+        place = tuple(wrong.nonzero()[0].tolist())
+        where = f" at entry {list(place)}" if place else ""
+        raise AssertionError(
+            f"{message} by {float(error[place]):.3g}{where}: {float(ours[place]):.6g} against "
+            f"{float(theirs[place]):.6g}, where {float(allowed[place]):.3g} is allowed"
+        )

@@ -1,19 +1,22 @@
-"""Functions with a derivative of their own, from ``detach`` alone: no autograd.Function, so they nest and compile."""
+"""Functions with a derivative of their own, as ``jax.custom_jvp`` and ``jax.custom_vjp`` make them.
+
+A ``torch.autograd.Function`` is made here and nowhere else in fnn: only it hands a rule the tangent or cotangent,
+which a rule that runs a solver, or that is not linear, needs. It nests, maps and traces (``fnn.jit`` runs the function
+and records what it does).
+"""
 
 from collections.abc import Callable
 from typing import Any
 
-from fnn import tree as _tree
-from fnn.jacobian.arguments import check_primals
-from fnn.linalg.linear_operator import check_like
-from fnn.tree import Tree
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-# nodes and weights of Gauss and Legendre's quadrature on [0, 1]
-_QUADRATURE = {
-    1: ((0.5,), (1.0,)),
-    2: ((0.5 - 3**-0.5 / 2, 0.5 + 3**-0.5 / 2), (0.5, 0.5)),
-    3: ((0.5 - 0.6**0.5 / 2, 0.5, 0.5 + 0.6**0.5 / 2), (5 / 18, 8 / 18, 5 / 18)),
-}
+from fnn import _torch
+from fnn import tree as _tree
+from fnn.jacobian.arguments import irregular_like
+from fnn.linalg.vector_space import check_like
+from fnn.tree import Tree
 
 
 def stop_gradient(tree: Tree) -> Tree:
@@ -46,39 +49,233 @@ def straight_through(f: Callable, surrogate: Callable = lambda x: x) -> Callable
     return estimated
 
 
-def with_derivative(f: Callable, derivative: Callable, order: int = 2) -> Callable:
-    """The function ``f`` whose derivative is what ``derivative(primals, tangents)`` says, up to ``order``.
+def custom_jvp(f: Callable, rule: Callable, check: bool = True) -> Callable:
+    """The function ``f`` with a derivative of its own, ``rule(primals, tangents) -> (output, tangent of the output)``.
 
-    ``derivative`` is the rule J v: linear in the tuple ``tangents``, differentiable in the tuple ``primals``, made of
-    torch operations, with a result like ``f(*primals)``. With s = stop_gradient(x) and d = x - s, which is zero,
+    The arguments are those of ``jax.custom_jvp``: ``primals`` and ``tangents`` are tuples, one tree for each argument
+    of ``f``; the tangent of an integer leaf is zeros of its shape and of the default dtype. The rule is J v: linear in
+    the tangents, and differentiable itself where higher derivatives are taken. It may call the function that is made
+    here, or a solver such as ``fnn.linalg.cg``.
 
-        y = f(s) + integral over t from 0 to 1 of derivative((s + t d,), (d,))
+    Forward mode calls the rule. Reverse mode transposes it: it differentiates the rule with respect to the tangents, at
+    a place that is not zero, since solvers stop at zero. The transpose of a solver is as exact as its tolerance.
 
-    has the value of f and the rule as its derivative; Gauss-Legendre quadrature with k nodes makes the derivatives of y
-    right to order 2 k in forward mode, reverse mode and any mixture, mapped and compiled. Above ``order`` (at most 6)
-    they are wrong without a word. A rule that is no true derivative, such as a clipped one, has its second derivative
-    symmetrised. Costs one call of f and ceil(order / 2) of the rule. The values of f are exact unless the rule's is
-    infinite or nan there. Raises ``ValueError`` for another order and for a rule whose result does not fit f's.
+    ``check`` tests the rule at every derivative with two more calls of it: a rule that is not linear in the tangents
+    to a hundredth raises ``ValueError``, and where values cannot be read (in a trace, under vmap) it turns the
+    derivative into nan. Costs one call of f, and of the rule what its mode costs. Raises ``ValueError`` for a rule
+    whose results do not fit those of f, and for an f that closes over a tensor that is differentiated or mapped: give
+    it as an argument.
 
-    >>> import torch
-    >>> softplus = with_derivative(lambda x: (1 + x.exp()).log(), lambda p, t: torch.sigmoid(p[0]) * t[0])
+    >>> softplus = custom_jvp(
+    ...     lambda x: (1 + x.exp()).log(), lambda p, t: ((1 + p[0].exp()).log(), torch.sigmoid(p[0]) * t[0])
+    ... )
     >>> torch.func.grad(torch.func.grad(softplus))(torch.tensor(0.0))
     tensor(0.2500)
     """
-    if not 1 <= order <= 6:
-        raise ValueError(f"with_derivative makes derivatives up to an order between 1 and 6, got order={order}")
-    nodes, weights = _QUADRATURE[(order + 1) // 2]
 
-    def function(*primals: Tree) -> Any:
-        check_primals(primals, "with_derivative")
-        still = stop_gradient(primals)
-        zero = _tree.sub(primals, still)
-        value = stop_gradient(f(*still))
-        for node, weight in zip(nodes, weights, strict=True):
-            place = _tree.map(lambda s, d, node=node: s + node * d, still, zero)
-            slope = derivative(place, zero)
-            check_like(value, slope, "output of the function", "output of its derivative")
-            value = _tree.map(lambda y, dy, weight=weight: y + weight * dy, value, slope)
-        return value
+    def pushforward(primals: tuple, tangents: tuple, output: Tree) -> Tree:
+        slope = _tangent(rule, primals, tangents, output)
+        if not check:
+            return slope
+        place = _with_zeros(irregular_like(primals), tangents)
+        there = _tangent(rule, primals, place, output)
+        both = _tangent(rule, primals, _tree.map(lambda a, b: a - 100.0 * b, place, tangents), output)
+        expected = _tree.map(lambda a, b: a - 100.0 * b, there, slope)
+        error = _tree.global_norm(_tree.sub(both, expected))
+        return _checked(slope, error, _tree.global_norm(expected), _NOT_LINEAR)
+
+    def pullback(primals: tuple, cotangent: Tree, output: Tree) -> tuple:
+        place = irregular_like(_tangent_like(primals))
+        _, transposed, *_ = torch.func.vjp(lambda t: _tangent(rule, primals, t, output), place)
+        (result,) = transposed(cotangent)
+        if not check:
+            return result
+        # <u, J v> = <J^T u, v> for a v in the direction of J^T u, where nothing cancels: a long one and a short one
+        size = _tree.global_norm(result)
+        size = torch.where(size > 0, size, 1.0)
+        long = _tree.map(lambda a, b: 100.0 * a / size + torch.flip(b, tuple(range(b.dim()))), result, place)
+        for v in (long, _tree.scale(-0.01, long)):
+            slope = _tangent(rule, primals, v, output)
+            error = (_tree.dot(cotangent, slope) - _tree.dot(result, v)).abs()
+            norms = [_tree.global_norm(tree) for tree in (cotangent, slope, result, v)]
+            result = _checked(result, error, norms[0] * norms[1] + norms[2] * norms[3], _NOT_LINEAR)
+        return result
+
+    return _function(f, pushforward, pullback)
+
+
+def custom_vjp(f: Callable, forward: Callable, backward: Callable, check: bool = True) -> Callable:
+    """The function ``f`` with a pullback of its own, as ``jax.custom_vjp``.
+
+    ``forward(*args) -> (output, residuals)`` and ``backward(residuals, cotangent) -> `` a tuple with one cotangent for
+    each argument; None stands for zeros. ``backward`` need not be linear (it may clip the cotangent).
+
+    Reverse mode calls ``forward`` again when it needs the residuals, so that they depend on the arguments in higher
+    derivatives: one call of f, and of forward and backward. Forward mode, which JAX refuses, transposes ``backward``;
+    with ``check`` a backward rule that is not linear in the cotangent raises ``ValueError`` there, or gives nan where
+    values cannot be read. Raises ``ValueError`` for rules whose results do not fit, and for an f that closes over a
+    tensor that is differentiated or mapped.
+
+    >>> clipped = custom_vjp(lambda x: x, lambda x: (x, ()), lambda residuals, u: (u.clamp(-1.0, 1.0),))
+    >>> torch.func.grad(lambda x: (5.0 * clipped(x)).sum())(torch.tensor([2.0]))
+    tensor([1.])
+    """
+
+    def pullback(primals: tuple, cotangent: Tree, output: Tree) -> tuple:
+        value, residuals = forward(*primals)
+        check_like(output, value, "output of the function", "output of its forward rule")
+        result = backward(residuals, cotangent)
+        if not isinstance(result, (tuple, list)) or len(result) != len(primals):
+            raise ValueError(
+                "custom_vjp: the backward rule returns a tuple with one cotangent for each of "
+                f"{len(primals)} arguments, got {_tree.describe(result)}; write (cotangent,) for one"
+            )
+        like = _tangent_like(primals)
+        found = tuple(_tree.zeros_like(a) if b is None else b for a, b in zip(like, result, strict=True))
+        check_like(like, found, "arguments", "cotangents of the backward rule")
+        return found
+
+    def pushforward(primals: tuple, tangents: tuple, output: Tree) -> Tree:
+        place = irregular_like(output)
+        pulled, transposed, *_ = torch.func.vjp(lambda u: pullback(primals, u, output), place)
+        (slope,) = transposed(tangents)
+        if not check:
+            return slope
+        other = _tree.map(lambda a: 100.0 * torch.flip(a, tuple(range(a.dim()))) - a, place)
+        both = pullback(primals, _tree.map(lambda a, b: a - 3.0 * b, place, other), output)
+        expected = _tree.map(lambda a, b: a - 3.0 * b, pulled, pullback(primals, other, output))
+        error = _tree.global_norm(_tree.sub(both, expected))
+        return _checked(slope, error, _tree.global_norm(expected), _NOT_LINEAR_BACK)
+
+    return _function(f, pushforward, pullback)
+
+
+_NOT_LINEAR = (
+    "custom_jvp: the rule is not linear in its tangents, so it is not a derivative (or a solver in it does not "
+    "converge); write one that is linear, or custom_vjp(f, forward, backward), whose backward rule may be any function"
+)
+_NOT_LINEAR_BACK = (
+    "custom_vjp: the backward rule is not linear in the cotangent, so forward mode has no derivative to take from it; "
+    "use reverse mode"
+)
+
+
+def _checked(result: Tree, error: Tensor, scale: Tensor, message: str) -> Tree:
+    """The result; ``ValueError``, or nan where values cannot be read, where the error is not small."""
+    wrong = ~(error <= 1e-2 * scale) & error.isfinite() & scale.isfinite()
+    if not _torch.values_can_be_read():
+        return _tree.map(lambda leaf: torch.where(wrong, torch.nan, leaf), result)
+    if bool(wrong):
+        raise ValueError(message)
+    return result
+
+
+def _tangent(rule: Callable, primals: tuple, tangents: tuple, output: Tree) -> Tree:
+    result = rule(primals, tangents)
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
+        raise ValueError(
+            "custom_jvp: the rule returns a pair (output, tangent of the output), got "
+            f"{_tree.describe(result)}; write return f(*primals), tangent"
+        )
+    check_like(_tangent_like(output), result[1], "output of the function", "tangent that its rule returns")
+    return result[1]
+
+
+def _tangent_like(tree: Tree) -> Tree:
+    """Trees of the leaves, integers and bools replaced by zeros of the default dtype."""
+    return _tree.map(lambda leaf: leaf if _floats(leaf) else torch.zeros(leaf.shape, device=leaf.device), tree)
+
+
+def _with_zeros(place: Tree, tangents: Tree) -> Tree:
+    return _tree.map(lambda p, t: p.to(t.dtype), place, tangents)
+
+
+def _floats(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+
+
+class _Call:
+    """One call of a function: its rules, and the structure of what goes in and out."""
+
+    def __init__(self, f: Callable, pushforward: Callable, pullback: Callable, primals: tuple) -> None:
+        self.f, self.pushforward, self.pullback = f, pushforward, pullback
+        self.treedef = _tree.structure(primals)
+        self.output: _tree.TreeDef | None = None
+
+    def __deepcopy__(self, memo: dict) -> "_Call":
+        return self
+
+
+_CLOSURE = (
+    "a function with a derivative of its own closes over a tensor that is differentiated or mapped here, and would "
+    "lose that; give the tensor as an argument"
+)
+
+
+class _Closure(TorchFunctionMode):
+    """Raises ``ValueError`` where a function uses a tensor of a transform that its arguments have left."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        given = _torch.tree_leaves((args, kwargs))
+        if any(isinstance(leaf, Tensor) and _torch.is_of_outer_transform(leaf) for leaf in given):
+            raise ValueError(_CLOSURE)
+        return func(*args, **(kwargs or {}))
+
+
+class _Custom(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(call: _Call, *leaves: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        with torch.enable_grad(), _Closure():  # gradients that come in through the closure would be lost
+            still = [leaf.detach() for leaf in leaves]
+            results, call.output = _tree.flatten(call.f(*call.treedef.unflatten(still)))
+        if any(result.requires_grad for result in results):
+            raise ValueError(_CLOSURE)
+        # a result that is an argument, or shares its memory, would be taken for a view of it
+        return tuple(result.detach().clone() for result in results)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        call, *leaves = inputs
+        ctx.call = call
+        ctx.count = len(leaves)
+        ctx.mark_non_differentiable(*[leaf for leaf in output if not _floats(leaf)])
+        ctx.save_for_backward(*leaves, *output)
+        ctx.save_for_forward(*leaves, *output)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple:  # type: ignore[override]
+        call, leaves, output = _Custom.saved(ctx)
+        primals = call.treedef.unflatten(leaves)
+        found = _tree.leaves(call.pullback(primals, call.output.unflatten(list(cotangents)), output))
+        return (None, *[g if _floats(leaf) else None for leaf, g in zip(leaves, found, strict=True)])
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple:  # type: ignore[override]
+        call, leaves, output = _Custom.saved(ctx)
+        filled = [
+            torch.zeros_like(like) if tangent is None else tangent
+            for tangent, like in zip(tangents, _tree.leaves(_tangent_like(leaves)), strict=True)
+        ]
+        with _torch.forward_mode_inside_jvp():  # torch has switched it off for all levels, the outer ones too
+            primals = call.treedef.unflatten([_torch.without_tangent(leaf) for leaf in leaves])
+            output = _tree.map(_torch.without_tangent, output)
+            slopes = _tree.leaves(call.pushforward(primals, call.treedef.unflatten(filled), output))
+        return tuple(slope if _floats(leaf) else None for leaf, slope in zip(_tree.leaves(output), slopes, strict=True))
+
+    @staticmethod
+    def saved(ctx: Any) -> tuple[_Call, list[Tensor], Tree]:
+        tensors = list(ctx.saved_tensors)
+        return ctx.call, tensors[: ctx.count], ctx.call.output.unflatten(tensors[ctx.count :])
+
+
+def _function(f: Callable, pushforward: Callable, pullback: Callable) -> Callable:
+    def function(*primals: Tree) -> Tree:
+        call = _Call(f, pushforward, pullback, primals)
+        leaves = call.treedef.flatten_up_to(primals)
+        results = _Custom.apply(call, *leaves)
+        assert call.output is not None
+        return call.output.unflatten(list(results))
 
     return function

@@ -1,22 +1,32 @@
-"""Whole Jacobians and Hessians, their diagonals and traces: products with the vectors of a basis.
+"""Whole Jacobians, and the Laplacian: products with the vectors of a basis.
 
 The basis is made ``chunk_size`` (default all) vectors at a time, which bounds memory. A matrix between trees is a tree
 of blocks: at each path of the output stands a tree like the input, and its leaf has the shape of the output's leaf
 followed by that of the input's. :func:`blocks_to_matrix` puts the blocks together.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fnn import tree as _tree
-from fnn.jacobian.arguments import NoForwardRuleError, check_primals, differentiable_output, forward_mode
-from fnn.jacobian.products import bounds, pull, push, single
+from fnn._argnums import Argnums, positions
+from fnn.jacobian.arguments import (
+    NoForwardRuleError,
+    call_and_listen,
+    check_primals,
+    check_surroundings,
+    differentiable_output,
+    forward_mode,
+    mapped,
+    reverse_mode,
+)
+from fnn.jacobian.products import bounds, forward_or_reverse, pull, push_forward, second_by_reverse, single
+from fnn.linalg.vector_space import one_hot
 from fnn.tree import Tree
-
-Argnums = int | Sequence[int]
 
 
 def dense_jacobian(
@@ -25,79 +35,117 @@ def dense_jacobian(
     mode: Literal["auto", "forward", "reverse"] = "auto",
     chunk_size: int | None = None,
     has_aux: bool = False,
+    holomorphic: bool = False,
 ) -> Callable:
     """The function ``*args -> J``, a tree of blocks; ``(J, aux)`` where ``f`` returns ``(output, aux)``.
 
     For an output with m numbers and an input with n, ``"forward"`` takes n products of forward mode, ``"reverse"`` m of
-    reverse mode, and ``"auto"`` the fewer: forward for n < m unless an operation has no forward rule. With a sequence
-    of ``argnums`` each block is a tuple over these arguments.
+    reverse mode, and ``"auto"`` the fewer: forward for n < m unless an operation has no forward rule in torch, or a
+    wrong one. With a sequence of ``argnums`` each block is a tuple over these arguments.
 
-    Cost n + 1 or 2 m + 1 calls; memory m n numbers, and chunk_size times the largest activation (forward) or the
-    activations and chunk_size times the largest (reverse). Raises ``TypeError`` for an integer leaf (naming it) and
-    for an operation without a forward rule under ``"forward"``, ``ValueError`` for another mode.
+    Complex numbers are as in ``jax.jacfwd`` and ``jax.jacrev``: with ``holomorphic=True`` all inputs and outputs are
+    complex and J is the complex derivative df/dz; a real input may have a complex output in forward mode.
+
+    Cost 2 + 2 n or 1 + 2 m calls (and one more that chooses); memory m n numbers, and chunk_size times the largest
+    activation (forward) or the activations and chunk_size times the largest (reverse). Raises ``TypeError`` for an
+    integer or complex leaf (naming it) and for an operation without a right forward rule under ``"forward"``,
+    ``ValueError`` for another mode.
 
     >>> dense_jacobian(lambda p: p["w"] * p["b"])({"w": torch.tensor([1.0, 2.0]), "b": torch.tensor(3.0)})
     {'w': tensor([[3., 0.],
             [0., 3.]]), 'b': tensor([1., 2.])}
     """
+    name = "dense_jacobian"
     if mode not in ("auto", "forward", "reverse"):
-        raise ValueError(f"jacobian: mode is 'auto', 'forward' or 'reverse', got {mode!r}")
+        raise ValueError(f"{name}: mode is 'auto', 'forward' or 'reverse', got {mode!r}")
 
     def jacobian_of(*args: Any, **kwargs: Any) -> Any:
-        g, primals, choose = differentiated(differentiable_output(f, has_aux), args, kwargs, argnums, "jacobian")
+        checked = differentiable_output(f, name, has_aux, complex_too=True)
+        g, primals, choose = differentiated(checked, args, kwargs, argnums, name, complex_too=holomorphic)
 
         def forward() -> tuple:
             parts = [one_hot(primals, *rows) for rows in bounds(_tree.size(primals), chunk_size)]
-            output, columns, *aux = push(g, primals, parts, "jacobian", has_aux)
+            output, columns, *aux = push_forward(g, primals, parts, name, has_aux)
             return (blocks_of_columns(output, primals, columns, choose), *aux)
 
         def reverse() -> tuple:
             output, pullback, *aux = torch.func.vjp(g, *primals, has_aux=has_aux)
             parts = [one_hot(output, *rows) for rows in bounds(_tree.size(output), chunk_size)]
-            rows = pull(lambda u: (pullback(u),), parts)
+            rows = pull(lambda u: (pullback(u),), parts, faults.vmap is not None)
             return (blocks_of_rows(output, primals, rows, choose), *aux)
 
+        check_surroundings(g, primals, name)
+        result, faults = call_and_listen(g, primals, nested=False)
+        output = result[0] if has_aux else result
+        complex_output = _check_complex(primals, output, holomorphic)
+        if complex_output and not holomorphic and mode == "reverse":
+            raise TypeError(
+                f"{name}: the output is complex and the input is real, where mode='reverse' has only half of the "
+                "derivative; write mode='forward'"
+            )
         backward = mode == "reverse"
         if mode == "auto":
-            output = g(*primals)
-            backward = _tree.size(primals) >= _tree.size(output[0] if has_aux else output)
-        if backward:
-            return single(reverse())
-        try:
-            return single(forward())
-        except NoForwardRuleError:
-            if mode == "forward":
-                raise
-            return single(reverse())
+            backward = _tree.size(primals) >= _tree.size(output) and (holomorphic or not complex_output)
+        if not backward:
+            if faults.forward is None:
+                try:
+                    return single(forward_mode(forward, name))
+                except NoForwardRuleError:
+                    if mode == "forward" or (complex_output and not holomorphic):
+                        raise
+            elif mode == "forward" or (complex_output and not holomorphic):
+                raise NoForwardRuleError(name, faults.forward, wrong=True)
+        return single(reverse_mode(reverse, name))
 
     return jacobian_of
+
+
+def _check_complex(primals: tuple, output: Tree, holomorphic: bool) -> bool:
+    """Whether a leaf of the output is complex. Raises ``TypeError`` where a holomorphic function has real numbers."""
+    if holomorphic:
+        for what, tree in {"primals": primals, "the function's output": output}.items():
+            for path, leaf in zip(_tree.keystrs(tree), _tree.leaves(tree), strict=True):
+                if not leaf.is_complex():
+                    raise TypeError(
+                        "dense_jacobian with holomorphic=True needs complex inputs and outputs, and "
+                        f"{what}{path} is a {leaf.dtype} tensor"
+                    )
+    return any(leaf.is_complex() for leaf in _tree.leaves(output))
 
 
 def laplacian(f: Callable, argnums: Argnums = 0, chunk_size: int | None = None) -> Callable:
     """The function ``*args -> `` sum of the second derivatives along each axis of the input, like the output.
 
-    Forward mode twice: n products of 4 calls, chunk_size at once; memory 4 chunk_size times the largest activation,
-    none kept. Raises what ``jmp`` raises.
+    Forward mode twice: n products of about 5 calls, chunk_size at once; memory 4 chunk_size times the largest
+    activation, none kept. Where an operation has no forward rule in torch, or one that is wrong when nested
+    (``torch.nn.functional.layer_norm`` and ``batch_norm``; ``fnn.layers`` writes them out), it is reverse mode nested
+    three times, which takes about twice as long and keeps the activations of each product. Raises what ``jmp``
+    raises.
 
     >>> laplacian(lambda x: (x**3).sum())(torch.tensor([1.0, 2.0]))
     tensor(18.)
     """
 
     def laplacian_of(*args: Any, **kwargs: Any) -> Tree:
-        g, primals, _ = differentiated(differentiable_output(f), args, kwargs, argnums, "laplacian")
+        checked = differentiable_output(f, "laplacian")
+        g, primals, _ = differentiated(checked, args, kwargs, argnums, "laplacian")
         primals = _tree.map(torch.clone, primals)  # as in directional_derivatives
 
-        def second(*basis: Tree) -> Tree:
-            slope = lambda *p: torch.func.jvp(g, p, basis)[1]
-            return torch.func.jvp(slope, primals, basis)[1]
+        def total(forward: bool) -> Tree:
+            def second(*basis: Tree) -> Tree:
+                if not forward:
+                    return second_by_reverse(g, primals, basis, "laplacian")[2]
+                slope = lambda *p: torch.func.jvp(g, p, basis)[1]
+                return torch.func.jvp(slope, primals, basis)[1]
 
-        mapped = torch.func.vmap(second)
-        total = None
-        for rows in bounds(_tree.size(primals), chunk_size):
-            basis = one_hot(primals, *rows)
-            part = _tree.map(lambda leaf: leaf.sum(0), forward_mode(lambda b=basis: mapped(*b), "laplacian"))
-            total = part if total is None else _tree.add(total, part)
-        return total
+            loop = call_and_listen(g, primals, nested=False)[1].vmap is not None
+            parts = [
+                _tree.map(lambda leaf: leaf.sum(0), mapped(second, one_hot(primals, *rows), loop=loop))
+                for rows in bounds(_tree.size(primals), chunk_size)
+            ]
+            return functools.reduce(_tree.add, parts)
+
+        return forward_or_reverse(g, primals, total, "laplacian")
 
     return laplacian_of
 
@@ -134,27 +182,13 @@ def blocks_to_matrix(blocks: Tree, input: Tree) -> Tensor:
     return torch.cat(rows)
 
 
-def one_hot(like: Tree, start: int, stop: int) -> Tree:
-    """Rows ``start`` to ``stop`` of the identity, each a tree like the given one."""
-    leaves = _tree.leaves(like)
-    rows = torch.arange(start, stop, device=leaves[0].device)
-    stacks, first = [], 0
-    for leaf in leaves:
-        places = torch.arange(first, first + leaf.numel(), device=leaf.device)
-        stacks.append((rows[:, None] == places).to(leaf.dtype).reshape(len(rows), *leaf.shape))
-        first += leaf.numel()
-    return _tree.structure(like).unflatten(stacks)
-
-
-def differentiated(f: Callable, args: tuple, kwargs: dict, argnums: Argnums, name: str) -> tuple:
+def differentiated(
+    f: Callable, args: tuple, kwargs: dict, argnums: Argnums, name: str, complex_too: bool = False
+) -> tuple:
     """The function of the chosen arguments alone, these arguments, and ``tuple of them -> what the user sees``."""
-    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    for number in numbers:
-        if not -len(args) <= number < len(args):
-            raise ValueError(f"{name}: argnums={argnums}, but the function got {len(args)} positional arguments")
-    places = [number % len(args) for number in numbers]
+    places = positions(argnums, len(args), name)
     primals = tuple(args[place] for place in places)
-    check_primals(primals, name)
+    check_primals(primals, name, complex_too)
 
     def g(*chosen: Tree) -> Any:
         given = list(args)

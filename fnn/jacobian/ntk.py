@@ -9,6 +9,7 @@ from torch import Tensor
 from fnn import tree as _tree
 from fnn.gradients.value_and_grad import check_differentiable
 from fnn.jacobian.products import bounds
+from fnn.linalg.vector_space import one_hot
 from fnn.tree import Tree
 
 
@@ -55,8 +56,7 @@ def _contraction(
     def rows(x: Tensor) -> list[Tensor]:
         def one(sample: Tensor) -> Tree:
             output, pullback, *_ = torch.func.vjp(lambda p: _outputs(apply, p, sample[None])[0], params)
-            basis = torch.eye(len(output), dtype=output.dtype, device=output.device)
-            return torch.func.vmap(pullback)(basis)[0]
+            return torch.func.vmap(pullback)(one_hot(output, 0, len(output)))[0]
 
         return [leaf.flatten(2) for leaf in _tree.leaves(torch.func.vmap(one)(x))]  # (batch, outputs, numbers)
 

@@ -1,7 +1,7 @@
 """The Jacobian of a function of a tree as a linear operator.
 
-With ``batch`` the function is called as ``function(params, batch)``, with ``batches`` (a list, a loader: anything that
-can be iterated again and again) once for each; without either as ``function(params)``.
+With ``batch`` the function is called as ``f(params, batch)``, with ``batches`` (a list, a loader: anything that
+can be iterated again and again) once for each; without either as ``f(params)``.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from fnn import tree as _tree
-from fnn.gradients.value_and_grad import check_differentiable
+from fnn.jacobian.arguments import call_and_listen, check_floating
+from fnn.jacobian.products import along, forward_else_reverse
 from fnn.linalg.linear_operator import LinearOperator
 from fnn.tree import Tree
 
@@ -18,13 +19,14 @@ NO_BATCH: Any = object()
 
 
 def jacobian_operator(
-    function: Callable, params: Tree, batch: Any = NO_BATCH, *, batches: Iterable | None = None
+    f: Callable, params: Tree, batch: Any = NO_BATCH, *, batches: Iterable | None = None
 ) -> LinearOperator:
-    """J of ``function``, rows numbered by its output: ``J @ v`` by forward mode, ``J.T @ u`` by reverse mode.
+    """J of ``f``, rows numbered by its output: ``J @ v`` by forward mode, ``J.T @ u`` by reverse mode.
 
-    With ``batches`` the outputs are joined along their first axis. Each product costs about two (``@``) or
-    three (``.T @``) calls of the function. Memory: forward mode that of one call, reverse mode all activations
-    of one batch. Raises ``TypeError`` naming a leaf of params that has no derivative, ``ValueError`` for no
+    With ``batches`` the outputs are joined along their first axis. Each product costs about three calls of the
+    function. Memory: forward mode that of one call, reverse mode all activations of one batch. Where an operation has
+    no forward rule in torch, or a wrong one, ``J @ v`` is made by reverse mode as in ``linearize_by_vjp``, about five
+    calls. Raises ``TypeError`` naming a leaf of params that has no derivative or is complex, ``ValueError`` for no
     batches or an iterator that can be read only once.
 
     >>> J = jacobian_operator(lambda x: x * x, torch.tensor([1.0, 2.0]))
@@ -32,16 +34,22 @@ def jacobian_operator(
     tensor([[2., 0.],
             [0., 4.]])
     """
-    check_differentiable(params)
+    name = "jacobian_operator"
+    check_floating(params, "params", name)
     calls = Calls(batch, batches)
-    with torch.no_grad():
-        outputs = [function(params, *args) for _, args in calls]
+    heard = [call_and_listen(lambda p, args=args: f(p, *args), (params,), nested=True) for _, args in calls]
+    outputs = [result for result, _ in heard]
+    forward_is_right = all(faults.forward is None for _, faults in heard)
     output = outputs[0] if len(outputs) == 1 else _tree.concat(outputs)
     lengths = [_tree.leaves(out)[0].shape[:1] for out in outputs]
-    check_differentiable(output, "the function's output")
+    check_floating(output, "the function's output", name)
 
     def product(v: Tree) -> Tree:
-        parts = [torch.func.jvp(lambda p, args=args: function(p, *args), (params,), (v,))[1] for _, args in calls]
+        parts = []
+        for _, args in calls:
+            of_params = lambda p, args=args: f(p, *args)
+            slope = lambda forward, g=of_params: along(g, (params,), (v,), forward, name)[1]
+            parts.append(forward_else_reverse(forward_is_right, slope, name))
         return parts[0] if len(parts) == 1 else _tree.concat(parts)
 
     def transposed(u: Tree) -> Tree:
@@ -52,7 +60,7 @@ def jacobian_operator(
                 stop = start + length[0]
                 part = _tree.map(lambda leaf, start=start, stop=stop: leaf[start:stop], u)
                 start = stop
-            (back,) = torch.func.vjp(lambda p, args=args: function(p, *args), params)[1](part)
+            (back,) = torch.func.vjp(lambda p, args=args: f(p, *args), params)[1](part)
             total = back if total is None else _tree.add(total, back)
         return total
 
@@ -80,14 +88,4 @@ class Calls:
     def __iter__(self) -> Any:
         if self.batches is None:
             return iter(self.single)
-        return ((_batch_size(batch), (batch,)) for batch in self.batches)
-
-
-def _batch_size(batch: Any) -> int:
-    lengths = {path: leaf.shape[:1] for path, leaf in _tree.items(batch)}
-    if len(set(lengths.values())) != 1 or () in lengths.values():
-        raise ValueError(
-            "the leaves of a batch must share their first axis, the samples, so that batches are weighted by their "
-            f"sizes; got first axes { {path: tuple(length) for path, length in lengths.items()} }"
-        )
-    return next(iter(lengths.values()))[0]
+        return ((_tree.leading_length(batch), (batch,)) for batch in self.batches)

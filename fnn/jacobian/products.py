@@ -8,15 +8,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fnn import tree as _tree
 from fnn.jacobian.arguments import (
+    NoForwardRuleError,
+    call_and_listen,
     check_cotangent_stack,
     check_primals,
+    check_surroundings,
     check_tangent_stack,
     check_tangents,
+    check_third,
     differentiable_output,
     forward_mode,
+    irregular_like,
+    mapped,
+    reverse_mode,
 )
 from fnn.tree import Tree
 
@@ -27,17 +35,20 @@ def jmp(
     """J V: the output and the derivatives along many tangents at once, by forward mode.
 
     Each leaf of ``tangents`` is a leaf of ``primals`` with a new first axis (k, ...); so is the result,
-    ``(output, products)``, or ``(output, products, aux)`` where ``f`` returns ``(output, aux)``.
+    ``(output, products)``, or ``(output, products, aux)`` where ``f`` returns ``(output, aux)``. Complex numbers
+    are taken as pairs of real ones, as in ``jax.jvp``: V may be complex where the primals are.
 
-    Cost 1 + k calls, memory k times the largest activation and the products; ``chunk_size`` tangents at a time
-    replace k by chunk_size. Raises ``TypeError`` for an integer leaf and an operation without a forward rule,
-    ``ValueError`` for tangents that do not fit, naming the path.
+    Cost 2 + 2 k calls, memory k times the largest activation and the products; ``chunk_size`` tangents at a time
+    replace k by chunk_size. Where an operation has no forward rule in torch, or a wrong one, the products come from
+    reverse mode as in :func:`linearize_by_vjp`, 4 + 2 k calls with twice the activations kept. Raises ``TypeError``
+    for an integer leaf and an operation without either rule, ``ValueError`` for tangents that do not fit, naming the
+    path.
 
     >>> jmp(lambda x: x**2, (torch.tensor([1.0, 2.0]),), (torch.eye(2),))[1]
     tensor([[2., 0.],
             [0., 4.]])
     """
-    tangents, count = check_tangent_stack(primals, tangents, "jmp")
+    tangents, count = check_tangent_stack(primals, tangents, "jmp", complex_too=True)
     return push(f, primals, chunks(tangents, count, chunk_size), "jmp", has_aux)
 
 
@@ -48,7 +59,8 @@ def mjp(
 
     Each leaf of ``cotangents`` is a leaf of the output with a new first axis (k, ...). Gives
     ``(output, products)`` with products like ``primals[0]``, or a tuple like ``primals`` where there are several,
-    and each leaf (k, ...); ``(output, products, aux)`` where ``f`` returns ``(output, aux)``.
+    and each leaf (k, ...); ``(output, products, aux)`` where ``f`` returns ``(output, aux)``. For complex numbers
+    U^T is the transpose without conjugation, as in ``jax.vjp``; ``torch.func.vjp`` conjugates.
 
     Cost 1 + 2 k calls; memory the activations and k times the largest of them; ``chunk_size`` cotangents at a time
     replace k by chunk_size. Raises what :func:`jmp` raises.
@@ -56,10 +68,13 @@ def mjp(
     >>> mjp(lambda x: x**2, (torch.tensor([1.0, 2.0]),), torch.ones(1, 2))[1]
     tensor([[2., 4.]])
     """
-    check_primals(primals, "mjp")
-    output, pullback, *aux = torch.func.vjp(differentiable_output(f, has_aux), *primals, has_aux=has_aux)
+    check_primals(primals, "mjp", complex_too=True)
+    checked = differentiable_output(f, "mjp", has_aux, complex_too=True)
+    check_surroundings(f, primals, "mjp")
+    loop = call_and_listen(f, primals, nested=False)[1].vmap is not None
+    output, pullback, *aux = reverse_mode(lambda: torch.func.vjp(checked, *primals, has_aux=has_aux), "mjp")
     cotangents, count = check_cotangent_stack(output, cotangents, "mjp")
-    return (output, pull(pullback, chunks(cotangents, count, chunk_size)), *aux)
+    return (output, pull(pullback, chunks(cotangents, count, chunk_size), loop), *aux)
 
 
 def linearize_by_vjp(f: Callable, *primals: Tree) -> tuple[Any, Callable]:
@@ -67,68 +82,160 @@ def linearize_by_vjp(f: Callable, *primals: Tree) -> tuple[Any, Callable]:
 
     Unlike ``torch.func.linearize`` it passes ``fnn.jit``, ``grad`` and ``vmap``, and needs backward rules alone:
     the pullback is linear in its cotangent, and its own pullback is J. Cost three calls of ``f`` once and two for each
-    product; memory twice the activations, as long as the function is kept. Raises ``TypeError`` for an integer leaf,
-    ``ValueError`` for tangents that do not fit.
+    product (four and two for convolutions); memory twice the activations, as long as the function is kept. Raises
+    ``TypeError`` for an integer leaf and for an operation without a second derivative, ``ValueError`` for tangents that
+    do not fit.
 
     >>> output, derivative = linearize_by_vjp(torch.sin, torch.tensor(0.0))
     >>> derivative(torch.tensor(2.0))
     tensor(2.)
     """
-    check_primals(primals, "linearize_by_vjp")
-    output, pullback, *_ = torch.func.vjp(differentiable_output(f), *primals)
-    transposed = torch.func.vjp(pullback, _tree.zeros_like(output))[1]
+    check_primals(primals, "linearize_by_vjp", complex_too=True)
+    checked = differentiable_output(f, "linearize_by_vjp", complex_too=True)
+    output, transposed, *_ = linearized(checked, primals, "linearize_by_vjp")
 
     def derivative(*tangents: Tree) -> Tree:
-        return transposed(check_tangents(primals, tangents, "linearize_by_vjp"))[0]
+        return transposed(check_tangents(primals, tangents, "linearize_by_vjp", complex_too=True))
 
     return output, derivative
+
+
+def linearized(f: Callable, primals: tuple, name: str, has_aux: bool = False) -> tuple[Any, ...]:
+    """``(output, tangents -> J tangents, cotangent -> J^T cotangent[, aux])``, by reverse mode alone."""
+
+    check_surroundings(f, primals, name)
+
+    def twice() -> tuple:
+        output, pullback, *aux = torch.func.vjp(f, *primals, has_aux=has_aux)
+        transposed = torch.func.vjp(pullback, irregular_like(output))[1]
+        return (output, transposed, pullback, *aux)
+
+    output, transposed, pullback, *aux = reverse_mode(twice, name)
+    return (output, lambda tangents: reverse_mode(lambda: transposed(tangents)[0], name), pullback, *aux)
 
 
 def directional_derivatives(f: Callable, primals: tuple, tangents: tuple, order: int = 2) -> tuple:
     """``(f, Df[v], D^2 f[v, v], ...)`` up to ``order``: the derivatives of t -> f(primals + t tangents) at 0.
 
-    Forward mode nested ``order`` times: cost 2^order calls, memory 2^order activations of the largest layer, none
-    kept. Raises ``ValueError`` for an order below 1 and tangents that do not fit, ``TypeError`` as :func:`jmp`.
+    Forward mode nested ``order`` times: cost 1 + 3^order calls, memory 2^order activations of the largest layer, none
+    kept. Where an operation has no forward rule in torch, or one that is wrong when nested
+    (``torch.nn.functional.layer_norm`` and ``batch_norm``; ``fnn.layers`` writes them out), it is reverse
+    mode: three nested pullbacks for the second order, about 20 calls with all activations, and six or more above it,
+    where ``layer_norm`` and ``batch_norm`` of torch are refused. Raises ``ValueError`` for an order below 1 and
+    tangents that do not fit, ``TypeError`` as :func:`jmp`.
 
     >>> directional_derivatives(lambda x: x**3, (torch.tensor(2.0),), (torch.tensor(1.0),), order=3)
     (tensor(8.), tensor(12.), tensor(12.), tensor(6.))
     """
+    name = "directional_derivatives"
     if order < 1:
-        raise ValueError(f"directional_derivatives needs an order of at least 1, got {order}")
-    tangents = check_tangents(primals, tangents, "directional_derivatives")
-    # nested forward mode on a view fails to compile: torch 2.11 to 2.15 assert that its tangent is laid out alike
+        raise ValueError(f"{name} needs an order of at least 1, got {order}")
+    tangents = check_tangents(primals, tangents, name)
+    checked = differentiable_output(f, name)
+    # nested forward mode on a view fails to trace: torch 2.11 to 2.15 assert that its tangent is laid out alike
     primals = _tree.map(torch.clone, tuple(primals))
 
-    def nested(levels: int) -> Callable:
+    def nested(levels: int, forward: bool) -> Callable:
         if levels == 0:
-            return lambda *p: (f(*p),)
-        inner = nested(levels - 1)
+            return lambda *p: (checked(*p),)
+        inner = nested(levels - 1, forward)
 
         def outer(*p: Tree) -> tuple:
-            values, slopes, *_ = torch.func.jvp(inner, p, tangents)
+            values, slopes = along(inner, p, tangents, forward, name)
             return (*values, slopes[-1])
 
         return outer
 
-    return forward_mode(lambda: nested(order)(*primals), "directional_derivatives")
+    def derivatives(forward: bool) -> tuple:
+        if forward or order == 1:
+            return nested(order, forward)(*primals)
+        if order == 2:
+            return second_by_reverse(checked, primals, tangents, name)
+        wrong = call_and_listen(checked, primals, nested=True)[1].forward
+        if wrong is not None:
+            check_third(wrong, name)
+        return nested(order, False)(*primals)
+
+    return forward_or_reverse(checked, primals, derivatives, name)
+
+
+def second_by_reverse(f: Callable, primals: tuple, tangents: tuple, name: str) -> tuple[Any, Any, Any]:
+    """The output, Df[v] and D^2 f[v, v] by reverse mode, without third derivatives of any operation.
+
+    <u, D^2 f[v, v]> is linear in u, and its gradient is what is asked for.
+    """
+    output, derivative, *_ = linearized(f, primals, name)
+
+    def curved(u: Tree) -> Tensor:
+        slope = lambda p: _tree.dot(torch.func.vjp(f, *p)[1](u), tangents)  # type: ignore[index]
+        return _tree.dot(torch.func.grad(slope)(primals), tangents)
+
+    return output, derivative(tangents), torch.func.grad(curved)(irregular_like(output))
+
+
+def along(f: Callable, primals: tuple, tangents: tuple, forward: bool, name: str) -> tuple[Any, Any]:
+    """The output and the derivative along the tangents, by forward mode or by reverse mode alone."""
+    if forward:
+        output, slope, *_ = torch.func.jvp(f, primals, tangents)
+        return output, slope
+    output, derivative, *_ = linearized(f, primals, name)
+    return output, derivative(tangents)
+
+
+def forward_or_reverse(f: Callable, primals: tuple, call: Callable[[bool], Any], name: str, nested: bool = True) -> Any:
+    """``call(True)``, forward mode, unless an operation of ``f`` has no right forward rule; then ``call(False)``."""
+    faults = call_and_listen(f, primals, nested)[1]
+    return forward_else_reverse(faults.forward is None, call, name)
+
+
+def forward_else_reverse(forward_is_right: bool, call: Callable[[bool], Any], name: str) -> Any:
+    """The same where it is known whether the forward rules that exist are right."""
+    if forward_is_right:
+        try:
+            return forward_mode(lambda: call(True), name)
+        except NoForwardRuleError:
+            pass
+    return reverse_mode(lambda: call(False), name)
 
 
 def push(f: Callable, primals: tuple, parts: Sequence[tuple], name: str, has_aux: bool = False) -> tuple[Any, ...]:
     """``(output, products[, aux])`` of the tangents in all parts, those of one part at once."""
+    f = differentiable_output(f, name, has_aux, complex_too=True)
 
-    def along(*tangents: Tree) -> tuple:
+    def either(forward: bool) -> tuple:
+        return (push_forward if forward else _push_reverse)(f, primals, parts, name, has_aux)
+
+    return forward_or_reverse(f, primals, either, name, nested=False)
+
+
+def push_forward(f: Callable, primals: tuple, parts: Sequence[tuple], name: str, has_aux: bool) -> tuple[Any, ...]:
+    """The same by forward mode alone."""
+
+    def slope(*tangents: Tree) -> tuple:
         return torch.func.jvp(f, primals, tangents, has_aux=has_aux)
 
-    out_dims: Any = (None, 0, None) if has_aux else (None, 0)
-    mapped = torch.func.vmap(along, out_dims=out_dims)
-    results = [forward_mode(lambda part=part: mapped(*part), name) for part in parts]
-    return (results[0][0], join([result[1] for result in results]), *results[0][2:])
+    # the output is the same for all tangents, but out_dims=None is refused where an outer vmap has mapped it
+    results = [mapped(slope, part, (0, 0, None) if has_aux else (0, 0)) for part in parts]
+    output = _tree.map(lambda leaf: leaf[0], results[0][0])
+    return (output, join([result[1] for result in results]), *results[0][2:])
 
 
-def pull(pullback: Callable, parts: Sequence[Tree]) -> Tree:
-    """The pullbacks of the cotangents in all parts, those of one part at once."""
-    mapped = torch.func.vmap(lambda u: single(pullback(u)))
-    return join([mapped(part) for part in parts])
+def _push_reverse(f: Callable, primals: tuple, parts: Sequence[tuple], name: str, has_aux: bool) -> tuple[Any, ...]:
+    output, derivative, _, *aux = linearized(f, primals, name, has_aux)
+    return (output, join([mapped(lambda *v: derivative(v), part) for part in parts]), *aux)
+
+
+def pull(pullback: Callable, parts: Sequence[Tree], loop: bool = False) -> Tree:
+    """The pullbacks of the cotangents in all parts, those of one part at once; transposed without conjugation."""
+
+    def one(u: Tree) -> Tree:
+        return _conjugate(single(pullback(_conjugate(u))))
+
+    return join([mapped(one, (part,), loop=loop) for part in parts])
+
+
+def _conjugate(tree: Tree) -> Tree:
+    return _tree.map(lambda leaf: leaf.conj_physical() if leaf.is_complex() else leaf, tree)
 
 
 def chunks(stacks: Tree, count: int, chunk_size: int | None) -> list:

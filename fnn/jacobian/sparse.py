@@ -1,15 +1,17 @@
 """Jacobians whose zeros are known beforehand, from few products by colouring (Curtis, Powell and Reid, 1974)."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fnn import _torch, random
 from fnn import tree as _tree
 from fnn.jacobian.arguments import check_primals, differentiable_output
+from fnn.jacobian.dense import blocks_to_matrix, dense_jacobian
 from fnn.jacobian.products import bounds, pull, push
-from fnn.linalg.linear_operator import ravel, unravel
+from fnn.linalg.vector_space import VectorSpace
 from fnn.tree import Tree
 
 
@@ -34,33 +36,55 @@ class SparseJacobian(NamedTuple):
 def colours(pattern: Tensor) -> Tensor:
     """A number 0, 1, ... for each column such that no row has two entries of one colour: greedy, in order.
 
-    pattern: (rows, columns), true where an entry may differ from zero -> int64 (columns,). A product with the sum of
-    all basis vectors of one colour shows their columns side by side.
+    pattern: (rows, columns), dense or sparse, true where an entry may differ from zero -> int64 (columns,). A product
+    with the sum of all basis vectors of one colour shows their columns side by side.
 
     >>> colours(torch.eye(4) + torch.diag(torch.ones(3), 1) + torch.diag(torch.ones(3), -1))
     tensor([0, 1, 2, 0])
     """
-    _check_pattern(pattern)
-    in_row: list[set[int]] = [set() for _ in range(pattern.shape[0])]
-    chosen = []
-    for column in range(pattern.shape[1]):
-        rows = pattern[:, column].nonzero().flatten().tolist()
-        taken = set().union(*(in_row[row] for row in rows))
-        colour = next(number for number in range(len(taken) + 1) if number not in taken)
-        for row in rows:
-            in_row[row].add(colour)
-        chosen.append(colour)
-    return torch.tensor(chosen, dtype=torch.int64)
+    rows, columns = _entries(pattern)
+    return _colours(rows, columns, pattern.shape[0], pattern.shape[1])
 
 
-def sparse_jacobian(f: Callable, pattern: Tensor, chunk_size: int | None = None) -> Callable:
-    """The function ``x -> `` :class:`SparseJacobian` of ``f(x)``, right where the pattern holds all non-zero entries.
+def detect_pattern(f: Callable, x: Tree, key: Tensor | None = None, chunk_size: int | None = None) -> Tensor:
+    """Where the Jacobian of ``f`` differs from zero, a bool matrix (m, n): the pattern for :func:`sparse_jacobian`.
 
-    pattern: (m, n), true where J may differ from zero; m and n count the numbers of output and input. The pattern is
-    coloured by columns (forward mode) and by rows (reverse mode), once, and the fewer colours are taken: a tridiagonal
-    Jacobian of any size takes three products. Cost one product for each colour, memory chunk_size of them.
-    Colouring is for Python: make the function outside compiled code, and call it inside.
-    Raises ``ValueError`` for a pattern that is no matrix or does not fit the function.
+    It is that of the dense Jacobians at x and at two random points near it (x times 1 + w / 10 and plus w / 10 with
+    w from ``key``), so an entry that vanishes at all three is missed: a branch that is not taken, for example. Costs
+    three dense Jacobians, once. Raises what ``dense_jacobian`` raises.
+
+    >>> detect_pattern(lambda x: x[1:] * x[:-1], torch.tensor([0.0, 1.0, 2.0]))
+    tensor([[ True,  True, False],
+            [False,  True,  True]])
+    """
+    pattern = None
+    points = [x]
+    for draw in random.split(random.key(0) if key is None else key, 2):
+        points.append(_tree.map(lambda leaf, w: leaf * (1.0 + 0.1 * w) + 0.1 * w, x, random.like(draw, x)))
+    for point in points:
+        found = blocks_to_matrix(dense_jacobian(f, chunk_size=chunk_size)(point), point) != 0  # true where nan
+        pattern = found if pattern is None else pattern | found
+    assert pattern is not None
+    return pattern
+
+
+def sparse_jacobian(
+    f: Callable,
+    pattern: Tensor | Literal["detect"],
+    chunk_size: int | None = None,
+    check: bool = True,
+) -> Callable:
+    """The function ``x -> `` :class:`SparseJacobian` of ``f(x)`` for a pattern that holds all non-zero entries.
+
+    pattern: (m, n), dense or sparse, true where J may differ from zero; m and n count the numbers of output and input.
+    With ``"detect"`` the first call finds it by :func:`detect_pattern` at its own x, and it is kept.
+
+    The pattern is coloured by columns (forward mode) and by rows (reverse mode), once, and the fewer colours are taken:
+    a tridiagonal Jacobian of any size takes three products. Cost one product for each colour, memory chunk_size of
+    them. With ``check`` one more product, with a random vector, is compared with that of the sparse matrix, and a
+    pattern that is too small for this x raises ``ValueError``; where numbers cannot be looked at, under ``vmap`` and in
+    traced code, all values are nan then. Colouring is for Python: make the function outside compiled code, and call it
+    inside. Raises ``ValueError`` for a pattern that is not a matrix or does not fit the function.
 
     >>> second = lambda x: x[:-2] - 2.0 * x[1:-1] + x[2:]
     >>> band = torch.ones(3, 5).triu().tril(2)
@@ -69,54 +93,124 @@ def sparse_jacobian(f: Callable, pattern: Tensor, chunk_size: int | None = None)
             [ 0.,  1., -2.,  1.,  0.],
             [ 0.,  0.,  1., -2.,  1.]])
     """
-    _check_pattern(pattern)
-    by_column, by_row = colours(pattern), colours(pattern.T)
-    forward = int(by_column.max()) <= int(by_row.max())
-    colour = by_column if forward else by_row
-    count = int(colour.max()) + 1
-    rows, columns = pattern.nonzero().unbind(1)
-    shape = (pattern.shape[0], pattern.shape[1])
+    if isinstance(pattern, str):
+        if pattern != "detect":
+            raise ValueError(f"sparse_jacobian: pattern is a matrix or 'detect', got {pattern!r}")
+        found: list[Callable] = []
 
-    def jacobian_of(x: Tree) -> SparseJacobian:
+        def detecting(x: Tree) -> SparseJacobian:
+            if not found:
+                if not all(_torch.readable(leaf) for leaf in _tree.leaves(x)):
+                    raise ValueError(
+                        "sparse_jacobian: a pattern cannot be detected under vmap or in a traced function; call "
+                        "detect_pattern(f, x) before, and give its result as pattern"
+                    )
+                found.append(sparse_jacobian(f, detect_pattern(f, x, chunk_size=chunk_size), chunk_size, check))
+            return found[0](x)
+
+        return detecting
+    coloured = _Coloured(pattern)
+    return lambda x: coloured.jacobian(f, x, chunk_size, check)
+
+
+class _Coloured:
+    """A pattern with the colours of its columns or of its rows, whichever are fewer."""
+
+    def __init__(self, pattern: Tensor) -> None:
+        self.rows, self.columns = _entries(pattern)
+        self.shape = (pattern.shape[0], pattern.shape[1])
+        by_column = _colours(self.rows, self.columns, *self.shape)
+        by_row = _colours(self.columns, self.rows, *reversed(self.shape))
+        self.forward = int(by_column.max()) <= int(by_row.max())
+        self.colour = by_column if self.forward else by_row
+        self.count = int(self.colour.max()) + 1
+
+    def jacobian(self, f: Callable, x: Tree, chunk_size: int | None, check: bool) -> SparseJacobian:
         check_primals((x,), "sparse_jacobian")
-
-        def seeds(like: Tree) -> list[Tree]:
-            vector = ravel(like)
-            places = colour.to(vector.device)
-            return [
-                torch.func.vmap(lambda v: unravel(v, like))(
-                    (places == torch.arange(start, stop, device=vector.device)[:, None]).to(vector.dtype)
-                )
-                for start, stop in bounds(count, chunk_size)
-            ]
-
-        if forward:
-            _check_size("input", x, shape[1])
-            output, products = push(differentiable_output(f), (x,), [(s,) for s in seeds(x)], "sparse_jacobian")
-            _check_size("output", output, shape[0])
+        inputs = VectorSpace(x)
+        _check_size("input", inputs.size, self.shape[1])
+        if self.forward:
+            seeds = self._seeds(inputs, chunk_size, check)
+            output, products = push(f, (x,), [(part,) for part in seeds], "sparse_jacobian")
+            outputs = VectorSpace(output)
         else:
-            result: tuple = torch.func.vjp(differentiable_output(f), x)
+            result: tuple = torch.func.vjp(differentiable_output(f, "sparse_jacobian"), x)
             output, pullback = result
-            _check_size("output", output, shape[0])
-            _check_size("input", x, shape[1])
-            products = pull(pullback, seeds(output))
-        flat = torch.func.vmap(ravel)(products)  # (colours, numbers of the other side)
-        i, j = rows.to(flat.device), columns.to(flat.device)
-        kept = colour.to(flat.device)
-        values = flat[kept[j], i] if forward else flat[kept[i], j]
-        return SparseJacobian(values, i, j, shape)
+            outputs = VectorSpace(output)
+            _check_size("output", outputs.size, self.shape[0])
+            products = pull(pullback, self._seeds(outputs, chunk_size, check))
+        _check_size("output", outputs.size, self.shape[0])
+        seen, other = (inputs, outputs) if self.forward else (outputs, inputs)
+        flat = torch.func.vmap(other.ravel)(products)  # (colours, numbers of the other side)
+        rows, columns, colour = (t.to(flat.device, copy=True) for t in (self.rows, self.columns, self.colour))
+        values = flat[colour[columns], rows] if self.forward else flat[colour[rows], columns]
+        if check:
+            values = self._checked(values, rows, columns, _probe(seen), flat[-1])
+        return SparseJacobian(values, rows, columns, self.shape)
 
-    return jacobian_of
+    def _seeds(self, space: VectorSpace, chunk_size: int | None, check: bool) -> list[Tree]:
+        """Stacked trees: the sum of the basis vectors of each colour, and the vector to check with."""
+        colour = self.colour.to(space.device)
+        numbers = torch.arange(self.count, device=space.device)
+        vectors = (colour == numbers[:, None]).to(space.dtype)
+        if check:
+            vectors = torch.cat([vectors, _probe(space)[None]])
+        return [torch.func.vmap(space.unravel)(vectors[a:b]) for a, b in bounds(len(vectors), chunk_size)]
+
+    def _checked(self, values: Tensor, rows: Tensor, columns: Tensor, probe: Tensor, product: Tensor) -> Tensor:
+        """The values, if the sparse matrix times the probe is the product that the function itself gives."""
+        to, along = (rows, columns) if self.forward else (columns, rows)
+        terms = values.detach() * probe.to(values.dtype)[along]
+        total = torch.zeros_like(product).index_add(0, to, terms)
+        size = torch.zeros_like(product).index_add(0, to, terms.abs()) + product.detach().abs()
+        eps = torch.finfo(product.dtype).eps
+        right = ((total - product.detach()).abs() <= eps**0.5 * size + 100.0 * eps * size.max()) | ~product.isfinite()
+        if not _torch.readable(right):
+            return torch.where(right.all(), values, torch.nan)
+        if not bool(right.all()):
+            place = int((~right).nonzero()[0])
+            side = "row" if self.forward else "column"
+            raise ValueError(
+                f"sparse_jacobian: the pattern is too small for this x: {side} {place} of the Jacobian has non-zero "
+                "entries outside it; write pattern=detect_pattern(f, x), or check=False to leave them out unseen"
+            )
+        return values
 
 
-def _check_pattern(pattern: Tensor) -> None:
+def _probe(space: VectorSpace) -> Tensor:
+    """Numbers of magnitude 0.5 to 1.5 with random signs, the same in every call."""
+    draws = random.uniform(random.key(1), (space.size,), -1.0, 1.0, dtype=torch.float32).to(space.device)
+    return (draws + 0.5 * torch.where(draws < 0, -1.0, 1.0)).to(space.dtype)
+
+
+def _entries(pattern: Any) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the entries of a pattern that are true."""
     if not isinstance(pattern, Tensor) or pattern.dim() != 2 or pattern.numel() == 0:
         given = f"shape {tuple(pattern.shape)}" if isinstance(pattern, Tensor) else type(pattern).__name__
         raise ValueError(f"a pattern is a tensor of shape (outputs, inputs), got {given}")
+    if pattern.layout == torch.strided:
+        rows, columns = pattern.nonzero().unbind(1)
+        return rows, columns
+    entries = pattern.to_sparse_coo().coalesce()
+    rows, columns = entries.indices()[:, entries.values() != 0]
+    return rows, columns
 
 
-def _check_size(side: str, tree: Tree, expected: int) -> None:
-    if _tree.size(tree) != expected:
-        raise ValueError(
-            f"sparse_jacobian: the function's {side} has {_tree.size(tree)} numbers, the pattern is for {expected}"
-        )
+def _colours(rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
+    in_column: list[list[int]] = [[] for _ in range(width)]
+    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+        in_column[column].append(row)
+    in_row: list[set[int]] = [set() for _ in range(height)]
+    chosen = []
+    for entries in in_column:
+        taken = set().union(*(in_row[row] for row in entries))
+        colour = next(number for number in range(len(taken) + 1) if number not in taken)
+        for row in entries:
+            in_row[row].add(colour)
+        chosen.append(colour)
+    return torch.tensor(chosen, dtype=torch.int64)
+
+
+def _check_size(side: str, size: int, expected: int) -> None:
+    if size != expected:
+        raise ValueError(f"sparse_jacobian: the function's {side} has {size} numbers, the pattern is for {expected}")

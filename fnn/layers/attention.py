@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fnn import init, random
 from fnn.layers.activations import softmax
-from fnn.layers.base import Layer, ShapeError, check_dtype, check_params
+from fnn.layers.base import Layer, ShapeError, as_size, check_dtype, check_mapping, check_params, check_tensor
 
 
 def multi_head_attention(
@@ -32,13 +32,15 @@ def multi_head_attention(
     >>> layer.apply(params, torch.ones(4, 5, 8)).shape
     torch.Size([4, 5, 8])
     """
-    if num_heads < 1 or embed_dim % num_heads:
+    embed_dim = as_size("multi_head_attention", "embed_dim", embed_dim)
+    num_heads = as_size("multi_head_attention", "num_heads", num_heads)
+    if embed_dim % num_heads:
         raise ValueError(f"multi_head_attention: num_heads={num_heads} must divide embed_dim={embed_dim}")
 
     shapes: dict = {"in_proj_weight": (3 * embed_dim, embed_dim)} | ({"in_proj_bias": (3 * embed_dim,)} if bias else {})
     out_shapes: dict = {"weight": (embed_dim, embed_dim)} | ({"bias": (embed_dim,)} if bias else {})
 
-    def init_params(key: Tensor) -> dict:
+    def init_params(key: Tensor | None = None) -> dict:
         in_key, out_key = random.split(key)
         params: dict = {"in_proj_weight": init.xavier_uniform()(in_key, (3 * embed_dim, embed_dim), dtype)}
         out_proj = {"weight": init.torch_default()(out_key, (embed_dim, embed_dim), dtype)}
@@ -48,11 +50,13 @@ def multi_head_attention(
         return params | {"out_proj": out_proj}
 
     def apply(params: dict, x: Tensor, *, key: Tensor | None = None) -> Tensor:
+        check_mapping("multi_head_attention", params)
+        check_tensor("multi_head_attention", x)
         if x.dim() not in (2, 3) or x.shape[-1] != embed_dim:
             raise ShapeError(
                 f"multi_head_attention expects inputs of shape (batch, sequence, {embed_dim}), got {tuple(x.shape)}"
             )
-        check_params("multi_head_attention", params, **shapes)
+        check_params("multi_head_attention", {k: v for k, v in params.items() if k != "out_proj"}, **shapes)
         check_params("multi_head_attention's out_proj", params.get("out_proj", {}), **out_shapes)
         check_dtype("multi_head_attention", x, params["in_proj_weight"])
         projected = F.linear(x, params["in_proj_weight"], params.get("in_proj_bias"))

@@ -1,9 +1,10 @@
-"""What a layer is, and how an error finds its place in a network."""
+"""What a layer is, the checks that all layers share, and how an error finds its place in a network."""
 
+import operator
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -33,8 +34,8 @@ class StatefulLayer(NamedTuple):
     apply: Callable[..., tuple[Any, Tree]]
 
 
-class ShapeError(ValueError):
-    """An input does not fit a layer. Its text starts with the layer's place in ``params``."""
+class _PlacedError(Exception):
+    """An error whose text starts with a layer's place in ``params``."""
 
     def __init__(self, message: str, path: tuple[str, ...] = ()):
         self.message = message
@@ -42,29 +43,154 @@ class ShapeError(ValueError):
         place = "params" + "".join(f"[{name!r}]" for name in path)
         super().__init__(f"{place}: {message}" if path else message)
 
-    def below(self, name: str) -> "ShapeError":
+    def below(self, name: str) -> Self:
         """The same error, seen from the combinator that holds the layer under ``name``."""
-        return ShapeError(self.message, (name, *self.path))
+        return type(self)(self.message, (name, *self.path))
 
 
-def check_params(layer: str, params: dict[str, Tensor], **shapes: tuple[int, ...]) -> None:
-    """Raise :class:`ShapeError` unless ``params`` holds leaves of these names and shapes.
+class ShapeError(_PlacedError, ValueError):
+    """Inputs or params do not fit a layer. The text starts with the layer's place in ``params``."""
+
+
+class ArgumentError(_PlacedError, TypeError):
+    """A layer was given something of another type than it takes. The text starts as that of :class:`ShapeError`."""
+
+
+def check_tensor(layer: str, x: Any) -> None:
+    """Raise :class:`ArgumentError` unless ``x`` is a tensor.
+
+    >>> check_tensor("linear", [1.0, 2.0])
+    Traceback (most recent call last):
+    fnn.layers.base.ArgumentError: linear expects a tensor, got a list; write torch.as_tensor(x) ...
+    """
+    if isinstance(x, Tensor):
+        return
+    if x is None:
+        raise ArgumentError(f"{layer} got no input; write apply(params, x)")
+    if isinstance(x, Mapping):
+        line = "params come first, as in apply(params, x), and one tensor of a dict is x['name']"
+    else:
+        line = "write torch.as_tensor(x) (float64 from NumPy becomes float32 with .float())"
+    raise ArgumentError(f"{layer} expects a tensor, got {_a(x)}; {line}")
+
+
+def check_mapping(layer: str, params: Any) -> None:
+    """Raise :class:`ArgumentError` unless ``params`` is a dict, as ``init`` makes it."""
+    if isinstance(params, Mapping):
+        return
+    if isinstance(params, Tensor):
+        line = "; write apply(params, x), params first"
+    elif isinstance(params, tuple) and len(params) == 2:
+        line = "; a layer with state gives two values: params, state = model.init(key)"
+    else:
+        line = "; write params = model.init(fnn.random.key(0))"
+    raise ArgumentError(f"{layer} expects its params as a dict, got {_a(params)}{line}")
+
+
+def check_params(layer: str, params: Any, **shapes: tuple[int, ...]) -> None:
+    """Raise :class:`ShapeError` unless ``params`` holds leaves of these names and shapes, and no others.
 
     >>> check_params("linear", {"weight": torch.ones(3, 2)}, weight=(2, 3))
     Traceback (most recent call last):
     fnn.layers.base.ShapeError: linear expects a weight of shape (2, 3), got (3, 2)
     """
+    check_mapping(layer, params)
     for name, shape in shapes.items():
         if name not in params:
             raise ShapeError(f"{layer} expects a {name} of shape {shape}, but was given only {sorted(params)}")
+        if not isinstance(params[name], Tensor):
+            raise ArgumentError(f"{layer} expects its {name} as a tensor, got {_a(params[name])}")
         given = tuple(params[name].shape)
         if given != shape:
+            if params[name].is_meta and given == (0,):
+                raise ShapeError(
+                    f"{layer}: its {name} was donated to a jitted function, which emptied it; use the params that the "
+                    "function returned"
+                )
             hint = "; stacked params go through vmap, as in vmap(model.apply, (0, None))" if given[1:] == shape else ""
             raise ShapeError(f"{layer} expects a {name} of shape {shape}, got {given}{hint}")
+    check_names(layer, params, shapes)
+
+
+def check_names(layer: str, params: Mapping, names: Collection[str]) -> None:
+    """Raise :class:`ShapeError` for entries that a layer would ignore. Empty ones are allowed.
+
+    >>> check_names("linear", {"weight": torch.ones(3, 2), "bias": torch.ones(3)}, ["weight"])
+    Traceback (most recent call last):
+    fnn.layers.base.ShapeError: linear has no 'bias': ...
+    """
+    for name, value in params.items():
+        if name not in names and not is_empty(value):
+            known = f"its own are {', '.join(map(repr, names))}" if names else "it has none of its own"
+            raise ShapeError(
+                f"{layer} has no {name!r}: these params were made for another model ({known}); write params = "
+                "model.init(key) with this model, or leave the entry out"
+            )
+
+
+def check_state(layer: str, state: Any, x: Any) -> None:
+    """Raise :class:`ArgumentError` when a layer with state is called without it."""
+    if x is None or isinstance(state, Tensor):
+        raise ArgumentError(
+            f"{layer} has state: write params, state = model.init(key) and y, state = model.apply(params, state, x, "
+            "train=True)"
+        )
+    if not isinstance(state, Mapping):
+        raise ArgumentError(
+            f"{layer} expects its state as a dict, got {_a(state)}; write params, state = model.init(key)"
+        )
+
+
+def is_empty(tree: Any) -> bool:
+    """True for an empty dict, tuple or list: the params of a part without any."""
+    return isinstance(tree, (Mapping, tuple, list)) and len(tree) == 0
+
+
+def _a(value: Any) -> str:
+    kind = type(value)
+    name = kind.__name__ if kind.__module__ in ("builtins", "collections") else f"{kind.__module__}.{kind.__name__}"
+    return "None" if value is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def as_size(layer: str, name: str, value: Any, least: int = 1) -> int:
+    """A size given by the user as a Python integer. Raises ``TypeError`` or ``ValueError`` with its name.
+
+    >>> as_size("linear", "in_features", 2.5)
+    Traceback (most recent call last):
+    TypeError: linear expects in_features as an integer, got 2.5
+    """
+    try:
+        if isinstance(value, (bool, Tensor)):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{layer} expects {name} as an integer, got {value!r}") from None
+    if number < least:
+        raise ValueError(f"{layer} expects {name} >= {least}, got {number}")
+    return number
+
+
+def as_pair(layer: str, name: str, value: Any, least: int = 1) -> tuple[int, int]:
+    """One size for both axes, or a pair of sizes (height, width).
+
+    >>> as_pair("conv2d", "kernel_size", (3, 3, 7))
+    Traceback (most recent call last):
+    ValueError: conv2d expects kernel_size as one integer or a pair (height, width), got (3, 3, 7)
+    """
+    if not isinstance(value, (tuple, list)):
+        value = (value, value)
+    if len(value) != 2:
+        raise ValueError(f"{layer} expects {name} as one integer or a pair (height, width), got {value}")
+    return as_size(layer, name, value[0], least), as_size(layer, name, value[1], least)
 
 
 def check_dtype(layer: str, x: Tensor, leaf: Tensor) -> None:
-    """Raise :class:`ShapeError` when inputs and params differ in dtype, except under autocast."""
+    """Raise :class:`ShapeError` when inputs and params differ in device, or, except under autocast, in dtype."""
+    if x.device != leaf.device:
+        raise ShapeError(
+            f"{layer} has params on {leaf.device} and got inputs on {x.device}; write x.to({str(leaf.device)!r}), "
+            "or fnn.tree.to(params, device)"
+        )
     if x.dtype != leaf.dtype and not torch.is_autocast_enabled(x.device.type):
         raise ShapeError(
             f"{layer} has params of {leaf.dtype} and got inputs of {x.dtype}; write x.to({leaf.dtype}), "
@@ -74,12 +200,14 @@ def check_dtype(layer: str, x: Tensor, leaf: Tensor) -> None:
 
 def check_last_axis(layer: str, x: Tensor, features: int) -> None:
     """Raise :class:`ShapeError` unless the last axis of ``x`` has ``features`` entries."""
+    check_tensor(layer, x)
     if x.dim() == 0 or x.shape[-1] != features:
         raise ShapeError(f"{layer} expects inputs of shape (..., {features}), got {tuple(x.shape)}")
 
 
 def check_channels(layer: str, x: Tensor, channels: int | None, spatial: tuple[str, ...]) -> None:
     """Raise :class:`ShapeError` unless ``x`` is (batch, channels, *spatial) or (channels, *spatial)."""
+    check_tensor(layer, x)
     rank = len(spatial) + 1
     if x.dim() not in (rank, rank + 1) or (channels is not None and x.shape[-rank] != channels):
         wanted = ", ".join(["batch", "channels" if channels is None else str(channels), *spatial])
@@ -88,6 +216,7 @@ def check_channels(layer: str, x: Tensor, channels: int | None, spatial: tuple[s
 
 def check_channels_first(layer: str, x: Tensor, channels: int) -> None:
     """Raise :class:`ShapeError` unless ``x`` is (batch, channels, ...), with any number of further axes."""
+    check_tensor(layer, x)
     if x.dim() < 2 or x.shape[1] != channels:
         raise ShapeError(f"{layer} expects inputs of shape (batch, {channels}, ...), got {tuple(x.shape)}")
 
@@ -122,7 +251,7 @@ def refuse_samples_apart(layer: str) -> None:
     """
     if _running.apart:
         raise ValueError(
-            f"{layer} in training mode normalises each sample by the statistics of the whole batch, so the loss is no "
-            "sum over samples and has no per-sample gradient; write group_norm, layer_norm or instance_norm in its "
+            f"{layer} in training mode normalises each sample by the statistics of the whole batch, so the loss is not "
+            "a sum over samples and has no per-sample gradient; write group_norm, layer_norm or instance_norm in its "
             "place, or apply(params, state, x, train=False) to use the running statistics"
         )

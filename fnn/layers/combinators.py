@@ -1,12 +1,24 @@
 """Layers made of layers. One that holds a layer with state has state itself."""
 
 from collections.abc import Callable
-from typing import overload
+from typing import Any, overload
 
+import torch
 from torch import Tensor
 
 from fnn import random
-from fnn.layers.base import Layer, ShapeError, StatefulLayer
+from fnn.layers.base import (
+    ArgumentError,
+    Layer,
+    ShapeError,
+    StatefulLayer,
+    check_mapping,
+    check_names,
+    check_params,
+    check_state,
+    check_tensor,
+    is_empty,
+)
 from fnn.tree import Tree
 
 Part = Layer | Callable[[Tensor], Tensor]
@@ -22,7 +34,8 @@ def sequential(*layers: Part | StatefulLayer, **named: Part | StatefulLayer) -> 
     Params are numbered as in ``torch.nn.Sequential``, or named by keyword; parts without parameters have
     no entry. A key given to ``apply`` is split, one for each part. When a part is a ``StatefulLayer`` so is the
     whole, and its state has the names of the parts that have state. Raises ``TypeError`` for a part that is
-    neither a layer nor a function, and puts the part's name on a ``ShapeError``.
+    neither a layer nor a function, a ``torch.nn.Module``, and a function that makes layers and was not called;
+    ``ShapeError`` for params of parts that it does not have, and puts the part's name on a part's ``ShapeError``.
 
     >>> import torch, fnn
     >>> model = sequential(fnn.layers.linear(4, 3), fnn.layers.relu, fnn.layers.linear(3, 2))
@@ -39,24 +52,37 @@ def sequential(*layers: Part | StatefulLayer, **named: Part | StatefulLayer) -> 
     given = named or {str(i): part for i, part in enumerate(layers)}
     parts = {name: _as_stateful("sequential", name, part) for name, part in given.items()}
 
-    def init(key: Tensor) -> tuple[dict[str, Tree], dict[str, Tree]]:
+    def init(key: Tensor | None = None) -> tuple[dict[str, Tree], dict[str, Tree]]:
         keys = random.split(key, max(len(parts), 1))
         made = {name: part.init(keys[i]) for i, (name, part) in enumerate(parts.items())}
-        params, state = ({name: pair[i] for name, pair in made.items() if not _is_empty(pair[i])} for i in (0, 1))
+        params, state = ({name: pair[i] for name, pair in made.items() if not is_empty(pair[i])} for i in (0, 1))
         return params, state
 
     def apply(
-        params: dict[str, Tree], state: dict[str, Tree], x: Tensor, *, train: bool = False, key: Tensor | None = None
+        params: dict[str, Tree],
+        state: dict[str, Tree],
+        x: Tensor | None = None,
+        *,
+        train: bool = False,
+        key: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tree]]:
+        check_mapping("sequential", params)
+        check_state("sequential", state, x)
+        check_names("sequential", params, parts)
+        check_names("sequential", state, parts)
         keys = random.split(key, max(len(parts), 1)) if key is not None else None
         after = dict(state)
         for i, (name, part) in enumerate(parts.items()):
             given_state, given_key = state.get(name, {}), None if keys is None else keys[i]
             try:
                 x, new_state = part.apply(params.get(name, {}), given_state, x, train=train, key=given_key)
-            except ShapeError as error:
+            except (ShapeError, ArgumentError) as error:
                 raise error.below(name) from None
-            if not _is_empty(new_state):
+            if isinstance(x, (Layer, StatefulLayer)):
+                raise ArgumentError(
+                    f"part {name!r} gave a layer for its input, so it makes layers; call it in sequential"
+                )
+            if not is_empty(new_state):
                 after[name] = new_state
         return x, after
 
@@ -83,13 +109,16 @@ def residual(layer: Part | StatefulLayer) -> Layer | StatefulLayer:
     part = _as_stateful("residual", "layer", layer)
 
     def apply(
-        params: Tree, state: Tree, x: Tensor, *, train: bool = False, key: Tensor | None = None
+        params: Tree, state: Tree, x: Tensor | None = None, *, train: bool = False, key: Tensor | None = None
     ) -> tuple[Tensor, Tree]:
+        check_state("residual", state, x)
+        check_tensor("residual", x)
         y, state = part.apply(params, state, x, train=train, key=key)
         if y.shape != x.shape:
             raise ShapeError(
                 f"residual adds a layer's output to its input, but the layer turns {tuple(x.shape)} into "
-                f"{tuple(y.shape)}"
+                f"{tuple(y.shape)}; write a layer of your own whose apply adds a shortcut that makes the same change, "
+                "shortcut.apply(params['shortcut'], x) + layer.apply(params['layer'], x)"
             )
         return x + y, state
 
@@ -106,17 +135,50 @@ def _as_stateful(combinator: str, name: str, part: Part | StatefulLayer) -> Stat
             lambda key: (part.init(key), {}),
             lambda params, state, x, *, train=False, key=None: (part.apply(params, x, key=key), state),
         )
+    _refuse_modules(combinator, name, part)
     if callable(part):
-        return StatefulLayer(lambda key: ({}, {}), lambda params, state, x, *, train=False, key=None: (part(x), state))
+
+        def apply(
+            params: Tree, state: Tree, x: Any, *, train: bool = False, key: Tensor | None = None
+        ) -> tuple[Any, Tree]:
+            check_params("a function", params)
+            return part(x), state
+
+        return StatefulLayer(lambda key: ({}, {}), apply)
     raise TypeError(f"{combinator}: part {name!r} is neither a layer nor a function: {part!r}")
+
+
+def _refuse_modules(combinator: str, name: str, part: Any) -> None:
+    """Refuse what looks like a function of a tensor, but holds parameters or makes layers."""
+    made = {Layer, StatefulLayer, Layer | StatefulLayer}
+    if getattr(part, "__annotations__", {}).get("return") in made:
+        raise TypeError(
+            f"{combinator}: part {name!r} makes layers and was not called; write {part.__name__}(...), with its "
+            "arguments, in place of " + part.__name__
+        )
+    owner = getattr(part, "__self__", part)  # a module's forward holds the module
+    kind = owner if isinstance(owner, type) else type(owner)
+    if not issubclass(kind, torch.nn.Module):
+        if isinstance(part, type):
+            raise TypeError(f"{combinator}: part {name!r} is the class {part.__name__}, not a function of a tensor")
+        return
+    from fnn import layers
+
+    plain = kind.__name__.lower().removesuffix("1d").removesuffix("2d").removesuffix("3d")
+    same = [ours for ours in layers.__all__ if ours.replace("_", "").removesuffix("2d") == plain]
+    if same:
+        is_factory = getattr(getattr(layers, same[0]), "__annotations__", {}).get("return") in made
+        line = f"fnn.layers.{same[0]}" + ("(...)" if is_factory else "")
+    else:
+        line = "a Layer whose apply is lambda params, x, *, key=None: torch.func.functional_call(module, params, (x,))"
+    raise TypeError(
+        f"{combinator}: part {name!r} is a torch.nn.Module ({kind.__name__}), whose parameters would be constants that "
+        f"are never trained; write {line}"
+    )
 
 
 def _without_state(layer: StatefulLayer) -> Layer:
     return Layer(
-        lambda key: layer.init(key)[0],
+        lambda key=None: layer.init(key)[0],
         lambda params, x, *, key=None: layer.apply(params, {}, x, key=key)[0],
     )
-
-
-def _is_empty(tree: Tree) -> bool:
-    return isinstance(tree, (dict, tuple, list)) and len(tree) == 0

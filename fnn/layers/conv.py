@@ -1,13 +1,23 @@
 """Convolution."""
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fnn import init, random
-from fnn.layers.base import Layer, ShapeError, check_channels, check_dtype, check_params
+from fnn.layers.base import (
+    Layer,
+    ShapeError,
+    as_pair,
+    as_size,
+    check_channels,
+    check_dtype,
+    check_mapping,
+    check_params,
+)
 
 
 def conv2d(
@@ -15,10 +25,11 @@ def conv2d(
     out_channels: int,
     kernel_size: int | tuple[int, int],
     stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] | str = 0,
+    padding: int | tuple[int, int] | Literal["same", "valid"] = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     bias: bool = True,
+    padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
     weight_init: init.Initializer | None = None,
     bias_init: init.Initializer | None = None,
     dtype: torch.dtype = torch.float32,
@@ -26,45 +37,71 @@ def conv2d(
     """Two-dimensional cross-correlation, ``torch.nn.Conv2d``'s arguments.
 
     x: (batch, in_channels, height, width) -> y: (batch, out_channels, height', width'); a single image
-    without the batch axis also. ``padding`` is a number of pixels, "same" or "valid". Params: ``weight``
-    (out_channels, in_channels / groups, *kernel_size) and ``bias`` (out_channels,); torch's default
-    initialisation. Raises ``ShapeError`` for another number of channels, a kernel larger than the padded
-    image, and params of other shapes or of another dtype than x; ``ValueError`` when groups does not divide
-    both channel counts.
+    without the batch axis also. ``padding`` is a number of pixels, "same" or "valid"; ``padding_mode`` says what
+    the added pixels hold. Params: ``weight`` (out_channels, in_channels / groups, *kernel_size) and ``bias``
+    (out_channels,); torch's default initialisation. Raises ``ShapeError`` for another number of channels, a kernel
+    larger than the padded image, and params of other names, shapes, device or dtype; ``ValueError`` when groups does
+    not divide both channel counts and for sizes that are not one integer or two.
 
     >>> layer = conv2d(1, 6, 3)
     >>> layer.apply(layer.init(random.key(0)), torch.ones(4, 1, 32, 32)).shape
     torch.Size([4, 6, 30, 30])
     """
-    kernel, dilations = _pair(kernel_size), _pair(dilation)
+    in_channels, out_channels = (
+        as_size("conv2d", "in_channels", in_channels),
+        as_size("conv2d", "out_channels", out_channels),
+    )
+    kernel, dilations = as_pair("conv2d", "kernel_size", kernel_size), as_pair("conv2d", "dilation", dilation)
+    strides, groups = as_pair("conv2d", "stride", stride), as_size("conv2d", "groups", groups)
     if in_channels % groups or out_channels % groups:
         raise ValueError(f"groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}")
+    if padding_mode not in _PADDING_MODES:
+        raise ValueError(f"conv2d: padding_mode is one of {', '.join(map(repr, _PADDING_MODES))}, got {padding_mode!r}")
+    margins = _margins(kernel, strides, padding, dilations)  # left, right, top, bottom
+    # torch pads with zeros itself where both sides are equal
+    equal = padding_mode == "zeros" and margins[0] == margins[1] and margins[2] == margins[3]
     shape = (out_channels, in_channels // groups, *kernel)
     fan_in = math.prod(shape[1:])
     weight_init = weight_init or init.torch_default()
     bias_init = bias_init or init.torch_default_bias(fan_in)
     shapes: dict = {"weight": shape} | ({"bias": (out_channels,)} if bias else {})
 
-    def init_params(key: Tensor) -> dict[str, Tensor]:
+    def init_params(key: Tensor | None = None) -> dict[str, Tensor]:
         weight_key, bias_key = random.split(key)
         params = {"weight": weight_init(weight_key, shape, dtype)}
         return params | ({"bias": bias_init(bias_key, (out_channels,), dtype)} if bias else {})
 
     def apply(params: dict[str, Tensor], x: Tensor, *, key: Tensor | None = None) -> Tensor:
+        check_mapping("conv2d", params)
         check_channels("conv2d", x, in_channels, ("height", "width"))
-        if not isinstance(padding, str):
-            reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
-            room = [size + 2 * p for size, p in zip(x.shape[-2:], _pair(padding), strict=True)]
-            if room[0] < reach[0] or room[1] < reach[1]:
-                raise ShapeError(
-                    f"conv2d with a kernel reaching over {reach} pixels got images of {list(x.shape[-2:])}"
-                )
+        reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
+        if x.shape[-2] + sum(margins[2:]) < reach[0] or x.shape[-1] + sum(margins[:2]) < reach[1]:
+            raise ShapeError(f"conv2d with a kernel reaching over {reach} pixels got images of {list(x.shape[-2:])}")
         check_params("conv2d", params, **shapes)
         check_dtype("conv2d", x, params["weight"])
-        return F.conv2d(x, params["weight"], params.get("bias"), stride, padding, dilation, groups)
+        inner = (margins[2], margins[0]) if equal else (0, 0)
+        if not equal:
+            x = F.pad(x, margins, "constant" if padding_mode == "zeros" else padding_mode)
+        return F.conv2d(x, params["weight"], params.get("bias"), strides, inner, dilations, groups)
 
     return Layer(init_params, apply)
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+_PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+def _margins(
+    kernel: tuple[int, int], strides: tuple[int, int], padding: int | tuple[int, int] | str, dilations: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """Pixels added left, right, above and below."""
+    if padding == "valid":
+        return 0, 0, 0, 0
+    if padding == "same":
+        if strides != (1, 1):
+            raise ValueError(f"conv2d: padding='same' needs stride 1, got {strides}")
+        rows, columns = (d * (k - 1) for d, k in zip(dilations, kernel, strict=True))
+        return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
+    if isinstance(padding, str):
+        raise ValueError(f"conv2d: padding is a number of pixels, 'same' or 'valid', got {padding!r}")
+    rows, columns = as_pair("conv2d", "padding", padding, 0)
+    return columns, columns, rows, rows

@@ -1,10 +1,12 @@
 """Dropout."""
 
+import numbers
+
 import torch
 from torch import Tensor
 
 from fnn import random
-from fnn.layers.base import Layer
+from fnn.layers.base import Layer, check_params, check_tensor
 
 
 def dropout(rate: float = 0.5) -> Layer:
@@ -18,10 +20,14 @@ def dropout(rate: float = 0.5) -> Layer:
     >>> y.unique()
     tensor([0., 2.])
     """
+    if not isinstance(rate, numbers.Real):
+        raise TypeError(f"dropout expects its rate as a number, got {rate!r}; write dropout(0.5)")
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"dropout expects 0 <= rate < 1, got {rate}")
 
     def apply(params: dict, x: Tensor, *, key: Tensor | None = None) -> Tensor:
+        check_params("dropout", params)
+        check_tensor("dropout", x)
         if key is None or rate == 0.0:
             return x
         keep = random.bernoulli(key, 1.0 - rate, x.shape)

@@ -5,35 +5,52 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnn import init
-from fnn.layers.base import Layer, ShapeError, check_params
+from fnn.layers.base import Layer, ShapeError, as_size, check_mapping, check_params, check_tensor
 
 
 def embedding(
     num_embeddings: int,
     embedding_dim: int,
+    padding_idx: int | None = None,
     weight_init: init.Initializer | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Layer:
     """y = weight[x]: a learned vector for each of ``num_embeddings`` numbers.
 
     x: integers of any shape, from 0 to num_embeddings - 1 -> (*x.shape, embedding_dim). Params: ``weight``
-    (num_embeddings, embedding_dim), standard normal at first, as in torch. Raises ``ShapeError`` unless x holds
-    integers; a number out of range is an ``IndexError`` of torch on the CPU.
+    (num_embeddings, embedding_dim), standard normal at first, as in torch. The row ``padding_idx`` (negative ones count
+    from the end) is zero at first and has gradient zero. Raises ``ShapeError`` unless x holds integers; a number out of
+    range is an ``IndexError`` of torch on the CPU. torch's ``max_norm`` writes into the weight while it reads, which
+    a pure function cannot: scale the rows in the loss, or after the update.
 
     >>> from fnn import random
     >>> layer = embedding(1000, 16)
     >>> layer.apply(layer.init(random.key(0)), torch.tensor([[3, 999]])).shape
     torch.Size([1, 2, 16])
     """
+    num_embeddings = as_size("embedding", "num_embeddings", num_embeddings)
+    embedding_dim = as_size("embedding", "embedding_dim", embedding_dim, 0)
+    if padding_idx is not None:
+        if not -num_embeddings <= padding_idx < num_embeddings:
+            raise ValueError(f"embedding: padding_idx={padding_idx} is not one of the {num_embeddings} rows")
+        padding_idx = padding_idx % num_embeddings
     weight_init = weight_init or init.normal()
 
-    def init_params(key: Tensor) -> dict[str, Tensor]:
-        return {"weight": weight_init(key, (num_embeddings, embedding_dim), dtype)}
+    def init_params(key: Tensor | None = None) -> dict[str, Tensor]:
+        weight = weight_init(key, (num_embeddings, embedding_dim), dtype)
+        if padding_idx is not None:
+            rows = torch.arange(num_embeddings, device=weight.device)
+            weight = torch.where((rows == padding_idx)[:, None], 0.0, weight)
+        return {"weight": weight}
 
     def apply(params: dict[str, Tensor], x: Tensor, *, key: Tensor | None = None) -> Tensor:
+        check_mapping("embedding", params)
+        check_tensor("embedding", x)
         if x.dtype not in (torch.int64, torch.int32):
-            raise ShapeError(f"embedding expects int64 or int32 numbers, got {x.dtype} of shape {tuple(x.shape)}")
+            raise ShapeError(
+                f"embedding expects int64 or int32 numbers, got {x.dtype} of shape {tuple(x.shape)}; write x.long()"
+            )
         check_params("embedding", params, weight=(num_embeddings, embedding_dim))
-        return F.embedding(x, params["weight"])
+        return F.embedding(x, params["weight"], padding_idx)
 
     return Layer(init_params, apply)

@@ -5,16 +5,35 @@ import math
 import torch
 from torch import Tensor
 
-from fnn.layers.base import Layer, ShapeError, StatefulLayer, check_channels_first, check_params, refuse_samples_apart
+from fnn import init, random
+from fnn._numerics import widen
+from fnn.layers.base import (
+    Layer,
+    ShapeError,
+    StatefulLayer,
+    as_size,
+    check_channels,
+    check_channels_first,
+    check_mapping,
+    check_params,
+    check_state,
+    check_tensor,
+    refuse_samples_apart,
+)
 
 
 def layer_norm(
-    shape: int | tuple[int, ...], eps: float = 1e-5, affine: bool = True, dtype: torch.dtype = torch.float32
+    shape: int | tuple[int, ...],
+    eps: float = 1e-5,
+    affine: bool = True,
+    bias: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> Layer:
     """(x - mean) / sqrt(var + eps) * weight + bias, over the last axes, for each sample and position alone.
 
-    x: (..., *shape) -> the same shape (Ba et al., 2016). Params with ``affine``: ``weight`` and ``bias``, both of
-    ``shape``, ones and zeros at first. Raises ``ShapeError`` when the last axes of x are not ``shape``.
+    x: (..., *shape) -> the same shape (Ba et al., 2016). Params with ``affine``: ``weight`` and, with ``bias``,
+    ``bias``, both of ``shape``, ones and zeros at first. Raises ``ShapeError`` when the last axes of x are not
+    ``shape``.
 
     >>> from fnn import random
     >>> layer = layer_norm(3)
@@ -24,15 +43,16 @@ def layer_norm(
     axes = _axes(shape)
 
     def apply(params: dict[str, Tensor], x: Tensor, *, key: Tensor | None = None) -> Tensor:
+        check_mapping("layer_norm", params)
         _check_last_axes("layer_norm", x, axes)
-        check_params("layer_norm", params, **({"weight": axes, "bias": axes} if affine else {}))
+        check_params("layer_norm", params, **_shapes(axes, affine, bias))
         # written out: the derivative of torch's layer_norm in forward mode has a wrong derivative of its own
-        wide, dims = _wide(x), tuple(range(-len(axes), 0))
+        wide, dims = widen(x), tuple(range(-len(axes), 0))
         centred = wide - wide.mean(dims, keepdim=True)
         y = (centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)).to(x.dtype)
-        return y * params["weight"] + params["bias"] if affine else y
+        return _scaled(y, params, axes)
 
-    return Layer(lambda key: _scale_and_shift(key, axes, affine, dtype), apply)
+    return Layer(lambda key=None: _scale_and_shift(key, axes, affine, bias, dtype), apply)
 
 
 def rms_norm(
@@ -54,49 +74,72 @@ def rms_norm(
     """
     axes = _axes(shape)
 
-    def init(key: Tensor) -> dict[str, Tensor]:
-        return {"weight": torch.ones(axes, dtype=dtype, device=key.device)} if affine else {}
-
     def apply(params: dict[str, Tensor], x: Tensor, *, key: Tensor | None = None) -> Tensor:
+        check_mapping("rms_norm", params)
         _check_last_axes("rms_norm", x, axes)
-        check_params("rms_norm", params, **({"weight": axes} if affine else {}))
-        wide = _wide(x)
+        check_params("rms_norm", params, **_shapes(axes, affine, False))
+        wide = widen(x)
         mean_square = (wide * wide).mean(tuple(range(-len(axes), 0)), keepdim=True)
         y = (wide * torch.rsqrt(mean_square + (torch.finfo(x.dtype).eps if eps is None else eps))).to(x.dtype)
-        return y * params["weight"] if affine else y
+        return _scaled(y, params, axes)
 
-    return Layer(init, apply)
+    return Layer(lambda key=None: _scale_and_shift(key, axes, affine, False, dtype), apply)
 
 
 def group_norm(
-    groups: int, channels: int, eps: float = 1e-5, affine: bool = True, dtype: torch.dtype = torch.float32
+    groups: int,
+    channels: int,
+    eps: float = 1e-5,
+    affine: bool = True,
+    bias: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> Layer:
     """(x - mean) / sqrt(var + eps) * weight + bias, over each group of channels of each sample.
 
-    x: (batch, channels, ...) -> the same shape (Wu and He, 2018). Params with ``affine``: ``weight`` and ``bias``
-    (channels,), ones and zeros at first. Raises ``ValueError`` when groups does not divide channels, ``ShapeError``
-    for another number of channels.
+    x: (batch, channels, ...) -> the same shape (Wu and He, 2018). Params with ``affine``: ``weight`` and, with
+    ``bias``, ``bias`` (channels,), ones and zeros at first. Raises ``ValueError`` when groups does not divide
+    channels, ``ShapeError`` for another number of channels.
 
     >>> from fnn import random
     >>> layer = group_norm(2, 6)
     >>> layer.apply(layer.init(random.key(0)), torch.ones(4, 6, 8, 8)).shape
     torch.Size([4, 6, 8, 8])
     """
-    if groups < 1 or channels % groups:
+    groups, channels = as_size("group_norm", "groups", groups), as_size("group_norm", "channels", channels)
+    if channels % groups:
         raise ValueError(f"group_norm: groups={groups} must divide channels={channels}")
-    return _by_groups("group_norm", groups, channels, eps, affine, dtype)
+    return _by_groups("group_norm", groups, channels, eps, affine, bias, dtype)
 
 
-def instance_norm(channels: int, eps: float = 1e-5, affine: bool = False, dtype: torch.dtype = torch.float32) -> Layer:
+def instance_norm(
+    channels: int,
+    eps: float = 1e-5,
+    affine: bool = False,
+    bias: bool = True,
+    spatial: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Layer:
     """(x - mean) / sqrt(var + eps), over each channel of each sample: :func:`group_norm` with a group per channel.
 
-    x: (batch, channels, ...) -> the same shape (Ulyanov et al., 2016). Params with ``affine``: ``weight`` and
-    ``bias`` (channels,). Raises ``ShapeError`` for another number of channels.
+    x: (batch, channels, ...) -> the same shape (Ulyanov et al., 2016). With ``spatial``, the number of axes after the
+    channels, a single sample (channels, ...) without the batch axis also. Params with ``affine``: ``weight`` and, with
+    ``bias``, ``bias`` (channels,). Raises ``ShapeError`` for another number of channels and for a single value per
+    channel, which would always become 0.
 
     >>> instance_norm(1).apply({}, torch.tensor([[[1.0, 2.0, 3.0]]]))
     tensor([[[-1.2247,  0.0000,  1.2247]]])
     """
-    return _by_groups("instance_norm", channels, channels, eps, affine, dtype)
+    channels = as_size("instance_norm", "channels", channels)
+    layer = _by_groups("instance_norm", channels, channels, eps, affine, bias, dtype)
+    if spatial is None:
+        return layer
+    axes = as_size("instance_norm", "spatial", spatial)
+
+    def apply(params: dict[str, Tensor], x: Tensor, *, key: Tensor | None = None) -> Tensor:
+        check_channels("instance_norm", x, channels, tuple(f"axis{i}" for i in range(axes)))
+        return layer.apply(params, x) if x.dim() == axes + 2 else layer.apply(params, x[None])[0]
+
+    return Layer(layer.init, apply)
 
 
 def batch_norm(
@@ -104,6 +147,8 @@ def batch_norm(
     eps: float = 1e-5,
     momentum: float | None = 0.1,
     affine: bool = True,
+    track_running_stats: bool = True,
+    bias: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> StatefulLayer:
     """(x - mean) / sqrt(var + eps) * weight + bias, over the batch and all positions of each channel.
@@ -111,10 +156,11 @@ def batch_norm(
     x: (batch, channels, ...) -> the same shape (Ioffe and Szegedy, 2015). With ``train=True`` the mean and variance
     are the batch's, and the returned state holds running = (1 - momentum) running + momentum batch (with the
     unbiased variance; ``momentum=None`` is the plain average of all batches). Otherwise the running ones are used
-    and the state is returned as it is. Params with ``affine``: ``weight`` and ``bias`` (channels,). State:
-    ``running_mean`` and ``running_var`` (channels,), ``num_batches_tracked`` an int64 count. The state is not
-    differentiated. Raises ``ShapeError`` for another number of channels and for a training batch with a single
-    value per channel, ``ValueError`` in training inside a per-sample gradient.
+    and the state is returned as it is. Params with ``affine``: ``weight`` and, with ``bias``, ``bias`` (channels,).
+    State: ``running_mean`` and ``running_var`` (channels,), ``num_batches_tracked`` an int64 count. The state is not
+    differentiated. Without ``track_running_stats`` the state is empty and the batch's own statistics are used in
+    evaluation too, as in torch. Raises ``ShapeError`` for another number of channels and for a training batch with a
+    single value per channel, ``ValueError`` in training inside a per-sample gradient.
 
     >>> from fnn import random
     >>> layer = batch_norm(2)
@@ -127,38 +173,47 @@ def batch_norm(
     tensor([0.1000, 0.6000])
     """
 
-    def init(key: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    channels = as_size("batch_norm", "channels", channels)
+    shapes = {"running_mean": (channels,), "running_var": (channels,), "num_batches_tracked": ()}
+
+    def init_params(key: Tensor | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        params = _scale_and_shift(key, (channels,), affine, bias, dtype)
+        if not track_running_stats:
+            return params, {}
+        device = random.device_of(key)
         kept = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype  # averages need the digits
         state = {
-            "running_mean": torch.zeros(channels, dtype=kept, device=key.device),
-            "running_var": torch.ones(channels, dtype=kept, device=key.device),
-            "num_batches_tracked": torch.zeros((), dtype=torch.int64, device=key.device),
+            "running_mean": torch.zeros(channels, dtype=kept, device=device),
+            "running_var": torch.ones(channels, dtype=kept, device=device),
+            "num_batches_tracked": torch.zeros((), dtype=torch.int64, device=device),
         }
-        return _scale_and_shift(key, (channels,), affine, dtype), state
+        return params, state
 
     def apply(
         params: dict[str, Tensor],
         state: dict[str, Tensor],
-        x: Tensor,
+        x: Tensor | None = None,
         *,
         train: bool = False,
         key: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        check_mapping("batch_norm", params)
+        check_state("batch_norm", state, x)
         check_channels_first("batch_norm", x, channels)
-        check_params("batch_norm", params, **({"weight": (channels,), "bias": (channels,)} if affine else {}))
-        check_params("batch_norm", state, running_mean=(channels,), running_var=(channels,), num_batches_tracked=())
-        mean, var = state["running_mean"], state["running_var"]
-        if train:
+        check_params("batch_norm", params, **_shapes((channels,), affine, bias))
+        check_params("batch_norm", state, **(shapes if track_running_stats else {}))
+        if train or not track_running_stats:
             refuse_samples_apart("batch_norm")
             mean, var = _batch_statistics(x)
-            state = state | _moved(state, mean.detach(), var.detach(), x.numel() // channels, momentum)
+            if track_running_stats:
+                state = state | _moved(state, mean.detach(), var.detach(), x.numel() // channels, momentum)
+        else:
+            mean, var = state["running_mean"], state["running_var"]
         along = (1, channels, *[1] * (x.dim() - 2))
         y = (x - mean.view(along)) * torch.rsqrt(var + eps).view(along)
-        if affine:
-            y = y * params["weight"].view(along) + params["bias"].view(along)
-        return y.to(x.dtype), state
+        return _scaled(y, params, along).to(x.dtype), state
 
-    return StatefulLayer(init, apply)
+    return StatefulLayer(init_params, apply)
 
 
 def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,7 +224,7 @@ def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
             "train on larger batches (batches(..., drop_last=True)) or apply with train=False"
         )
     dims = [dim for dim in range(x.dim()) if dim != 1]
-    wide = _wide(x)
+    wide = widen(x)
     mean = wide.mean(dims, keepdim=True)
     return mean.flatten(), (wide - mean).square().mean(dims)
 
@@ -191,44 +246,55 @@ def _moved(
     }
 
 
-def _by_groups(layer: str, groups: int, channels: int, eps: float, affine: bool, dtype: torch.dtype) -> Layer:
+def _by_groups(
+    layer: str, groups: int, channels: int, eps: float, affine: bool, bias: bool, dtype: torch.dtype
+) -> Layer:
     def apply(params: dict[str, Tensor], x: Tensor, *, key: Tensor | None = None) -> Tensor:
+        check_mapping(layer, params)
         check_channels_first(layer, x, channels)
-        check_params(layer, params, **({"weight": (channels,), "bias": (channels,)} if affine else {}))
+        check_params(layer, params, **_shapes((channels,), affine, bias))
+        if layer == "instance_norm" and math.prod(x.shape[2:]) == 1:
+            raise ShapeError(f"instance_norm needs more than one value per channel, got inputs of {tuple(x.shape)}")
         # written out: torch's group_norm fails under compiled jvp
-        grouped = _wide(x).unflatten(1, (groups, -1))
+        grouped = widen(x).unflatten(1, (groups, -1))
         dims = tuple(range(2, grouped.dim()))
         centred = grouped - grouped.mean(dims, keepdim=True)
         y = centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)
-        y = y.flatten(1, 2).to(x.dtype)
-        if not affine:
-            return y
-        along = (channels, *[1] * (x.dim() - 2))
-        return y * params["weight"].view(along) + params["bias"].view(along)
+        return _scaled(y.flatten(1, 2).to(x.dtype), params, (channels, *[1] * (x.dim() - 2)))
 
-    return Layer(lambda key: _scale_and_shift(key, (channels,), affine, dtype), apply)
+    return Layer(lambda key=None: _scale_and_shift(key, (channels,), affine, bias, dtype), apply)
 
 
-def _scale_and_shift(key: Tensor, shape: tuple[int, ...], affine: bool, dtype: torch.dtype) -> dict[str, Tensor]:
-    if not affine:
-        return {}
-    make = {"dtype": dtype, "device": key.device}
-    return {"weight": torch.ones(shape, **make), "bias": torch.zeros(shape, **make)}
+def _shapes(shape: tuple[int, ...], affine: bool, bias: bool) -> dict[str, tuple[int, ...]]:
+    """The shapes of the params."""
+    return ({"weight": shape} if affine else {}) | ({"bias": shape} if affine and bias else {})
 
 
-def _wide(x: Tensor) -> Tensor:
-    """Sums of squares of 16-bit numbers are taken in 32 bits."""
-    return x.to(torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else x
+def _scale_and_shift(
+    key: Tensor | None, shape: tuple[int, ...], affine: bool, bias: bool, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    names = _shapes(shape, affine, bias)
+    values = {"weight": init.ones(), "bias": init.zeros()}
+    return {name: values[name](key, shape, dtype) for name in names}
+
+
+def _scaled(y: Tensor, params: dict[str, Tensor], along: tuple[int, ...]) -> Tensor:
+    """y * weight + bias, as far as there are any."""
+    if "weight" in params:
+        y = y * params["weight"].view(along)
+    return y + params["bias"].view(along) if "bias" in params else y
 
 
 def _axes(shape: int | tuple[int, ...]) -> tuple[int, ...]:
-    axes = (shape,) if isinstance(shape, int) else tuple(shape)
+    sizes = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
+    axes = tuple(as_size("a normalisation", "its shape", size, 0) for size in sizes)
     if not axes or math.prod(axes) < 1:
         raise ValueError(f"a normalised shape has at least one axis and no empty one, got {shape}")
     return axes
 
 
 def _check_last_axes(layer: str, x: Tensor, axes: tuple[int, ...]) -> None:
+    check_tensor(layer, x)
     if tuple(x.shape[-len(axes) :]) != axes:
         wanted = ", ".join(["...", *map(str, axes)])
         raise ShapeError(f"{layer} expects inputs of shape ({wanted}), got {tuple(x.shape)}")

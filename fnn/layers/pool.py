@@ -3,27 +3,36 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from fnn.layers.base import Layer, ShapeError, check_channels
+from fnn.layers.base import Layer, ShapeError, as_pair, check_channels, check_params
 
 
 def max_pool2d(
     kernel_size: int | tuple[int, int],
     stride: int | tuple[int, int] | None = None,
     padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    return_indices: bool = False,
+    ceil_mode: bool = False,
 ) -> Layer:
     """The maximum of each window; ``stride`` defaults to the window, so windows do not overlap.
 
-    x: (batch, channels, height, width) -> (batch, channels, height', width'). Raises ``ShapeError`` for
-    another rank or a window larger than the image.
+    x: (batch, channels, height, width) -> (batch, channels, height', width'); a single image without the batch axis
+    also. ``dilation`` is the step between the pixels of a window; with ``ceil_mode`` windows that reach over the edge
+    count too; with ``return_indices`` the result is a pair (maxima, their int64 places in height x width). Raises
+    ``ShapeError`` for another rank or a window larger than the image, ``ValueError`` for padding of more than half a
+    window.
 
     >>> import torch
     >>> max_pool2d(2).apply({}, torch.ones(4, 6, 30, 30)).shape
     torch.Size([4, 6, 15, 15])
     """
+    kernel, strides, margin = _window("max_pool2d", kernel_size, stride, padding)
+    dilations = as_pair("max_pool2d", "dilation", dilation)
 
-    def apply(params: dict, x: Tensor, *, key: Tensor | None = None) -> Tensor:
-        _check_window("max_pool2d", x, kernel_size, padding)
-        return F.max_pool2d(x, kernel_size, stride, padding)
+    def apply(params: dict, x: Tensor, *, key: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        check_params("max_pool2d", params)
+        _check_window("max_pool2d", x, kernel, margin, dilations)
+        return F.max_pool2d(x, kernel, strides, margin, dilations, ceil_mode, return_indices)
 
     return Layer(lambda key: {}, apply)
 
@@ -32,27 +41,47 @@ def avg_pool2d(
     kernel_size: int | tuple[int, int],
     stride: int | tuple[int, int] | None = None,
     padding: int | tuple[int, int] = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
 ) -> Layer:
     """The mean of each window; ``stride`` defaults to the window, so windows do not overlap.
 
-    x: (batch, channels, height, width) -> (batch, channels, height', width'). Padding counts as zeros, as
-    in torch. Raises ``ShapeError`` for another rank or a window larger than the image.
+    x: (batch, channels, height, width) -> (batch, channels, height', width'); a single image without the batch axis
+    also. Padding counts as zeros unless ``count_include_pad`` is False; ``divisor_override`` takes the place of the
+    number of pixels; with ``ceil_mode`` windows that reach over the edge count too. Raises ``ShapeError`` for another
+    rank or a window larger than the image, ``ValueError`` for padding of more than half a window.
 
     >>> import torch
     >>> avg_pool2d(2).apply({}, torch.ones(4, 6, 28, 28)).shape
     torch.Size([4, 6, 14, 14])
     """
+    kernel, strides, margin = _window("avg_pool2d", kernel_size, stride, padding)
 
     def apply(params: dict, x: Tensor, *, key: Tensor | None = None) -> Tensor:
-        _check_window("avg_pool2d", x, kernel_size, padding)
-        return F.avg_pool2d(x, kernel_size, stride, padding)
+        check_params("avg_pool2d", params)
+        _check_window("avg_pool2d", x, kernel, margin, (1, 1))
+        return F.avg_pool2d(x, kernel, strides, margin, ceil_mode, count_include_pad, divisor_override)
 
     return Layer(lambda key: {}, apply)
 
 
-def _check_window(layer: str, x: Tensor, kernel_size: int | tuple[int, int], padding: int | tuple[int, int]) -> None:
+_Pair = tuple[int, int]
+
+
+def _window(
+    layer: str, kernel_size: int | _Pair, stride: int | _Pair | None, padding: int | _Pair
+) -> tuple[_Pair, _Pair, _Pair]:
+    """Window, stride and padding as pairs."""
+    kernel = as_pair(layer, "kernel_size", kernel_size)
+    margin = as_pair(layer, "padding", padding, 0)
+    if 2 * margin[0] > kernel[0] or 2 * margin[1] > kernel[1]:
+        raise ValueError(f"{layer} pads by at most half a window of {kernel}, got padding={margin}")
+    return kernel, kernel if stride is None else as_pair(layer, "stride", stride), margin
+
+
+def _check_window(layer: str, x: Tensor, kernel: _Pair, margin: _Pair, dilation: _Pair) -> None:
     check_channels(layer, x, None, ("height", "width"))
-    kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-    margin = (padding, padding) if isinstance(padding, int) else padding
-    if any(size + 2 * extra < window for size, window, extra in zip(x.shape[-2:], kernel, margin, strict=True)):
-        raise ShapeError(f"{layer} with a window of {tuple(kernel)} got images of {tuple(x.shape[-2:])}")
+    rows = zip(x.shape[-2:], kernel, margin, dilation, strict=True)
+    if any(size + 2 * extra < step * (window - 1) + 1 for size, window, extra, step in rows):
+        raise ShapeError(f"{layer} with a window of {kernel} got images of {tuple(x.shape[-2:])}")

@@ -1,7 +1,8 @@
-"""Trace, diagonal and Frobenius norm of an operator from products with random vectors.
+"""Trace, diagonal and Frobenius norm of an operator from products with random vectors, the probes.
 
-The vectors come from a key, so an estimate is a pure function. ``chunk_size`` vectors (default all) are
-multiplied at once: memory is chunk_size times that of one product, and the vectors themselves.
+The probes come from a key, so an estimate is a pure function. ``chunk_size`` of them (default all) are multiplied at
+once: memory is chunk_size times that of one product, and the probes themselves. Operators of 16-bit leaves are
+estimated in float32.
 """
 
 from typing import Literal, NamedTuple
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fnn import random
-from fnn.linalg.linear_operator import LinearOperator, as_operator, check_like, unravel
+from fnn.linalg.linear_operator import LinearOperator, as_operator, check_square
 from fnn.tree import Tree
 
 
@@ -24,19 +25,19 @@ class Estimate(NamedTuple):
 def estimate_trace(
     operator: LinearOperator | Tensor,
     key: Tensor,
-    samples: int = 30,
+    probes: int = 30,
     method: Literal["hutchinson", "hutch++", "xtrace"] = "xtrace",
     chunk_size: int | None = None,
 ) -> Estimate:
-    """The trace of a square operator from ``samples`` products, unbiased, with its standard error.
+    """The trace of a square operator from ``probes`` products, unbiased, with its standard error.
 
-    ``"hutchinson"`` (1990): the mean of w^T A w over random signs w; error about 1 / sqrt(samples).
+    ``"hutchinson"`` (1990): the mean of w^T A w over random signs w; error about 1 / sqrt(probes).
     ``"hutch++"`` (Meyer, Musco, Musco and Woodruff, 2021): a third of the products finds the range Q, a third
-    takes its trace exactly, a third estimates the rest; error about 1 / samples for semidefinite A, exact for a
-    rank up to samples / 3. ``"xtrace"`` (Epperly, Tropp and Webber, 2024): the mean of leave-one-out
-    estimates, each with every other vector in Q; samples / 2 vectors and two products each; the smallest error
-    where the spectrum decays. Memory: samples vectors. The error of the last two is itself an estimate from few
-    numbers. Raises ``ValueError`` for fewer samples than the method needs (2, 6, 4), and for more than n.
+    takes its trace exactly, a third estimates the rest; error about 1 / probes for semidefinite A, exact for a
+    rank up to probes / 3. ``"xtrace"`` (Epperly, Tropp and Webber, 2024): the mean of leave-one-out
+    estimates, each with every other vector in Q; probes / 2 vectors and two products each; the smallest error
+    where the spectrum decays. Memory: as many vectors as probes. The error of the last two is itself an estimate from
+    few numbers. Raises ``ValueError`` for fewer probes than the method needs (2, 6, 4), and for more than n.
 
     >>> estimate_trace(torch.diag(torch.tensor([1.0, 2.0, 3.0])), random.key(0), 4, "hutchinson")
     Estimate(value=tensor(6.), error=tensor(0.))
@@ -45,12 +46,12 @@ def estimate_trace(
     least = {"hutchinson": 2, "hutch++": 6, "xtrace": 4}
     if method not in least:
         raise ValueError(f"method is one of {list(least)}, got {method!r}")
-    if samples < least[method]:
-        raise ValueError(f"estimate_trace with method={method!r} needs at least {least[method]} samples, got {samples}")
+    if probes < least[method]:
+        raise ValueError(f"estimate_trace with method={method!r} needs at least {least[method]} probes, got {probes}")
     if method == "hutchinson":
-        signs = _signs(A, key, samples)
+        signs = _signs(A, key, probes)
         return _mean((signs * A.columns(signs, chunk_size)).sum(0))
-    vectors = samples // 3 if method == "hutch++" else samples // 2
+    vectors = probes // 3 if method == "hutch++" else probes // 2
     if vectors >= A.shape[0]:
         raise ValueError(f"{vectors} vectors span the whole space of {A.shape[0]}; write operator.dense().trace()")
     return (_hutch_plus_plus if method == "hutch++" else _xtrace)(A, key, vectors, chunk_size)
@@ -68,16 +69,16 @@ def _hutch_plus_plus(A: LinearOperator, key: Tensor, count: int, chunk_size: int
 
 
 def _xtrace(A: LinearOperator, key: Tensor, count: int, chunk_size: int | None) -> Estimate:
-    n = A.shape[0]
-    w = random.normal(key, (n, count), A.dtype).to(A.device)
+    n, dtype = A.shape[0], A.domain.wide_dtype
+    w = random.normal(key, (n, count), dtype).to(A.device)
     image = A.columns(w, chunk_size)
     basis, R = torch.linalg.qr(image)
     products = A.columns(basis, chunk_size)
     # column i of `left_out` is the direction of the basis that only vector i contributes
-    smallest = torch.finfo(A.dtype).eps * R.diagonal().abs().max()
-    diagonal = torch.where(R.diagonal().abs() <= smallest, smallest + torch.finfo(A.dtype).tiny, R.diagonal())
+    smallest = torch.finfo(dtype).eps * R.diagonal().abs().max()
+    diagonal = torch.where(R.diagonal().abs() <= smallest, smallest + torch.finfo(dtype).tiny, R.diagonal())
     upper = R.triu(1) + torch.diag(diagonal)
-    inverse = torch.linalg.solve_triangular(upper.T, torch.eye(count, dtype=A.dtype, device=A.device), upper=False)
+    inverse = torch.linalg.solve_triangular(upper.T, torch.eye(count, dtype=dtype, device=A.device), upper=False)
     left_out = inverse / inverse.norm(dim=0)
     H = basis.T @ products
     coordinates = basis.T @ w
@@ -89,37 +90,37 @@ def _xtrace(A: LinearOperator, key: Tensor, count: int, chunk_size: int | None) 
 
 
 def estimate_diagonal(
-    operator: LinearOperator | Tensor, key: Tensor, samples: int = 100, chunk_size: int | None = None
+    operator: LinearOperator | Tensor, key: Tensor, probes: int = 100, chunk_size: int | None = None
 ) -> Estimate:
     """The diagonal, a tree like the input: the mean of w * A w over random signs w (Bekas, Kokiopoulou, Saad, 2007).
 
-    The squared error of entry i is the sum of its row's other entries squared, over samples. Exact for a
-    diagonal matrix. Memory: samples vectors. Raises ``ValueError`` for fewer than two samples.
+    The squared error of entry i is the sum of its row's other entries squared, over probes. Exact for a diagonal
+    matrix. Memory: as many vectors as probes. Raises ``ValueError`` for fewer than two probes.
 
     >>> estimate_diagonal(torch.diag(torch.tensor([1.0, 2.0])), random.key(0), 2).value
     tensor([1., 2.])
     """
     A = _square(operator, "estimate_diagonal")
-    _check_samples("estimate_diagonal", samples)
-    signs = _signs(A, key, samples)
+    _check_probes("estimate_diagonal", probes)
+    signs = _signs(A, key, probes)
     mean = _mean(signs * A.columns(signs, chunk_size))
-    return Estimate(unravel(mean.value, A.input), unravel(mean.error, A.input))
+    return Estimate(A.domain.tree(mean.value), A.domain.tree(mean.error))
 
 
 def estimate_frobenius_norm(
-    operator: LinearOperator | Tensor, key: Tensor, samples: int = 30, chunk_size: int | None = None
+    operator: LinearOperator | Tensor, key: Tensor, probes: int = 30, chunk_size: int | None = None
 ) -> Estimate:
     """sqrt(sum of squared entries) of an operator of any shape: the square root of the mean of |A w|^2.
 
     The standard error follows from that of the mean by the square root's slope; relative error about
-    1 / sqrt(2 samples) or less. Memory: samples vectors. Raises ``ValueError`` for fewer than two samples.
+    1 / sqrt(2 probes) or less. Memory: as many vectors as probes. Raises ``ValueError`` for fewer than two probes.
 
     >>> estimate_frobenius_norm(3.0 * torch.eye(4), random.key(0), 2).value
     tensor(6.)
     """
     A = as_operator(operator, "estimate_frobenius_norm")
-    _check_samples("estimate_frobenius_norm", samples)
-    square = _mean((A.columns(_signs(A, key, samples), chunk_size) ** 2).sum(0))
+    _check_probes("estimate_frobenius_norm", probes)
+    square = _mean((A.columns(_signs(A, key, probes), chunk_size) ** 2).sum(0))
     value = square.value.sqrt()
     return Estimate(value, torch.where(value > 0, square.error / (2.0 * value), 0.0))
 
@@ -130,15 +131,15 @@ def _mean(draws: Tensor) -> Estimate:
 
 def _signs(A: LinearOperator, key: Tensor, count: int) -> Tensor:
     heads = random.bernoulli(key, 0.5, (A.shape[1], count)).to(A.device)
-    return 2.0 * heads.to(A.dtype) - 1.0
+    return 2.0 * heads.to(A.domain.wide_dtype) - 1.0
 
 
 def _square(operator: LinearOperator | Tensor, name: str) -> LinearOperator:
     A = as_operator(operator, name)
-    check_like(A.input, A.output, f"{name}: operator.input", "operator.output")
+    check_square(A, name)
     return A
 
 
-def _check_samples(name: str, samples: int) -> None:
-    if samples < 2:
-        raise ValueError(f"{name} needs at least 2 samples for its error bar, got {samples}")
+def _check_probes(name: str, probes: int) -> None:
+    if probes < 2:
+        raise ValueError(f"{name} needs at least 2 probes for its error bar, got {probes}")

@@ -4,18 +4,23 @@ Rounding makes plain Lanczos find the same eigenvalue again and again; here ever
 to all earlier ones, twice, which costs memory for all of them and n * steps^2 operations.
 """
 
+import itertools
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fnn import random
+from fnn import _torch, random
 from fnn.linalg.estimators import Estimate
-from fnn.linalg.linear_operator import LinearOperator, as_operator, check_symmetric
+from fnn.linalg.linear_operator import LinearOperator, as_symmetric_operator
 
 
 class Eigenpairs(NamedTuple):
-    """``values`` (k,), ``vectors`` (n, k) with |A v - value v| = ``residuals`` (k,), and whether all are small."""
+    """``values`` (k,), ``vectors`` (n, k), ``residuals`` |A v - value v| (k,), and whether all is well.
+
+    ``converged`` is True when all residuals are small and a search from a random vector outside the span of the vectors
+    has met nothing further out, such as another copy of a multiple eigenvalue.
+    """
 
     values: Tensor
     vectors: Tensor
@@ -47,16 +52,22 @@ def eigenpairs(
     """The k eigenpairs at one end of the spectrum, outermost first, by thick-restart Lanczos (Wu and Simon, 2000).
 
     The basis grows to ``subspace`` vectors (default max(2 k + 10, 20), at most n), the best half of its Ritz vectors
-    starts the next round. Converged when every residual is at most tolerance times the largest eigenvalue seen.
-    Memory: subspace vectors; cost: subspace products at first, about half as many a restart. Eager only: the
-    number of restarts depends on the numbers. Raises ``ValueError`` for an operator that is not symmetric, k
-    outside 1 .. n, a subspace that is not larger than k, or no restarts.
+    starts the next round. Residuals count as small at tolerance times the largest eigenvalue seen.
+
+    A Krylov space holds one vector of each eigenspace, so the first k pairs found may lack copies of a multiple
+    eigenvalue. They are therefore kept, and the search goes on from a random vector orthogonal to them, until what it
+    finds outside settles below them; a copy found joins the k, and the search starts once more. ``converged`` is False
+    where ``max_restarts`` rounds were not enough for this: a 12-fold eigenvalue takes about three rounds a copy.
+
+    Memory: subspace vectors; cost: subspace products at first, about half as many a round. Eager only: the
+    number of rounds depends on the numbers. Raises ``ValueError`` for an operator that is not symmetric, k
+    outside 1 .. n, a subspace that is not larger than k, no restarts, and under ``vmap`` or in traced code.
 
     >>> eigenpairs(torch.diag(torch.tensor([1.0, 5.0, 3.0])), 1, random.key(0)).values
     tensor([5.])
     """
     A = _symmetric(operator, "eigenpairs")
-    n = A.shape[0]
+    n, dtype = A.shape[0], A.domain.wide_dtype
     size = min(max(2 * k + 10, 20) if subspace is None else subspace, n)
     if not 1 <= k <= n:
         raise ValueError(f"eigenpairs needs 1 <= k <= {n}, got k={k}")
@@ -64,32 +75,56 @@ def eigenpairs(
         raise ValueError(f"eigenpairs needs subspace > k and max_restarts >= 1, got {subspace}, {k}, {max_restarts}")
     if which not in ("largest", "smallest", "magnitude"):
         raise ValueError(f"which is 'largest', 'smallest' or 'magnitude', got {which!r}")
-    draw, key = random.split(key)
-    start = random.normal(draw, (n,), A.dtype).to(A.device)
-    basis, images, following = start.new_zeros((n, 0)), start.new_zeros((n, 0)), start
+    numbers = itertools.count()
+
+    def draw() -> Tensor:
+        return random.normal(random.fold_in(key, next(numbers)), (n,), dtype).to(A.device)
+
+    following = draw()
+    if not _torch.readable(A.times_vector(following)):
+        raise ValueError(
+            "eigenpairs looks at numbers and cannot run under vmap or in a traced function; call it outside"
+        )
+    basis, images = following.new_zeros((n, 0)), following.new_zeros((n, 0))
+    searching, before, converged, worst = False, following, False, torch.full_like(following[0], torch.inf)
     for restart in range(max_restarts):
         while basis.shape[1] < size:
             v = _orthogonal(following, basis)
-            if v.norm() <= 10 * torch.finfo(A.dtype).eps * following.norm():  # an invariant subspace: go elsewhere
-                draw, key = random.split(key)
-                v = _orthogonal(random.normal(draw, (n,), A.dtype).to(A.device), basis)
+            if v.norm() <= 10 * torch.finfo(dtype).eps * following.norm():  # an invariant subspace: go elsewhere
+                v = _orthogonal(draw(), basis)
             v = v / v.norm()
-            image = A(v)
-            basis, images = torch.cat([basis, v[:, None]], 1), torch.cat([images, image[:, None]], 1)
-            following = image
+            following = A.times_vector(v)
+            basis, images = torch.cat([basis, v[:, None]], 1), torch.cat([images, following[:, None]], 1)
         projected = basis.T @ images
         ritz, rotation = torch.linalg.eigh((projected + projected.T) / 2)
         order = {"largest": -ritz, "smallest": ritz, "magnitude": -ritz.abs()}[which].argsort()
         ritz, rotation = ritz[order], rotation[:, order]
         vectors, products = basis @ rotation, images @ rotation
-        remainder = products[:, :k] - vectors[:, :k] * ritz[:k]
-        residuals = remainder.norm(dim=0)
-        converged = bool((residuals <= tolerance * ritz.abs().max()).all())
+        remainders = products - vectors * ritz
+        residuals = remainders.norm(dim=0)
+        small = tolerance * ritz.abs().max()
+        settled = bool((residuals[:k] <= small).all())
+        if size == n or restart == max_restarts - 1:
+            converged = settled and size == n
+        if settled and searching and size < n:
+            unchanged = bool(((ritz[:k] - before).abs() <= small).all())
+            # the next pair cannot be one of the k once its distance to them exceeds its residual
+            gap = (ritz[k - 1].abs() - ritz[k].abs()) if which == "magnitude" else (ritz[k - 1] - ritz[k])
+            converged = unchanged and bool(residuals[k] <= torch.maximum(10.0 * small, 0.1 * gap.abs()))
+            searching = unchanged
         if converged or size == n or restart == max_restarts - 1:
             break
-        keep = min(max(k + 1, size // 2), size - 1)
-        basis, images, following = vectors[:, :keep], products[:, :keep], remainder[:, residuals.argmax()]
-    return Eigenpairs(ritz[:k], vectors[:, :k], residuals, converged)
+        worst, stagnant = residuals[:k].max(), bool(residuals[:k].max() > 0.5 * worst)
+        if settled and not searching:  # the k pairs stay, the search starts anew outside them
+            searching, before, kept, following = True, ritz[:k], k, draw()
+        else:
+            kept = min(max(k + 1, size // 2), size - 1)
+            following = remainders[:, residuals[: k + searching].argmax()]
+        basis, images = vectors[:, :kept], products[:, :kept]
+        if settled or stagnant:  # the rotations have added up rounding: multiply anew
+            basis = torch.linalg.qr(basis).Q
+            images = A.columns(basis, 1)
+    return Eigenpairs(ritz[:k].clone(), vectors[:, :k].clone(), residuals[:k].clone(), converged)
 
 
 def spectral_density(operator: LinearOperator | Tensor, key: Tensor, probes: int = 10, steps: int = 40) -> Density:
@@ -115,8 +150,9 @@ def log_determinant(operator: LinearOperator | Tensor, key: Tensor, probes: int 
     """log det A of a symmetric positive definite A, n times the mean of log over :func:`spectral_density`.
 
     The standard error is that over the probes; the bias of too few steps, which is not in it, falls
-    geometrically at a rate set by the square root of the condition number. Eager only: raises ``ValueError``
-    for an eigenvalue that is not positive, for fewer than two probes, and what :func:`spectral_density` raises.
+    geometrically at a rate set by the square root of the condition number. Raises ``ValueError`` for an eigenvalue that
+    is not positive (under ``vmap`` and in traced code the result is nan), for fewer than two probes, and what
+    :func:`spectral_density` raises.
 
     >>> log_determinant(2.0 * torch.eye(3), random.key(0)).value
     tensor(2.0794)
@@ -125,27 +161,29 @@ def log_determinant(operator: LinearOperator | Tensor, key: Tensor, probes: int 
         raise ValueError(f"log_determinant needs at least 2 probes for its error bar, got {probes}")
     A = _symmetric(operator, "log_determinant")
     density = spectral_density(A, key, probes, steps)
-    seen = density.weights > torch.finfo(A.dtype).eps ** 2  # ended recurrences leave nodes of no weight
+    seen = density.weights > torch.finfo(density.weights.dtype).eps ** 2  # ended recurrences leave nodes of no weight
     lowest = torch.where(seen, density.nodes, torch.inf).min()
-    if bool(lowest <= 0):
+    if _torch.readable(lowest) and bool(lowest <= 0):
         raise ValueError(f"log_determinant needs positive eigenvalues, met {lowest.item():.3g}; add A.damped(...)")
-    logs = torch.where(seen, density.weights * torch.where(seen, density.nodes, 1.0).log(), 0.0)
+    nodes = torch.where(density.nodes > 0, density.nodes, torch.nan)
+    logs = torch.where(seen, density.weights * torch.where(seen, nodes, 1.0).log(), 0.0)
     draws = A.shape[0] * probes * logs.reshape(probes, -1).sum(1)
     return Estimate(draws.mean(), draws.std() / probes**0.5)
 
 
 def _quadrature(A: LinearOperator, key: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    start = random.normal(key, (A.shape[0],), A.dtype).to(A.device)
+    dtype = A.domain.wide_dtype
+    start = random.normal(key, (A.shape[0],), dtype).to(A.device)
     v = start / start.norm()
     basis, diagonal, off = v[:, None], [], []
     for step in range(steps):
-        image = A(v)
+        image = A.times_vector(v)
         diagonal.append(v @ image)
         if step == steps - 1:
             break
         w = _orthogonal(image, basis)
         beta = w.norm()
-        ended = beta <= 10 * torch.finfo(A.dtype).eps * image.norm()  # the rest is zero and has no weight
+        ended = beta <= 10 * torch.finfo(dtype).eps * image.norm()  # the rest is zero and has no weight
         beta = torch.where(ended, 0.0, beta)
         v = torch.where(ended, 0.0, w / torch.where(ended, 1.0, beta))
         off.append(beta)
@@ -164,6 +202,4 @@ def _orthogonal(vector: Tensor, basis: Tensor) -> Tensor:
 
 
 def _symmetric(operator: LinearOperator | Tensor, name: str) -> LinearOperator:
-    A = as_operator(operator, name)
-    check_symmetric(A, name, "for singular values write A.T @ A")
-    return A
+    return as_symmetric_operator(operator, name, "for singular values write A.T @ A")

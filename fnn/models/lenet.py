@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from fnn.layers import Layer, ShapeError, avg_pool2d, conv2d, flatten, linear, max_pool2d, relu, sequential, tanh
+from fnn.layers.base import check_mapping, check_tensor
 from fnn.tree import Tree
 
 
@@ -58,6 +59,8 @@ def lenet5() -> Layer:
 
 def _for_images(name: str, stack: Layer) -> Layer:
     def apply(params: Tree, x: Tensor, *, key: Tensor | None = None) -> Tensor:
+        check_mapping(name, params)
+        check_tensor(name, x)
         if x.dim() != 4 or tuple(x.shape[1:]) != (1, 32, 32):
             raise ShapeError(
                 f"{name} expects images of shape (batch, 1, 32, 32), got {tuple(x.shape)}; "

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from fnn.layers import Layer, linear, relu, sequential
+from fnn.layers.base import check_mapping, check_tensor
 from fnn.tree import Tree
 
 
@@ -24,6 +25,8 @@ def mlp(*sizes: int, activation: Callable[[Tensor], Tensor] = relu) -> Layer:
     >>> model.apply(params, torch.ones(64, 1, 28, 28)).shape
     torch.Size([64, 10])
     """
+    if len(sizes) == 1 and isinstance(sizes[0], (list, tuple)):
+        raise TypeError(f"mlp takes its sizes one by one, got {sizes[0]}; write mlp(*sizes)")
     if len(sizes) < 2:
         raise ValueError(f"mlp needs at least an input and an output size, got {sizes}; write mlp(784, 512, 10)")
     parts: list = []
@@ -32,6 +35,8 @@ def mlp(*sizes: int, activation: Callable[[Tensor], Tensor] = relu) -> Layer:
     stack = sequential(*parts[:-1])
 
     def apply(params: Tree, x: Tensor, *, key: Tensor | None = None) -> Tensor:
+        check_mapping("mlp", params)
+        check_tensor("mlp", x)
         return stack.apply(params, x.flatten(1) if x.dim() > 2 else x, key=key)
 
     return Layer(stack.init, apply)

@@ -1,9 +1,9 @@
 """Optimizers as pairs of pure functions (init, update)."""
 
 from fnn.optim import schedules
+from fnn.optim.adafactor import adafactor
 from fnn.optim.aliases import (
     adadelta,
-    adafactor,
     adagrad,
     adam,
     adamax,
@@ -15,55 +15,52 @@ from fnn.optim.aliases import (
     rprop,
     sgd,
 )
-from fnn.optim.base import Optimizer, State, apply_updates, chain, per_leaf
+from fnn.optim.base import Optimizer, apply_updates, chain
+from fnn.optim.clipping import (
+    adaptive_gradient_clip,
+    clip,
+    clip_by_block,
+    clip_by_global_norm,
+    zero_nans,
+)
 from fnn.optim.hyperparams import get_hyperparams, set_hyperparams
 from fnn.optim.lbfgs import lbfgs
-from fnn.optim.more_aliases import adabelief, adan, lamb, lars, lion, scale_by_sophia, sophia, yogi
-from fnn.optim.multi_transform import freeze, identity, mask, named_chain, partition, zero
+from fnn.optim.multi_transform import freeze, identity, mask, multi_transform, named_chain, zero
 from fnn.optim.muon import muon, orthogonalize, scale_by_muon
+from fnn.optim.optax_aliases import adabelief, adan, lamb, lars, lion, sophia, yogi
+from fnn.optim.rules import State, from_rule
+from fnn.optim.sam import sam
 from fnn.optim.scale_by import (
     ema,
+    momentum,
     scale_by_adadelta,
+    scale_by_lion,
+    scale_by_rms,
+    scale_by_rss,
+    scale_by_sophia,
+)
+from fnn.optim.scale_by_adam import (
     scale_by_adam,
     scale_by_adamax,
     scale_by_adan,
     scale_by_belief,
-    scale_by_lion,
     scale_by_nadam,
     scale_by_radam,
-    scale_by_rms,
-    scale_by_rss,
     scale_by_yogi,
-    trace,
 )
+from fnn.optim.schedule_free import schedule_free, schedule_free_adamw, schedule_free_params, schedule_free_sgd
 from fnn.optim.transforms import (
-    adaptive_gradient_clip,
     add_decayed_weights,
     add_noise,
     centralize,
-    clip,
-    clip_by_block,
-    clip_by_global_norm,
     negate,
     scale,
     scale_by_learning_rate,
     scale_by_schedule,
     scale_by_sign,
     scale_by_trust_ratio,
-    zero_nans,
 )
-from fnn.optim.wrappers import (
-    accumulate,
-    apply_if_finite,
-    ema_params,
-    lookahead,
-    sam,
-    schedule_free,
-    schedule_free_adamw,
-    schedule_free_params,
-    schedule_free_sgd,
-    with_state_dtype,
-)
+from fnn.optim.wrappers import accumulate, apply_if_finite, ema_params, lookahead, with_state_dtype
 
 __all__ = [
     "Optimizer",
@@ -91,6 +88,7 @@ __all__ = [
     "ema",
     "ema_params",
     "freeze",
+    "from_rule",
     "get_hyperparams",
     "identity",
     "lamb",
@@ -99,13 +97,13 @@ __all__ = [
     "lion",
     "lookahead",
     "mask",
+    "momentum",
+    "multi_transform",
     "muon",
     "nadam",
     "named_chain",
     "negate",
     "orthogonalize",
-    "partition",
-    "per_leaf",
     "radam",
     "rmsprop",
     "rprop",
@@ -136,7 +134,6 @@ __all__ = [
     "set_hyperparams",
     "sgd",
     "sophia",
-    "trace",
     "with_state_dtype",
     "yogi",
     "zero",

@@ -3,28 +3,30 @@
 Each is a chain of transforms. ``learning_rate`` and every other number may be a float, a 0-d tensor or a schedule, a
 function of the count of updates; ``maximize`` climbs. ``weight_decay`` is added to the gradient where the optimizer is
 torch's, and decoupled (it shrinks the params by learning_rate weight_decay) where the docstring says so. A weight decay
-or momentum of exactly 0 leaves its part out, with its hyperparameter.
+or momentum of exactly 0 leaves its part out, with its hyperparameter. Learning rates, weight decays and all other
+hyperparameters may also be trees of numbers like the params, or prefixes of them: ``sgd({"body": 0.01, "head": 0.1})``.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fnn.optim import scale_by
-from fnn.optim.base import Number, Optimizer, chain, check_range, per_leaf
-from fnn.optim.transforms import add_decayed_weights, needs_params, negate, scale_by_learning_rate
+from fnn._numerics import widen
+from fnn.optim import scale_by, scale_by_adam
+from fnn.optim.base import Optimizer, chain, needs_params
+from fnn.optim.hyperparams import Choice, Number, check_range, is_set
+from fnn.optim.rules import Filled, from_rule
+from fnn.optim.transforms import add_decayed_weights, negate, scale_by_learning_rate
 
 
 def descend(
     *direction: Optimizer,
-    learning_rate: Number,
-    weight_decay: Number = 0.0,
+    learning_rate: Choice,
+    weight_decay: Choice = 0.0,
     decoupled: bool = False,
     maximize: bool = False,
 ) -> Optimizer:
-    """A chain: the gradient's sign, coupled decay, ``direction``, decoupled decay, the learning rate."""
-    decay = [add_decayed_weights(weight_decay)] if _is_set(weight_decay) else []
+    """A chain: the sign of the gradient, coupled decay, ``direction``, decoupled decay, the learning rate."""
+    decay = [add_decayed_weights(weight_decay)] if is_set(weight_decay) else []
     return chain(
         *([negate()] if maximize else []),
         *([] if decoupled else decay),
@@ -34,16 +36,12 @@ def descend(
     )
 
 
-def _is_set(value: Any) -> bool:
-    return not (isinstance(value, (int, float)) and value == 0)
-
-
 def sgd(
-    learning_rate: Number = 1e-3,
+    learning_rate: Choice = 1e-3,
     momentum: Number = 0.0,
     dampening: Number = 0.0,
     nesterov: bool = False,
-    weight_decay: Number = 0.0,
+    weight_decay: Choice = 0.0,
     maximize: bool = False,
 ) -> Optimizer:
     """Stochastic gradient descent, ``torch.optim.SGD``.
@@ -56,18 +54,18 @@ def sgd(
     >>> opt.update(params, opt.init(params), params)[0]
     {'w': tensor([-0.1000])}
     """
-    if nesterov and (not _is_set(momentum) or _is_set(dampening)):
+    if nesterov and (not is_set(momentum) or is_set(dampening)):
         raise ValueError(f"nesterov needs momentum > 0 and dampening 0, got {momentum} and {dampening}")
     check_range("momentum", momentum)
-    inertia = [scale_by.trace(momentum, dampening, nesterov)] if _is_set(momentum) else []
+    inertia = [scale_by.momentum(momentum, dampening, nesterov)] if is_set(momentum) else []
     return descend(*inertia, learning_rate=learning_rate, weight_decay=weight_decay, maximize=maximize)
 
 
 def adam(
-    learning_rate: Number = 1e-3,
+    learning_rate: Choice = 1e-3,
     betas: tuple[Number, Number] = (0.9, 0.999),
     eps: Number = 1e-8,
-    weight_decay: Number = 0.0,
+    weight_decay: Choice = 0.0,
     amsgrad: bool = False,
     maximize: bool = False,
 ) -> Optimizer:
@@ -78,15 +76,15 @@ def adam(
     >>> opt.update(params, opt.init(params), params)[0]
     {'w': tensor([-0.1000])}
     """
-    direction = scale_by.scale_by_adam(*betas, eps, amsgrad)
+    direction = scale_by_adam.scale_by_adam(*betas, eps, amsgrad)
     return descend(direction, learning_rate=learning_rate, weight_decay=weight_decay, maximize=maximize)
 
 
 def adamw(
-    learning_rate: Number = 1e-3,
+    learning_rate: Choice = 1e-3,
     betas: tuple[Number, Number] = (0.9, 0.999),
     eps: Number = 1e-8,
-    weight_decay: Number = 0.01,
+    weight_decay: Choice = 0.01,
     amsgrad: bool = False,
     maximize: bool = False,
 ) -> Optimizer:
@@ -97,15 +95,15 @@ def adamw(
     >>> opt.update(params, opt.init(params), params)[0]
     {'w': tensor([-0.1500])}
     """
-    direction = scale_by.scale_by_adam(*betas, eps, amsgrad)
+    direction = scale_by_adam.scale_by_adam(*betas, eps, amsgrad)
     return descend(direction, learning_rate=learning_rate, weight_decay=weight_decay, decoupled=True, maximize=maximize)
 
 
 def nadam(
-    learning_rate: Number = 2e-3,
+    learning_rate: Choice = 2e-3,
     betas: tuple[Number, Number] = (0.9, 0.999),
     eps: Number = 1e-8,
-    weight_decay: Number = 0.0,
+    weight_decay: Choice = 0.0,
     momentum_decay: Number = 4e-3,
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
@@ -117,7 +115,7 @@ def nadam(
     >>> opt.update(params, opt.init(params), params)[0]["w"].shape
     torch.Size([1])
     """
-    direction = scale_by.scale_by_nadam(*betas, eps, momentum_decay)
+    direction = scale_by_adam.scale_by_nadam(*betas, eps, momentum_decay)
     return descend(
         direction,
         learning_rate=learning_rate,
@@ -128,10 +126,10 @@ def nadam(
 
 
 def radam(
-    learning_rate: Number = 1e-3,
+    learning_rate: Choice = 1e-3,
     betas: tuple[Number, Number] = (0.9, 0.999),
     eps: Number = 1e-8,
-    weight_decay: Number = 0.0,
+    weight_decay: Choice = 0.0,
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
 ) -> Optimizer:
@@ -142,7 +140,7 @@ def radam(
     >>> opt.update(params, opt.init(params), params)[0]
     {'w': tensor([-0.1000])}
     """
-    direction = scale_by.scale_by_radam(*betas, eps)
+    direction = scale_by_adam.scale_by_radam(*betas, eps)
     return descend(
         direction,
         learning_rate=learning_rate,
@@ -153,10 +151,10 @@ def radam(
 
 
 def adamax(
-    learning_rate: Number = 2e-3,
+    learning_rate: Choice = 2e-3,
     betas: tuple[Number, Number] = (0.9, 0.999),
     eps: Number = 1e-8,
-    weight_decay: Number = 0.0,
+    weight_decay: Choice = 0.0,
     maximize: bool = False,
 ) -> Optimizer:
     """Adam in the maximum norm (Kingma and Ba, 2015), ``torch.optim.Adamax``; see :func:`fnn.optim.scale_by_adamax`.
@@ -166,14 +164,14 @@ def adamax(
     >>> opt.update(params, opt.init(params), params)[0]
     {'w': tensor([-0.1000])}
     """
-    direction = scale_by.scale_by_adamax(*betas, eps)
+    direction = scale_by_adam.scale_by_adamax(*betas, eps)
     return descend(direction, learning_rate=learning_rate, weight_decay=weight_decay, maximize=maximize)
 
 
 def adagrad(
-    learning_rate: Number = 1e-2,
+    learning_rate: Choice = 1e-2,
     lr_decay: Number = 0.0,
-    weight_decay: Number = 0.0,
+    weight_decay: Choice = 0.0,
     initial_accumulator_value: float = 0.0,
     eps: Number = 1e-10,
     maximize: bool = False,
@@ -187,16 +185,16 @@ def adagrad(
     """
     check_range("lr_decay", lr_decay)
     direction = scale_by.scale_by_rss(initial_accumulator_value, eps)
-    slower = per_leaf(lambda t, lr_decay: lambda g, p: (g / (1 + (t - 1) * lr_decay),), {"lr_decay": lr_decay})
-    parts = [direction, slower] if _is_set(lr_decay) else [direction]
+    slower = from_rule(lambda t, lr_decay: lambda g, p: (g / (1 + (t - 1) * lr_decay),), {"lr_decay": lr_decay})
+    parts = [direction, slower] if is_set(lr_decay) else [direction]
     return descend(*parts, learning_rate=learning_rate, weight_decay=weight_decay, maximize=maximize)
 
 
 def adadelta(
-    learning_rate: Number = 1.0,
+    learning_rate: Choice = 1.0,
     rho: Number = 0.9,
     eps: Number = 1e-6,
-    weight_decay: Number = 0.0,
+    weight_decay: Choice = 0.0,
     maximize: bool = False,
 ) -> Optimizer:
     """Adadelta (Zeiler, 2012), ``torch.optim.Adadelta``; see :func:`fnn.optim.scale_by_adadelta`.
@@ -211,10 +209,10 @@ def adadelta(
 
 
 def rmsprop(
-    learning_rate: Number = 1e-2,
+    learning_rate: Choice = 1e-2,
     alpha: Number = 0.99,
     eps: Number = 1e-8,
-    weight_decay: Number = 0.0,
+    weight_decay: Choice = 0.0,
     momentum: Number = 0.0,
     centered: bool = False,
     maximize: bool = False,
@@ -229,7 +227,7 @@ def rmsprop(
     {'w': tensor([-0.1000])}
     """
     check_range("momentum", momentum)
-    inertia = [scale_by.trace(momentum)] if _is_set(momentum) else []
+    inertia = [scale_by.momentum(momentum)] if is_set(momentum) else []
     direction = scale_by.scale_by_rms(alpha, eps, centered)
     return descend(direction, *inertia, learning_rate=learning_rate, weight_decay=weight_decay, maximize=maximize)
 
@@ -263,17 +261,16 @@ def rprop(
         return leaf
 
     hyperparams = {"eta_minus": etas[0], "eta_plus": etas[1], "smallest": step_sizes[0], "largest": step_sizes[1]}
-    first = lambda p: torch.zeros_like(p) + learning_rate
-    steps = per_leaf(rule, hyperparams, {"previous": torch.zeros_like, "step_size": first}, together=False)
+    steps = from_rule(rule, hyperparams, {"previous": torch.zeros_like, "step_size": Filled(learning_rate)})
     return chain(negate(), steps) if maximize else steps
 
 
 def asgd(
-    learning_rate: Number = 1e-2,
+    learning_rate: Choice = 1e-2,
     lambd: Number = 1e-4,
     alpha: Number = 0.75,
     t0: Number = 1e6,
-    weight_decay: Number = 0.0,
+    weight_decay: Choice = 0.0,
     maximize: bool = False,
 ) -> Optimizer:
     """Averaged stochastic gradient descent (Polyak and Juditsky, 1992), ``torch.optim.ASGD``.
@@ -300,62 +297,7 @@ def asgd(
         return leaf
 
     hyperparams = {"learning_rate": learning_rate, "lambd": lambd, "alpha": alpha, "t0": t0}
-    steps = needs_params(per_leaf(rule, hyperparams, {"average": torch.zeros_like}), "asgd")
-    decay = [add_decayed_weights(weight_decay)] if _is_set(weight_decay) else []
+    steps = needs_params(from_rule(rule, hyperparams, {"average": lambda p: torch.zeros_like(widen(p))}), "asgd")
+    decay = [add_decayed_weights(weight_decay)] if is_set(weight_decay) else []
     parts = [*([negate()] if maximize else []), *decay, steps]
     return chain(*parts) if len(parts) > 1 else steps
-
-
-def adafactor(
-    learning_rate: Number = 1e-2,
-    beta2_decay: Number = -0.8,
-    eps: tuple[float | None, float] = (None, 1e-3),
-    d: Number = 1.0,
-    weight_decay: Number = 0.0,
-    maximize: bool = False,
-) -> Optimizer:
-    """Adafactor (Shazeer and Stern, 2018), ``torch.optim.Adafactor``: the second moment of a matrix by its margins.
-
-    For leaves of two axes and more, r and c are the running means (weight t^beta2_decay for the new value) of g^2 over
-    columns and rows of the last two axes, and v = r c / mean(r); a vector keeps v whole.
-    u = g / max(sqrt(v), eps[0]), divided by max(1, rms(u) / d); update = -a u - learning_rate weight_decay p with
-    a = max(eps[1], rms(p)) min(learning_rate, 1 / sqrt(t)). ``eps[0]`` None is the dtype's epsilon. State: n + m
-    numbers for an n by m matrix.
-
-    >>> opt = adafactor(0.1)
-    >>> params = {"w": torch.ones(3, 2)}
-    >>> {name: tree["w"].shape for name, tree in opt.init(params).slots.items()}
-    {'row': torch.Size([3, 1]), 'column': torch.Size([1, 2])}
-    """
-    check_range("learning_rate", learning_rate)
-    floor, smallest = eps
-
-    def rule(t: Tensor, learning_rate: Tensor, beta2_decay: Tensor, d: Tensor, weight_decay: Tensor | None = None):
-        share = t**beta2_decay
-        rate = torch.minimum(learning_rate, t.rsqrt())
-
-        def leaf(g, p, row, column):
-            tiny = torch.finfo(p.dtype).eps if floor is None else floor
-            square = g * g
-            if g.dim() > 1:
-                row = row + (square.mean(-1, keepdim=True) - row) * share
-                column = column + (square.mean(-2, keepdim=True) - column) * share
-                v = row * column / row.mean(-2, keepdim=True).clamp(min=tiny)
-            else:
-                row = row + (square - row) * share
-                v = row
-            u = g * v.clamp(min=tiny * tiny).rsqrt()
-            u = u / ((u * u).mean().sqrt() / d).clamp(min=1.0)
-            update = u * -((p * p).mean().sqrt().clamp(min=smallest) * rate)
-            return update if weight_decay is None else update - p * (learning_rate * weight_decay), row, column
-
-        return leaf
-
-    hyperparams = {"learning_rate": learning_rate, "beta2_decay": beta2_decay, "d": d}
-    hyperparams |= {"weight_decay": weight_decay} if _is_set(weight_decay) else {}
-    margins = {
-        "row": lambda p: p.new_zeros((*p.shape[:-1], 1) if p.dim() > 1 else p.shape),
-        "column": lambda p: p.new_zeros((*p.shape[:-2], 1, p.shape[-1]) if p.dim() > 1 else ()),
-    }
-    steps = needs_params(per_leaf(rule, hyperparams, margins, together=False), "adafactor")
-    return chain(negate(), steps) if maximize else steps

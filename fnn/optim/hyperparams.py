@@ -1,15 +1,172 @@
-"""Hyperparameters by name: read, set and logged in the state, whatever the optimizer is made of."""
+"""Hyperparameters: 0-d tensors by name in the state of an optimizer, whatever it is made of."""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fnn import tree as _tree
-from fnn.tree import Tree
+from fnn.tree import Tree, TreeDef
+
+Number = float | Tensor | Callable[[Tensor], Any]
+"""A hyperparameter: a number, a 0-d tensor, or a schedule, which is a function of the count of updates."""
+
+Choice = Any
+"""A :data:`Number`, or a tree of these like the params or a prefix of them."""
 
 _FIELDS = ("hyperparams", "scheduled")
 
 
-def get_hyperparams(state: Tree) -> dict[str, Tensor]:
+class Hyperparams:
+    """The hyperparameters that an optimizer was made with.
+
+    A tree of numbers counts as one hyperparameter for each of its leaves, whose name has the path behind it,
+    ``learning_rate.head``.
+    """
+
+    def __init__(self, choices: Mapping[str, Choice]) -> None:
+        self.trees = {name: choice for name, choice in choices.items() if not _is_number(choice)}
+        self.numbers = {flat: number for name, choice in choices.items() for flat, number in _named(name, choice)}
+        self.schedules = tuple([(name, number) for name, number in self.numbers.items() if _is_schedule(number)])
+        self.names = list(choices)
+        for name, number in self.numbers.items():
+            if not _is_number(number):
+                raise TypeError(f"{name} must be a number, a 0-d tensor, a schedule or a tree of these, got {number!r}")
+        self.groups = lru_cache(maxsize=8)(self._groups)
+
+    def init(self, params: Tree, count: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The values in a new state: those that are fixed, and those of schedules at the first update."""
+        self.groups(_tree.structure(params))
+        fixed = {name: x for name, x in self.numbers.items() if not _is_schedule(x)}
+        first = {name: schedule(as_time(count)) for name, schedule in self.schedules}
+        fixed, first = ({name: as_hyperparam(name, x, count) for name, x in some.items()} for some in (fixed, first))
+        return fixed, first
+
+    def values(
+        self, count: Tensor, fixed: dict[str, Tensor], scheduled: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """All values of the update after ``count`` others, and those of schedules alone."""
+        if not self.schedules:
+            return fixed, {}
+        time = as_time(count)
+        now = {
+            name: as_hyperparam(name, schedule(time), count).to(scheduled[name]) for name, schedule in self.schedules
+        }
+        return {name: now[name] if name in now else fixed[name] for name in self.numbers}, now
+
+    def _groups(self, treedef: TreeDef) -> list[tuple[tuple[int, ...] | None, dict[str, str]]]:
+        """Leaves that share all values: their places (None for all), and the name of each hyperparameter's value.
+
+        Raises ``ValueError`` where a tree of values does not fit the params.
+        """
+        if not self.trees or not treedef.num_leaves:
+            return [(None, {})]
+        params = treedef.unflatten(range(treedef.num_leaves))
+        names = {name: [name] * treedef.num_leaves for name in self.names}
+        for name, choice in self.trees.items():
+            flat = _tree.structure(choice).unflatten([flat for flat, _ in _named(name, choice)])
+            names[name] = _tree.leaf_values(flat, params, name)
+        groups: dict[tuple, list[int]] = {}
+        for i, row in enumerate(zip(*names.values(), strict=True)):
+            groups.setdefault(row, []).append(i)
+        return [(tuple(chosen), dict(zip(self.names, row, strict=True))) for row, chosen in groups.items()]
+
+
+def _named(name: str, choice: Choice) -> list[tuple[str, Any]]:
+    if _is_number(choice):
+        return [(name, choice)]
+    return [(f"{name}.{path}" if path else name, leaf) for path, leaf in _tree.items(choice)]
+
+
+def _is_schedule(value: Any) -> bool:
+    return callable(value) and not isinstance(value, (Tensor, Mapping))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, Tensor)) or hasattr(value, "__float__") or _is_schedule(value)
+
+
+def counter(params: Tree) -> Tensor:
+    """A count of 0 on the device of the params: int64, 0-d, and one for each when mapped over params."""
+    leaves = _tree.leaves(params)
+    return leaves[0].new_zeros((), dtype=torch.int64) if leaves else torch.zeros((), dtype=torch.int64)
+
+
+def as_hyperparam(name: str, value: Any, count: Tensor) -> Tensor:
+    """A 0-d tensor of its own, beside that count; of a number float64 where the device has it.
+
+    So float64 params get the number that was given.
+
+    >>> as_hyperparam("learning_rate", 0.1, torch.tensor(0))
+    tensor(0.1000, dtype=torch.float64)
+    """
+    if not isinstance(value, Tensor):
+        try:
+            value = float(value)
+        except (TypeError, ValueError):
+            raise TypeError(f"{name} must be a number or a 0-d tensor, got {value!r}") from None
+        return count.new_zeros((), dtype=_wide(count.device)) + value
+    if value.dim():
+        raise ValueError(
+            f"{name} must be a number or a 0-d tensor, got one of shape {tuple(value.shape)}; "
+            f"for several values at once write vmap(lambda {name}: ...)"
+        )
+    dtype = value.dtype if value.is_floating_point() else _wide(count.device)
+    return count.new_zeros((), dtype=dtype) + value.to(count.device, dtype)
+
+
+def carry(hyperparams: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The hyperparameters of a state for the next one, which owns its leaves."""
+    if torch.compiler.is_compiling():  # what runs the graph sees to it
+        return hyperparams
+    return {name: value.clone() for name, value in hyperparams.items()}
+
+
+def as_time(count: Tensor) -> Tensor:
+    """A count as a floating number for formulas."""
+    return count.to(_wide(count.device))
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def check_range(name: str, value: Choice, low: float = 0.0, high: float = float("inf")) -> None:
+    """Raise ``ValueError`` for a plain number outside [low, high); tensors and schedules are not looked at.
+
+    >>> check_range("learning_rate", -1.0)
+    Traceback (most recent call last):
+    ValueError: learning_rate must not be negative, got -1.0
+    """
+    for path, number in _named(name, value):
+        if isinstance(number, (int, float)) and not low <= number < high:
+            wanted = "must not be negative" if high == float("inf") and low == 0 else f"must be in [{low:g}, {high:g})"
+            raise ValueError(f"{path} {wanted}, got {number}")
+
+
+def is_set(value: Choice) -> bool:
+    """Whether a part of an optimizer is wanted: not with a number that is exactly 0.
+
+    >>> is_set(0.0), is_set(torch.tensor(0.0))
+    (False, True)
+    """
+    return not (isinstance(value, (int, float)) and value == 0)
+
+
+def one_number(name: str, value: Choice) -> Number:
+    """The value again. Raises ``TypeError`` for a tree, where all leaves share one number.
+
+    >>> one_number("max_norm", 1.0)
+    1.0
+    """
+    if not _is_number(value):
+        raise TypeError(f"{name} must be a number, a 0-d tensor or a schedule, the same for all leaves, got {value!r}")
+    return value
+
+
+def get_hyperparams(opt_state: Tree) -> dict[str, Tensor]:
     """Every hyperparameter in an optimizer's state, 0-d tensors by name.
 
     A name that occurs once stands alone: ``learning_rate``. Where several parts have it, the place in the state stands
@@ -20,14 +177,15 @@ def get_hyperparams(state: Tree) -> dict[str, Tensor]:
     >>> {name: float(value) for name, value in get_hyperparams(opt.init({"w": torch.ones(1)})).items()}
     {'beta1': 0.9, 'beta2': 0.999, 'eps': 1e-08, 'learning_rate': 0.001}
     """
-    return {name: _tree.get(state, path) for name, (path, _) in _found(state).items()}
+    leaves, treedef = _tree.flatten(opt_state)
+    return {name: leaves[place].clone() for name, (place, *_) in _found(treedef).items()}
 
 
-def set_hyperparams(state: Tree, **values: float | Tensor) -> Tree:
+def set_hyperparams(opt_state: Tree, **values: float | Tensor) -> Tree:
     """The state with new values for some hyperparameters, by the names of :func:`get_hyperparams`.
 
-    A plain name sets it in every part that has it. Raises ``ValueError`` for a name that is not there, and for one that
-    a schedule decides.
+    A plain name sets it in every part that has it. All other leaves are those of the given state, not copies. Raises
+    ``ValueError`` for a name that is not there, and for one that a schedule decides.
 
     >>> import fnn
     >>> opt = fnn.optim.sgd(0.1)
@@ -36,28 +194,32 @@ def set_hyperparams(state: Tree, **values: float | Tensor) -> Tree:
     >>> opt.update(params, state, params)[0]
     {'w': tensor([-0.5000])}
     """
-    known = _found(state)
+    leaves, treedef = _tree.flatten(opt_state)
+    known = _found(treedef)
     for name, value in values.items():
-        chosen = [(path, fixed) for full, (path, fixed) in known.items() if name in (full, full.rpartition(".")[2])]
+        chosen = [(place, fixed) for full, (place, fixed, flat) in known.items() if name in (full, flat)]
         if not chosen:
             raise ValueError(f"no hyperparameter {name!r} in this state; it has {sorted(known)}")
-        for path, fixed in chosen:
+        for place, fixed in chosen:
             if not fixed:
                 raise ValueError(f"{name!r} is decided by a schedule; make the optimizer with a number to set it")
-            old = _tree.get(state, path)
-            new = value.to(old) if isinstance(value, Tensor) else torch.full_like(old, value)
-            if new.dim():
+            old = leaves[place]
+            new = value.to(old.device, old.dtype) if isinstance(value, Tensor) else float(value)
+            if isinstance(new, Tensor) and new.dim():
                 raise ValueError(f"{name!r} must be a number or a 0-d tensor, got one of shape {tuple(new.shape)}")
-            state = _tree.replace(state, path, new)
-    return state
+            leaves[place] = torch.zeros_like(old) + new
+    return treedef.unflatten(leaves)
 
 
-def _found(state: Tree) -> dict[str, tuple[str, bool]]:
-    """Shown name: (path in the state, whether it may be set)."""
-    entries = []
-    for path in _tree.paths(state):
-        *place, field, name = path.split(".") if "." in path else ("", path)
-        if field in _FIELDS and "slots" not in place:
-            entries.append((name, ".".join([*place, name]), path, field == "hyperparams"))
-    names = [name for name, *_ in entries]
-    return {name if names.count(name) == 1 else full: (path, fixed) for name, full, path, fixed in entries}
+@lru_cache(maxsize=64)
+def _found(treedef: TreeDef) -> dict[str, tuple[int, bool, str]]:
+    """Shown name: (place among the leaves, whether it may be set, plain name)."""
+    rows = []
+    for i, path in enumerate(treedef.entries):
+        names = [entry.name for entry in path]
+        field = next((k for k, name in enumerate(names) if name in _FIELDS), None)
+        if field is not None and "slots" not in names[:field] and field < len(names) - 1:
+            name = ".".join(names[field + 1 :])
+            rows.append((name, ".".join([*names[:field], name]), i, names[field] == "hyperparams"))
+    names = [name for name, *_ in rows]
+    return {name if names.count(name) == 1 else full: (i, fixed, name) for name, full, i, fixed in rows}

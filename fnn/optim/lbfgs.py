@@ -6,11 +6,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from fnn import _torch
 from fnn import tree as _tree
-from fnn.optim.base import Optimizer, as_hyperparam, check_grads, check_range, is_plain
+from fnn.optim.base import Optimizer, from_lists, needs_params, runs_together
+from fnn.optim.hyperparams import as_hyperparam, check_range, counter
+from fnn.optim.layout import Layout, working
 from fnn.optim.line_search import strong_wolfe
-from fnn.optim.wrappers import needs_loss
-from fnn.tree import Tree
+from fnn.optim.sam import needs_loss
+from fnn.tree import Tree, describe
 
 
 class LBFGSState(NamedTuple):
@@ -73,38 +76,48 @@ def lbfgs(
     evaluations = max_iter * 5 // 4 if max_eval is None else max_eval
 
     def init(params: Tree) -> LBFGSState:
-        zero = torch.zeros_like(_tree.ravel(params)[0])
-        number = torch.zeros((), dtype=zero.dtype, device=zero.device)
-        rate = as_hyperparam("learning_rate", learning_rate, zero.device)
-        count = torch.zeros((), dtype=torch.int64, device=zero.device)
-        empty = lambda: tuple(
-            torch.zeros_like(zero) for _ in range(history_size)
-        )  # apart: a shared one would recompile
+        layout, count = Layout.of(params), counter(params)
+        zero = torch.zeros_like(_flat(working(layout.params)))
+        number = count.new_zeros((), dtype=zero.dtype)
+        rate = as_hyperparam("learning_rate", learning_rate, count)
+        empty = lambda: tuple([torch.zeros_like(zero) for _ in range(history_size)])
         memory = count.clone(), empty(), empty()
         return LBFGSState(count, {"learning_rate": rate}, *memory, number + 1, zero, number, zero.clone())
 
-    def update(
-        grads: Tree, state: LBFGSState, params: Tree, *, loss: Callable[[Tree], Tensor] | None = None, **_: Any
-    ) -> tuple[Tree, LBFGSState]:
+    def on_lists(
+        layout: Layout,
+        grads: list,
+        state: LBFGSState,
+        params: list,
+        *,
+        loss: Callable[[Tree], Tensor] | None = None,
+        **_: Any,
+    ) -> tuple[list, LBFGSState]:
         loss = needs_loss("lbfgs", loss)
-        check_grads(grads, params)
-        x, unravel = _tree.ravel(params)
+        x = _flat(params)
+        if not isinstance(state, LBFGSState) or state.direction.shape != x.shape:
+            found = f"of {state.direction.numel()} numbers" if isinstance(state, LBFGSState) else describe(state)
+            raise ValueError(
+                f"opt_state is {found}, but the params have {x.numel()} numbers; make it by optimizer.init(params)"
+            )
+        given = set(map(id, _tree.leaves(state)))
         if not x.numel():
-            return params, state
-        plain = is_plain([x, *_tree.leaves(grads)])
+            return params, _own(state, given)
+        plain = runs_together(params, grads) and not _torch.dispatch_modes()
         if line_search_fn and not plain:
             raise ValueError(
                 "lbfgs: the line search looks at values, which tracing cannot; call update outside fnn.jit and vmap "
                 "(loss may be compiled), or write line_search_fn=None"
             )
         sign = -1.0 if maximize else 1.0
+        unravel = lambda x: _leaves(x, params)
 
         def evaluate(x: Tensor) -> _Point:
-            slope, value = torch.func.grad_and_value(lambda x: sign * loss(unravel(x)))(x)
+            slope, value = torch.func.grad_and_value(lambda x: sign * loss(layout.whole(unravel(x))))(x)
             return _Point(x, value, slope)
 
-        slope = sign * _tree.ravel(grads)[0]
-        value = sign * loss(params)
+        slope = sign * _flat(grads)
+        value = sign * loss(layout.whole(params))
         point, used = _Point(x, value, slope), 1
         active = slope.abs().max() > tolerance_grad
         for iteration in range(1, max_iter + 1):
@@ -137,9 +150,25 @@ def lbfgs(
             active = moved & going
             if used >= evaluations:
                 break
-        return unravel(point.x - x), state
+        return unravel(point.x - x), _own(state, given)
 
-    return Optimizer(init, update)
+    return needs_params(from_lists(init, on_lists, lambda f, layout, state: state), "lbfgs")
+
+
+def _own(state: LBFGSState, given: set[int]) -> LBFGSState:
+    """The state, with copies of what the state before it holds. Traced code leaves this to what runs the graph."""
+    if torch.compiler.is_compiling():
+        return state
+    return _tree.map(lambda x: x.clone() if id(x) in given else x, state)
+
+
+def _flat(leaves: list[Tensor]) -> Tensor:
+    return torch.cat([x.reshape(-1) for x in leaves]) if leaves else torch.zeros(0)
+
+
+def _leaves(x: Tensor, like: list[Tensor]) -> list[Tensor]:
+    parts = x.split([leaf.numel() for leaf in like])
+    return [part.reshape(leaf.shape).to(leaf.dtype) for part, leaf in zip(parts, like, strict=True)]
 
 
 def _where(condition: Tensor, first: Any, second: Any, plain: bool) -> Any:

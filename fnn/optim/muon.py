@@ -7,12 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fnn import tree as _tree
 from fnn.optim.aliases import adamw
-from fnn.optim.base import Number, Optimizer, Transform, chain, check_range, per_leaf
-from fnn.optim.multi_transform import partition
+from fnn.optim.base import Optimizer, chain
+from fnn.optim.hyperparams import Choice, Number, check_range
+from fnn.optim.multi_transform import multi_transform
+from fnn.optim.rules import from_rule
 from fnn.optim.transforms import add_decayed_weights, scale_by_learning_rate
-from fnn.tree import Tree
+from fnn.tree import Tree, items
 
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
 
@@ -45,12 +46,12 @@ def scale_by_muon(
     eps: float = 1e-7,
     ns_steps: int = 5,
     adjust_lr_fn: Literal["original", "match_rms_adamw", "spectral_unclamped"] | None = None,
-) -> Transform:
+) -> Optimizer:
     """Muon's direction (Jordan, 2024) for leaves that are matrices: :func:`orthogonalize` of the momentum.
 
     b = momentum b + (1 - momentum) g, and with ``nesterov`` momentum b + (1 - momentum) g of that; times
     sqrt(max(1, n / m)) for an n by m matrix ("original"), 0.2 sqrt(max(n, m)) ("match_rms_adamw": the step has the
-    size of AdamW's) or sqrt(n / m). Raises ``ValueError`` for a leaf that is no matrix.
+    size of AdamW's) or sqrt(n / m). Raises ``ValueError`` for a leaf that is not a matrix.
 
     >>> opt = scale_by_muon()
     >>> params = {"w": torch.ones(3, 2)}
@@ -76,29 +77,27 @@ def scale_by_muon(
 
         return leaf
 
-    inner = per_leaf(rule, {"momentum": momentum}, {"momentum_buffer": torch.zeros_like}, together=False)
+    inner = from_rule(rule, {"momentum": momentum}, {"momentum_buffer": torch.zeros_like}, real_only="scale_by_muon")
 
     def init(params: Tree) -> Tree:
-        for path, leaf in _tree.items(params):
+        for path, leaf in items(params):
             if leaf.dim() != 2:
                 raise ValueError(f"scale_by_muon is for matrices, but {path!r} has shape {tuple(leaf.shape)}; use muon")
         return inner.init(params)
 
-    transform = Transform(init, inner.update)
-    transform.on_leaves = inner.on_leaves
-    return transform
+    return Optimizer(init, inner.update)
 
 
 def muon(
-    learning_rate: Number = 1e-3,
-    weight_decay: Number = 0.1,
+    learning_rate: Choice = 1e-3,
+    weight_decay: Choice = 0.1,
     momentum: Number = 0.95,
     nesterov: bool = True,
     ns_coefficients: tuple[float, float, float] = COEFFICIENTS,
     eps: float = 1e-7,
     ns_steps: int = 5,
     adjust_lr_fn: Literal["original", "match_rms_adamw", "spectral_unclamped"] | None = None,
-    adam_learning_rate: Number = 1e-3,
+    adam_learning_rate: Choice = 1e-3,
     matrices: Callable[[str, Tensor], bool] = lambda path, leaf: leaf.dim() == 2,
 ) -> Optimizer:
     """Muon (Jordan, 2024) for matrices, ``torch.optim.Muon``, and AdamW for all other leaves.
@@ -117,4 +116,4 @@ def muon(
         "muon": chain(direction, add_decayed_weights(weight_decay), scale_by_learning_rate(learning_rate)),
         "adamw": adamw(adam_learning_rate, weight_decay=weight_decay),
     }
-    return partition(parts, lambda path, leaf: "muon" if matrices(path, leaf) else "adamw")
+    return multi_transform(parts, lambda path, leaf: "muon" if matrices(path, leaf) else "adamw")

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fnn.optim.base import as_time
+from fnn.optim.hyperparams import as_time
 
 Count = int | float | Tensor
 Schedule = Callable[[Count], Tensor]
@@ -303,9 +303,9 @@ def reduce_on_plateau(
     sign = 1.0 if mode == "min" else -1.0
 
     def init() -> PlateauState:
-        zero = torch.zeros((), dtype=torch.int64)
+        rate = torch.as_tensor(learning_rate, dtype=torch.float64).clone()
         worst = torch.tensor(sign * math.inf, dtype=torch.float64)
-        return PlateauState(torch.tensor(learning_rate, dtype=torch.float64), worst, zero, zero)
+        return PlateauState(rate, worst, torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int64))
 
     def update(value: float | Tensor, state: PlateauState) -> tuple[Tensor, PlateauState]:
         value = torch.as_tensor(value).to(state.best)
@@ -318,6 +318,6 @@ def reduce_on_plateau(
         lower = (state.learning_rate * factor).clamp(min=min_lr)
         rate = torch.where(fall & (state.learning_rate - lower > eps), lower, state.learning_rate)
         best = torch.where(better, value, state.best)
-        return rate, PlateauState(rate, best, torch.where(fall, 0, bad), torch.where(fall, cooldown, cooling))
+        return rate.clone(), PlateauState(rate, best, torch.where(fall, 0, bad), torch.where(fall, cooldown, cooling))
 
     return Plateau(init, update)

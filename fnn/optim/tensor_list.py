@@ -1,124 +1,269 @@
-"""All leaves at once in eager code: a list of tensors that computes like one tensor, by multi-tensor kernels.
+"""A list of tensors that computes like one tensor, by torch's multi-tensor kernels.
 
-A formula for one leaf then serves both worlds: compiled or transformed it is applied to each tensor, and eager to all
-of them in one call for each operation, which is what makes ``torch.optim``'s ``foreach`` fast.
+A rule for one leaf then serves everywhere. In code that is traced or transformed it is applied to each leaf, and the
+compiler fuses what it does. In eager code it is applied once to the list of all leaves, and each operation is one call
+for all of them, which is what makes the ``foreach`` of ``torch.optim`` fast.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from fnn import _torch
+from fnn._numerics import safe_sqrt
+from fnn.optim import kernels
 
 
-class Many:
-    """A list of tensors with the arithmetic and the methods of one.
+class LeafwiseError(TypeError):
+    """A question that the tensors of a list answer differently. Rules that ask one are run leaf by leaf."""
 
-    Operators, and the methods that torch has multi-tensor kernels for, call those; every other method of a tensor is
-    called on each. 0-d tensors and numbers act on all.
 
-    >>> import torch
-    >>> (2 * Many([torch.ones(1), torch.ones(2)]) + 1).sqrt().tensors
+class TensorList:
+    """Tensors that compute like one tensor: what is done to the list is done to each tensor in it.
+
+    Operators, the methods and attributes of a tensor, and all functions of torch work, and mean what they would mean
+    for each tensor alone. Plain tensors and numbers in the same expression act on every tensor of the list. What is not
+    a tensor, such as ``x.ndim``, ``x.dtype`` or ``bool(x.any())``, is returned where all tensors agree on it, and
+    raises :class:`LeafwiseError` otherwise. ``isinstance(x, torch.Tensor)`` is false.
+
+    >>> (2 * TensorList([torch.ones(1), torch.ones(2)]) + 1).sqrt().tensors
     [tensor([1.7321]), tensor([1.7321, 1.7321])]
+    >>> torch.where(TensorList([torch.ones(1), torch.ones(2)]) != 0, 3.0, 0.0).tensors
+    [tensor([3.]), tensor([3., 3.])]
+    >>> TensorList([torch.ones(1), torch.ones(2, 2)]).ndim
+    Traceback (most recent call last):
+    fnn.optim.tensor_list.LeafwiseError: .ndim differs between the tensors of a list: [1, 2]
     """
 
     __slots__ = ("tensors",)
+    __array_ufunc__ = None  # a NumPy number on the left leaves the operation to this class
+
+    if TYPE_CHECKING:  # these two and all other operators are set below
+
+        def __add__(self, other: Any) -> "TensorList": ...
+        def __mul__(self, other: Any) -> "TensorList": ...
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = list(tensors)
 
-    def __getattr__(self, name: str) -> Callable:
+    @classmethod
+    def __torch_function__(cls, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kernel = _KERNELS.get(function)
+        if kernel is not None and not kwargs:
+            result = kernel(*args)
+            if result is not NotImplemented:
+                return result
+        return _each(function, args, kwargs or {})
+
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        kernel = _torch.foreach.get(name)
+        attribute = getattr(Tensor, name)
+        if callable(attribute):
+            return lambda *args, **kwargs: self.__torch_function__(attribute, (), (self, *args), kwargs)
+        return _gather([getattr(x, name) for x in self.tensors], f".{name}")
 
-        def together(*arguments: Any) -> "Many":
-            return Many(_torch.foreach[name](self.tensors, *[operand(a) for a in arguments]))
+    def __iter__(self) -> Iterator["TensorList"]:
+        length = len(self)
+        return iter([TensorList([x[i] for x in self.tensors]) for i in range(length)])
 
-        def one_by_one(*arguments: Any, **keywords: Any) -> "Many":
-            columns = [a.tensors if isinstance(a, Many) else [a] * len(self.tensors) for a in arguments]
-            rows = zip(self.tensors, *columns, strict=True)
-            return Many([getattr(x, name)(*rest, **keywords) for x, *rest in rows])
+    def __len__(self) -> int:
+        return _each(len, (self,), {})
 
-        return together if kernel is not None else one_by_one
+    def __bool__(self) -> bool:
+        return _each(bool, (self,), {})
 
-    def __add__(self, other: Any) -> "Many":
-        return self.add(other)
+    def __int__(self) -> int:
+        return _each(int, (self,), {})
 
-    def __sub__(self, other: Any) -> "Many":
-        return self.add(-other) if isinstance(other, Tensor) else self.sub(other)  # no kernel subtracts a 0-d tensor
+    __index__ = __int__
 
-    def __mul__(self, other: Any) -> "Many":
-        return self.mul(other)
+    def __float__(self) -> float:
+        return _each(float, (self,), {})
 
-    def __truediv__(self, other: Any) -> "Many":
-        return self.div(other)
+    def __array__(self, *_: Any) -> Any:
+        raise LeafwiseError("a list of tensors is not one array")
 
-    def __neg__(self) -> "Many":
-        return self.neg()
+    def __repr__(self) -> str:
+        return f"TensorList({self.tensors})"
 
-    def __rsub__(self, other: Any) -> "Many":
-        return self.neg().add(other)
-
-    def __rtruediv__(self, other: Any) -> "Many":
-        return self.reciprocal().mul(other)
-
-    __radd__, __rmul__ = __add__, __mul__
+    __hash__ = object.__hash__
 
 
-def operand(value: Any) -> Any:
-    """What a multi-tensor kernel takes: the list of a Many, and a plain number where reading it is free."""
-    if isinstance(value, Many):
-        return value.tensors
-    return value.item() if isinstance(value, Tensor) and value.device.type == "cpu" else value
+def _each(function: Callable, args: Sequence, kwargs: dict) -> Any:
+    """The results of a function for each tensor of the lists among its arguments."""
+    lengths = {len(x.tensors) for x in _lists((args, kwargs))}
+    if len(lengths) != 1:
+        raise LeafwiseError(f"lists of {sorted(lengths)} tensors in one call of {function}")
+    rows = [
+        function(*[_pick(x, i) for x in args], **{name: _pick(x, i) for name, x in kwargs.items()})
+        for i in range(lengths.pop())
+    ]
+    return _gather(rows, getattr(function, "__name__", "a result"))
+
+
+def _lists(value: Any) -> list[TensorList]:
+    if isinstance(value, TensorList):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [found for x in value for found in _lists(x)] if isinstance(value, (list, tuple)) else []
+
+
+def _pick(value: Any, i: int) -> Any:
+    """An argument for the call with the tensor at place i."""
+    if isinstance(value, TensorList):
+        return value.tensors[i]
+    if type(value) in (list, tuple):
+        return type(value)([_pick(x, i) for x in value])
+    if type(value) is dict:
+        return {key: _pick(x, i) for key, x in value.items()}
+    return value
+
+
+def _gather(rows: list, name: str) -> Any:
+    """One value from those for each tensor: a list of tensors, or what all of them agree on."""
+    first = rows[0] if rows else None
+    if isinstance(first, Tensor):
+        return TensorList(rows)
+    if isinstance(first, (tuple, list)) and any(isinstance(x, Tensor) for x in first):
+        if len({len(row) for row in rows}) > 1:
+            raise LeafwiseError(f"{name} has results of different lengths for the tensors of a list")
+        columns = [_gather(list(column), name) for column in zip(*rows, strict=True)]
+        return columns if isinstance(first, list) else _as_tuple(type(first), columns)
+    if any(row != first for row in rows):
+        raise LeafwiseError(f"{name} differs between the tensors of a list: {rows}")
+    return first
+
+
+def _as_tuple(kind: type, values: list) -> Any:
+    return kind(*values) if hasattr(kind, "_fields") else kind(values)
+
+
+def _unary(name: str) -> Callable:
+    kernel = _torch.foreach[name]
+    return lambda x: TensorList(kernel(x.tensors))
+
+
+def _binary(name: str, commutes: bool = False) -> Callable:
+    kernel = _torch.foreach[name]
+
+    def call(a: Any, b: Any) -> Any:
+        if not isinstance(a, TensorList):
+            if not commutes:
+                return NotImplemented
+            a, b = b, a
+        if isinstance(b, TensorList):
+            return TensorList(kernel(a.tensors, b.tensors)) if len(a.tensors) == len(b.tensors) else NotImplemented
+        if type(b) is float or type(b) is int:
+            return TensorList(kernel(a.tensors, b))
+        if not isinstance(b, Tensor) or b.dim():
+            return NotImplemented
+        if name == "add":
+            return TensorList(_torch.foreach_add_scalar(a.tensors, b))
+        if name == "sub":
+            return TensorList(_torch.foreach_add_scalar(a.tensors, b, alpha=-1))
+        return TensorList(kernel(a.tensors, b)) if name in ("mul", "div") else NotImplemented
+
+    return call
+
+
+# the functions of torch that have a kernel of lists; all others are called for each tensor
+_KERNELS: dict[Callable, Callable] = {}
+for _name in ("abs", "exp", "log", "neg", "reciprocal", "sign", "sqrt"):
+    _KERNELS |= dict.fromkeys((getattr(torch, _name), getattr(Tensor, _name)), _unary(_name))
+for _name, _function in (("add", _binary("add", True)), ("mul", _binary("mul", True))):
+    _KERNELS |= dict.fromkeys((getattr(torch, _name), getattr(Tensor, _name)), _function)
+for _name in ("sub", "div", "maximum", "minimum", "pow"):
+    _KERNELS |= dict.fromkeys((getattr(torch, _name), getattr(Tensor, _name)), _binary(_name))
+
+
+def _operator(name: str) -> Callable:
+    function = getattr(Tensor, name)
+
+    def operator(self: TensorList, *args: Any) -> Any:
+        return TensorList.__torch_function__(function, (), (self, *args))
+
+    operator.__name__ = name
+    return operator
+
+
+_OPERATORS = (
+    "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "floordiv", "rfloordiv", "mod", "rmod",
+    "pow", "rpow", "matmul", "rmatmul", "and", "rand", "or", "ror", "xor", "rxor", "lshift", "rlshift", "rshift",
+    "rrshift", "eq", "ne", "lt", "le", "gt", "ge", "neg", "pos", "abs", "invert", "getitem", "contains",
+)  # fmt: skip
+for _name in _OPERATORS:
+    setattr(TensorList, f"__{_name}__", _operator(f"__{_name}__"))
+
+
+def _in_place(name: str) -> Callable:
+    function = getattr(Tensor, name)
+
+    def operator(self: TensorList, *args: Any) -> TensorList | None:
+        _each(function, (self, *args), {})
+        return self if name != "__setitem__" else None
+
+    operator.__name__ = name
+    return operator
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior", "ixor", "setitem"):
+    setattr(TensorList, f"__{_name}__", _in_place(f"__{_name}__"))
+
+for _name, _function in (
+    ("__add__", _KERNELS[torch.add]),
+    ("__radd__", _KERNELS[torch.add]),
+    ("__mul__", _KERNELS[torch.mul]),
+    ("__rmul__", _KERNELS[torch.mul]),
+    ("__sub__", _KERNELS[torch.sub]),
+    ("__truediv__", _KERNELS[torch.div]),
+    ("__pow__", _KERNELS[torch.pow]),
+    ("__neg__", _KERNELS[torch.neg]),
+    ("__abs__", _KERNELS[torch.abs]),
+):
+    _KERNELS[getattr(Tensor, _name)] = _function
 
 
 def lerp(start: Any, end: Any, weight: Tensor) -> Any:
-    """start + weight (end - start), for a tensor or Many.
+    """start + weight (end - start), for tensors or lists of them.
 
-    >>> import torch
     >>> lerp(torch.zeros(2), torch.ones(2), torch.tensor(0.25))
     tensor([0.2500, 0.2500])
     """
-    if isinstance(start, Many) and not isinstance(operand(weight), Tensor):
-        return start.lerp(end, weight)
+    if isinstance(start, TensorList):
+        return TensorList(kernels.lerp(start.tensors, end.tensors, weight))
     return start + (end - start) * weight
 
 
-def add_scaled(start: Any, tensor: Any, factor: Tensor) -> Any:
-    """start + factor tensor, for a tensor or Many.
+def add_scaled(start: Any, other: Any, factor: Tensor) -> Any:
+    """start + factor other, for tensors or lists of them.
 
-    >>> import torch
     >>> add_scaled(torch.zeros(2), torch.ones(2), torch.tensor(0.5))
     tensor([0.5000, 0.5000])
     """
-    if isinstance(start, Many) and not isinstance(operand(factor), Tensor):
-        return Many(_torch.foreach["add"](start.tensors, tensor.tensors, alpha=operand(factor)))
-    return start + tensor * factor
+    if isinstance(start, TensorList):
+        return TensorList(kernels.add_scaled(start.tensors, other.tensors, factor))
+    return start + other * factor
 
 
 def add_product(start: Any, first: Any, second: Any, factor: Tensor) -> Any:
-    """start + factor first second, for a tensor or Many.
+    """start + factor first second, for tensors or lists of them.
 
-    >>> import torch
     >>> add_product(torch.zeros(2), torch.ones(2), torch.ones(2), torch.tensor(0.5))
     tensor([0.5000, 0.5000])
     """
-    if isinstance(start, Many):
-        value = operand(factor)
-        return start.addcmul(first, second, value) if not isinstance(value, Tensor) else start + first * second * factor
+    if isinstance(start, TensorList):
+        return TensorList(kernels.add_product(start.tensors, first.tensors, second.tensors, factor))
     return start + first * second * factor
 
 
 def root(x: Any) -> Any:
-    """The square root of a tensor or Many, with slope 0 at 0, so that meta-gradients pass gradients that are zero.
+    """The square root of a tensor or a list of them, with slope 0 at 0, so that meta-gradients pass zero gradients.
 
-    >>> import torch
     >>> torch.func.grad(lambda x: root(x).sum())(torch.tensor([0.0, 4.0]))
     tensor([0.0000, 0.2500])
     """
-    if isinstance(x, Many):
-        return x.sqrt()
-    zero = x == 0
-    return x.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
+    return x.sqrt() if isinstance(x, TensorList) else safe_sqrt(x)

@@ -226,7 +226,7 @@ def ones_like(tree: Tree, dtype: torch.dtype | None = None) -> Tree:
 
 
 def cast(tree: Tree, dtype: torch.dtype) -> Tree:
-    """Floating leaves in another dtype; integer leaves (labels, keys, counts) stay as they are.
+    """A copy with floating leaves in another dtype; integer leaves (labels, keys, counts) keep theirs.
 
     Raises ``TypeError`` for a dtype that is not a ``torch.dtype`` of floating numbers.
 
@@ -235,16 +235,16 @@ def cast(tree: Tree, dtype: torch.dtype) -> Tree:
     """
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"cast expects a floating dtype such as torch.float64, got {dtype!r}")
-    return map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, tree)
+    return map(lambda leaf: leaf.to(dtype, copy=True) if leaf.is_floating_point() else leaf.clone(), tree)
 
 
 def to(tree: Tree, device: torch.device | str) -> Tree:
-    """Every leaf on a device. A leaf that is there already is handed on, not copied.
+    """A copy with every leaf on a device.
 
     >>> to({"w": torch.ones(1)}, "cpu")["w"].device
     device(type='cpu')
     """
-    return map(lambda leaf: leaf.to(device), tree)
+    return map(lambda leaf: leaf.to(device, copy=True), tree)
 
 
 def leading_length(tree: Tree, name: str = "batch", what: str = "samples") -> int:

@@ -50,7 +50,7 @@ def _join(trees: Sequence[Tree], join: Callable, name: str) -> Tree:
 
 
 def unstack(tree: Tree) -> list[Tree]:
-    """The inverse of :func:`stack`: one tree for each entry of the leading axis, whose leaves are views.
+    """The inverse of :func:`stack`: one tree for each entry of the leading axis.
 
     Raises ``ValueError`` when leaves disagree about its length.
 
@@ -59,7 +59,8 @@ def unstack(tree: Tree) -> list[Tree]:
     """
     leading_length(tree, "tree", "entries")
     found, treedef = flatten(tree)
-    return [treedef.unflatten(row) for row in zip(*[leaf.unbind(0) for leaf in found], strict=True)]
+    rows = zip(*[leaf.unbind(0) for leaf in found], strict=True)
+    return [treedef.unflatten([leaf.clone() for leaf in row]) for row in rows]
 
 
 def ravel(tree: Tree) -> tuple[Tensor, Callable[[Tensor], Tree]]:
@@ -84,9 +85,8 @@ def ravel(tree: Tree) -> tuple[Tensor, Callable[[Tensor], Tree]]:
         if vector.shape != (total,):
             raise ValueError(f"unravel expects a vector of shape ({total},), got {tuple(vector.shape)}")
         pieces = vector.split([count for _, _, count in shapes]) if shapes else ()
-        return treedef.unflatten(
-            [piece.reshape(shape).to(dtype) for piece, (shape, dtype, _) in zip(pieces, shapes, strict=True)]
-        )
+        found = [x.reshape(shape).to(dtype, copy=True) for x, (shape, dtype, _) in zip(pieces, shapes, strict=True)]
+        return treedef.unflatten(found)
 
     return vector, unravel
 

@@ -251,7 +251,7 @@ def check_same_structure(first: Tree, second: Tree, names: tuple[str, str] = ("f
 
     >>> check_same_structure({"w": 0}, {"v": 0}, ("params", "grads"))
     Traceback (most recent call last):
-    ValueError: params and grads differ at ['v']: params has nothing, grads has 0 (int)
+    ValueError: params and grads differ at ['w']: params has 0 (int), grads has nothing
     """
     if flatten(first)[1] != flatten(second)[1]:
         raise _difference(first, second, names)
@@ -472,7 +472,7 @@ def describe(tree: Tree) -> str:
     if isinstance(tree, Tensor):
         return f"a tensor of shape {tuple(tree.shape)}"
     if tree is _STAR:
-        return "a leaf"
+        return "a tensor"
     if isinstance(tree, Mapping):
         return f"a {type(tree).__name__} with keys {list(natural_order(tree))}"
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):

@@ -16,7 +16,7 @@ import fnn
 from recipes.bench import harness, networks, rivals
 
 BASE = "torch.nn + torch.optim, loop"
-OURS = "fnn.jit of fnn.vmap, donated"
+OURS = "fnn.jit of fnn.vmap, inductor, donated"
 
 
 def loop(calls: list[rivals.Step]) -> Callable[[], Tensor]:
@@ -26,7 +26,7 @@ def loop(calls: list[rivals.Step]) -> Callable[[], Tensor]:
 def shared_step(members: list[rivals.Problem]) -> Callable[[], Tensor]:
     """One compiled step, called for each network."""
     step, optimizer = rivals.fnn_function(members[0])
-    compiled = fnn.jit(step, donate_argnums=0, backend=members[0].backend)
+    compiled = fnn.jit(step, donate_argnums=0, backend="inductor")
     held = [rivals.first_carry(given, optimizer) for given in members]
 
     def call() -> Tensor:
@@ -39,11 +39,11 @@ def shared_step(members: list[rivals.Problem]) -> Callable[[], Tensor]:
     return call
 
 
-def mapped(members: list[rivals.Problem], compiled: bool, **settings: Any) -> Callable[[], Tensor]:
+def mapped(members: list[rivals.Problem], jit: bool = True, **settings: Any) -> Callable[[], Tensor]:
     step, optimizer = rivals.fnn_function(members[0])
     every: Callable = fnn.vmap(step, in_dims=(0, None))
-    if compiled:
-        every = fnn.jit(every, donate_argnums=0, backend=members[0].backend, **settings)
+    if jit:
+        every = fnn.jit(every, donate_argnums=0, **settings)
     held = [fnn.tree.stack([rivals.first_carry(given, optimizer) for given in members])]
 
     def call() -> Tensor:
@@ -85,12 +85,13 @@ def steps(members: list[rivals.Problem]) -> dict[str, Callable[[], Any]]:
     calls: dict[str, Callable[[], Any]] = {
         BASE: loop([rivals.eager(given) for given in members]),
         "torch.nn + fused, loop": loop([rivals.eager(given, fused=True) for given in members]),
-        "fnn.jit, donated, loop": shared_step(members),
-        "fnn.vmap, eager": mapped(members, compiled=False),
-        OURS: mapped(members, compiled=True),
+        "fnn.jit, inductor, donated, loop": shared_step(members),
+        "fnn.vmap, eager": mapped(members, jit=False),
+        "fnn.jit of fnn.vmap, replay, donated": mapped(members),
+        OURS: mapped(members, backend="inductor"),
     }
     if members[0].device.type == "cuda":
-        calls[f"{OURS}, reduce-overhead"] = mapped(members, compiled=True, mode="reduce-overhead")
+        calls[f"{OURS}, reduce-overhead"] = mapped(members, backend="inductor", mode="reduce-overhead")
     rivals.add(calls, "JAX, jit, donated, loop", lambda: jax_shared(members))
     rivals.add(calls, "JAX, jit of vmap, donated", lambda: jax_mapped(members))
     return calls
@@ -110,7 +111,7 @@ def main() -> None:
     columns: dict[str, dict[str, float]] = {}
     for name in options.models:
         for optimizer in options.optimizers:
-            given = rivals.problem(name, optimizer, options.batch, options.device, dtype, options.backend)
+            given = rivals.problem(name, optimizer, options.batch, options.device, dtype)
             members = [given._replace(start=rivals.start(name, options.device, seed)) for seed in range(options.count)]
             torch.compiler.reset()
             calls = steps(members)

@@ -15,7 +15,20 @@ from pathlib import Path
 
 import torch
 
+import fnn
+
 REPORT = Path(__file__).parents[2] / "docs" / "performance.md"
+
+
+def begin(keep_memory: bool = True) -> None:
+    """One thread; and freed memory stays with the process, for all rivals, unless its peak is to be measured."""
+    global _kept
+    torch.set_num_threads(1)
+    if keep_memory and hasattr(fnn, "keep_freed_memory"):
+        _kept = bool(fnn.keep_freed_memory())
+
+
+_kept = False
 
 
 def interleave(
@@ -126,7 +139,8 @@ def machine(packages: Sequence[str] = ()) -> str:
         ]
         processor = models[0] if models else processor
     pages = "huge pages" if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1" else "pages of 4 KB"
-    parts = [processor, f"{torch.get_num_threads()} thread(s)", pages]
+    memory = ["freed memory kept"] if _kept else []
+    parts = [processor, f"{torch.get_num_threads()} thread(s)", pages, *memory]
     if torch.cuda.is_available():
         precise = torch.get_float32_matmul_precision() == "highest"
         parts += [torch.cuda.get_device_name(), "no TF32" if precise else "TF32"]
@@ -156,14 +170,12 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--tf32", action="store_true", help="float32 products in TF32, on CUDA")
-    parser.add_argument("--backend", default="inductor", help="of torch.compile; others are for tests")
 
 
 def prepare(options: argparse.Namespace) -> torch.dtype:
     """Do what the flags say, and return the dtype in which layers are computed."""
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch finds no GPU here")
-    torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = options.tf32
     return getattr(torch, options.dtype)

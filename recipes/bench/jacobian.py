@@ -30,8 +30,12 @@ def network(name: str) -> tuple[fnn.Layer, dict, Tensor, Tensor]:
 
 
 def ours(function: Callable, *args: Any) -> Rivals:
-    compiled = fnn.jit(function)
-    return {"fnn": lambda: function(*args), "fnn.jit": lambda: compiled(*args)}
+    replayed, compiled = fnn.jit(function), fnn.jit(function, backend="inductor")
+    return {
+        "fnn": lambda: function(*args),
+        "fnn.jit": lambda: replayed(*args),
+        "fnn.jit, inductor": lambda: compiled(*args),
+    }
 
 
 def hvp_rows() -> dict[str, Rivals]:
@@ -320,9 +324,8 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
-    torch.set_num_threads(1)
     time, memory = [], []
-    names = [HAND, "torch.autograd.functional", "curvlinops", "JAX jit", "fnn", "fnn.jit"]
+    names = [HAND, "torch.autograd.functional", "curvlinops", "JAX jit", "fnn", "fnn.jit", "fnn.jit, inductor"]
     for group in options.rows:
         for title, rivals in ROWS[group]().items():
             seconds = harness.interleave(rivals, rounds=options.rounds)

@@ -1,9 +1,12 @@
-"""Peak memory of a train step of each rival, by default Adam on a perceptron with 100 million parameters.
+"""Peak memory of a train step of each rival, and of the eager gradient over that of ``.backward()``.
 
-Each rival runs in a process of its own: three steps; what is reported is the peak of the second and third, less what
-the process holds once the tensors are gone. Linux only. ``--models mlp lenet transformer --batch 1024``, ``--optimizer
-adam``, ``--dtype`` as in ``step``. With ``--device cuda`` it is the most that the allocator gave to tensors; that part
-has not been run on a GPU.
+The step is by default that of Adam on a perceptron with 100 million parameters. Each rival runs in a process of its
+own: three steps; what is reported is the peak of the second and third, less what the process holds once the tensors are
+gone. Linux only. ``--models mlp lenet transformer --batch 1024``, ``--optimizer adam``, ``--dtype`` as in ``step``.
+With ``--device cuda`` it is the most that the allocator gave to tensors; that part has not been run on a GPU.
+
+``--parts step gradients``; for the gradients, whose time is measured as well, ``--rows deep lenet narrow scan``,
+``--gradient-batch 4096``, ``--rounds 15``.
 """
 
 import argparse
@@ -14,7 +17,7 @@ from collections.abc import Callable
 
 import torch
 
-from recipes.bench import harness, networks, rivals
+from recipes.bench import gradients, harness, networks, rivals
 
 RIVALS: dict[str, Callable[[rivals.Problem], rivals.Step]] = {
     "torch.optim, fused": lambda given: rivals.eager(given, fused=True),
@@ -22,8 +25,10 @@ RIVALS: dict[str, Callable[[rivals.Problem], rivals.Step]] = {
     "torch.compile of the loss + fused": lambda given: rivals.eager(given, compiled=True, fused=True),
     "torch.compile of the step, by hand": rivals.by_hand,
     "TorchOpt, functional": rivals.torchopt,
-    "fnn.jit, donated": rivals.ours,
-    "fnn.jit": lambda given: rivals.ours(given, donated=False),
+    "fnn, eager": lambda given: rivals.ours(given, jit=False),
+    "fnn.jit, replay, donated": rivals.ours,
+    "fnn.jit, inductor, donated": lambda given: rivals.ours(given, backend="inductor"),
+    "fnn.jit, inductor": lambda given: rivals.ours(given, donated=False, backend="inductor"),
     "JAX + Optax, jit, donated": rivals.with_jax,
 }
 BASE = "torch.optim, fused"
@@ -70,18 +75,37 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--optimizer", choices=["sgd", "adam"], default="adam")
     parser.add_argument("--once", help=argparse.SUPPRESS)
+    parser.add_argument("--parts", nargs="+", choices=["step", "gradients"], default=["step", "gradients"])
+    parser.add_argument("--rows", nargs="+", choices=gradients.ROWS, default=list(gradients.ROWS))
+    parser.add_argument("--gradient-batch", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
+    if options.once and options.parts == ["gradients"]:
+        return gradients.peak(options.rows[0], options.gradient_batch, options.once)
     dtype = harness.prepare(options)
+    if "gradients" in options.parts:
+        table = gradients.section(options.rows, options.gradient_batch, options.rounds)
+        harness.report("memory gradients", "Eager gradients", table)
+    if "step" not in options.parts:
+        return
     if options.once:
         (name,) = options.models
-        kind = (options.optimizer, options.batch, options.device, dtype, options.backend)
+        kind = (options.optimizer, options.batch, options.device, dtype)
         return once(options.once, rivals.problem(name, *kind))
     columns: dict[str, dict[str, object]] = {}
     for model in options.models:
         peaks = {}
         parameters = sum(leaf.nbytes for leaf in rivals.start(model, "cpu").values())
         for name in RIVALS:
-            flags = [*sys.argv[1:], "--models", model, "--once", name]  # a flag given twice counts the second time
+            flags = [
+                *sys.argv[1:],
+                "--models",
+                model,
+                "--parts",
+                "step",
+                "--once",
+                name,
+            ]  # a flag given twice counts the second time
             command = [sys.executable, "-m", "recipes.bench", "memory", *flags]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             if "TENSORS" in done.stdout:

@@ -1,4 +1,4 @@
-"""One update of Adam and of SGD with momentum: fnn eager and compiled against torch.optim and TorchOpt.
+"""One update of Adam and of SGD with momentum: fnn eager, replayed and compiled against torch.optim and TorchOpt.
 
 ``--leaves 10 100 300``, ``--scale 1`` (of ResNet-18's widths), ``--optimizers adam sgd``, ``--rounds 15``. Leaves
 are those of ResNet-18, 62 weights and biases one after the other, repeated or cut off.
@@ -41,9 +41,13 @@ def theirs(name: str, params: list[Tensor], grads: list[Tensor], compiled: bool 
     return torch.compile(optimizer.step) if compiled else optimizer.step
 
 
-def ours(name: str, params: list[Tensor], grads: list[Tensor], jit: dict[str, Any] | None) -> Callable:
+def ours(
+    name: str, params: list[Tensor], grads: list[Tensor], jit: dict[str, Any] | None, chained: bool = False
+) -> Callable:
     rate = 1e-3
     optimizer = fnn.optim.adam(rate) if name == "adam" else fnn.optim.sgd(rate, momentum=0.9)
+    if chained:
+        optimizer = fnn.optim.chain(fnn.optim.chain(optimizer))
     paths = [f"layer{i // 2}.{'bias' if i % 2 else 'weight'}" for i in range(len(params))]
     tree, given = (
         fnn.tree.from_state_dict({path: x.clone() for path, x in zip(paths, leaves, strict=True)})
@@ -84,11 +88,10 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--optimizers", nargs="+", default=["adam", "sgd"])
     parser.add_argument(
-        "--few", type=int, default=100, help="with more leaves only one compiled rival: it takes minutes"
+        "--few", type=int, default=100, help="with more leaves nothing is compiled by Inductor: it takes minutes"
     )
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
-    torch.set_num_threads(1)
     columns: dict[str, dict[str, float]] = {}
     for name in options.optimizers:
         for count in options.leaves:
@@ -101,13 +104,11 @@ def main() -> None:
                 "torch.optim, loop": theirs(name, params, grads, foreach=False),
                 "torch.optim, fused": theirs(name, params, grads, fused=True),
                 "fnn eager": ours(name, params, grads, None),
-                "fnn.jit donated": ours(name, params, grads, DONATED),
+                "fnn eager, in a chain in a chain": ours(name, params, grads, None, chained=True),
+                "fnn.jit, replay, donated": ours(name, params, grads, DONATED),
             }
             if count <= options.few:
-                rivals["fnn.jit"] = ours(name, params, grads, {})
-                rivals["fnn.jit donated, unsafe_keep_donated"] = ours(
-                    name, params, grads, DONATED | {"unsafe_keep_donated": True}
-                )
+                rivals["fnn.jit, inductor, donated"] = ours(name, params, grads, DONATED | {"backend": "inductor"})
                 rivals["torch.optim, compiled"] = theirs(name, params, grads, compiled=True, foreach=True)
             try:
                 rivals["TorchOpt, functional"] = torchopt(name, params, grads)

@@ -26,7 +26,6 @@ class Problem(NamedTuple):
     start: dict[str, Tensor]
     x: Tensor
     y: Tensor
-    backend: str = "inductor"
 
     @property
     def batch(self) -> tuple[Tensor, Tensor]:
@@ -42,16 +41,9 @@ class Problem(NamedTuple):
         return self.x.dtype
 
 
-def problem(
-    name: str,
-    optimizer: str,
-    count: int,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    backend: str = "inductor",
-) -> Problem:
+def problem(name: str, optimizer: str, count: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Problem:
     x, y = networks.batch(name, count)
-    return Problem(name, optimizer, start(name, device), x.to(device, dtype), y.to(device), backend)
+    return Problem(name, optimizer, start(name, device), x.to(device, dtype), y.to(device))
 
 
 def start(name: str, device: str | torch.device, seed: int = 0) -> dict[str, Tensor]:
@@ -76,7 +68,7 @@ def eager(given: Problem, compiled: bool = False, mode: str | None = None, **set
     optimizer = maker(network.parameters(), lr=RATES[given.optimizer], **settings)
     loss = torch_loss(given, network)
     if compiled:
-        loss = torch.compile(loss, fullgraph=True, backend=given.backend, mode=mode)
+        loss = torch.compile(loss, fullgraph=True, mode=mode)
 
     def step(batch: tuple[Tensor, Tensor] = given.batch) -> Tensor:
         optimizer.zero_grad()
@@ -106,7 +98,7 @@ def by_hand(given: Problem) -> Step:
     gradient = torch.func.grad_and_value(functional_loss(given))
     rate, adam = RATES[given.optimizer], given.optimizer == "adam"
 
-    @torch.compile(fullgraph=True, backend=given.backend)
+    @torch.compile(fullgraph=True)
     def train_step(params: dict, m: dict, v: dict, count: Tensor, x: Tensor, y: Tensor) -> tuple:
         grads, value = gradient(params, x, y)
         if not adam:
@@ -171,14 +163,15 @@ def first_carry(given: Problem, optimizer: fnn.Optimizer) -> tuple:
     return params, optimizer.init(params)
 
 
-def ours(given: Problem, donated: bool = True, **settings: Any) -> Step:
-    """``fnn.jit`` of the whole step."""
+def ours(given: Problem, jit: bool = True, donated: bool = True, **settings: Any) -> Step:
+    """fnn's step: eager, or by ``fnn.jit`` of the whole step with these settings."""
     step, optimizer = fnn_function(given)
-    compiled = fnn.jit(step, donate_argnums=0 if donated else (), backend=given.backend, **settings)
+    if jit:
+        step = fnn.jit(step, donate_argnums=0 if donated else (), **settings)
     held = [first_carry(given, optimizer)]
 
     def call(batch: tuple[Tensor, Tensor] = given.batch) -> Tensor:
-        held[0], value = compiled(held[0], batch)
+        held[0], value = step(held[0], batch)
         return value
 
     return call

@@ -16,7 +16,7 @@ import fnn
 from recipes.bench import harness, networks, rivals
 
 BASE = "torch.nn + torch.optim, loop"
-ONE = "fnn.jit, donated, loop"
+ONE = "fnn.jit, inductor, donated, loop"
 Batch = tuple[Tensor, Tensor]
 
 
@@ -24,9 +24,11 @@ def loop(step: rivals.Step, batches: list[Batch]) -> Callable[[], Tensor]:
     return lambda: torch.stack([step(batch) for batch in batches])
 
 
-def whole(given: rivals.Problem, run: Callable, inputs: tuple, **settings: Any) -> Callable[[], Tensor]:
-    """``run(carry, *inputs) -> (carry, losses)``, compiled, with the carry donated."""
-    compiled = fnn.jit(run, donate_argnums=0, backend=given.backend, **settings)
+def whole(
+    given: rivals.Problem, run: Callable, inputs: tuple, backend: str = "inductor", mode: str | None = None
+) -> Callable[[], Tensor]:
+    """``run(carry, *inputs) -> (carry, losses)``, jitted, with the carry donated."""
+    compiled = fnn.jit(run, donate_argnums=0, backend=backend, mode=mode)
     held = [rivals.first_carry(given, rivals.fnn_function(given)[1])]
 
     def call() -> Tensor:
@@ -72,16 +74,18 @@ def runs(given: rivals.Problem, steps: int, unrolls: list[int]) -> dict[str, Cal
     calls: dict[str, Callable[[], Any]] = {
         BASE: loop(rivals.eager(given), batches),
         "torch.nn + fused, loop": loop(rivals.eager(given, fused=True), batches),
-        ONE: loop(rivals.ours(given), batches),
+        "fnn.jit, replay, donated, loop": loop(rivals.ours(given), batches),
+        "fnn.jit of fnn.scan, replay": scanned(given, (xs, ys), backend="replay"),
+        ONE: loop(rivals.ours(given, backend="inductor"), batches),
     }
     for unroll in unrolls:
-        calls[f"fnn.jit of fnn.scan, unroll {unroll}"] = scanned(given, (xs, ys), unroll)
+        calls[f"fnn.jit of fnn.scan, inductor, unroll {unroll}"] = scanned(given, (xs, ys), unroll)
     if given.device.type == "cuda":
         graphs = "reduce-overhead"
-        calls[f"{ONE}, {graphs}"] = loop(rivals.ours(given, mode=graphs), batches)
-        calls[f"fnn.jit of fnn.scan, {graphs}"] = scanned(given, (xs, ys), mode=graphs)
+        calls[f"{ONE}, {graphs}"] = loop(rivals.ours(given, backend="inductor", mode=graphs), batches)
+        calls[f"fnn.jit of fnn.scan, inductor, {graphs}"] = scanned(given, (xs, ys), mode=graphs)
     epoch = lambda carry, data, key: fnn.compile.epoch(step, carry, data, key, count)
-    calls["fnn.jit of fnn.compile.epoch, which draws the order"] = whole(given, epoch, (data, key))
+    calls["fnn.jit of fnn.compile.epoch, inductor, which draws the order"] = whole(given, epoch, (data, key))
     rivals.add(calls, "JAX, jit, donated, loop", lambda: jax_loop(given, batches))
     rivals.add(calls, "JAX, jit of lax.scan, donated", lambda: jax_scanned(given, (xs, ys)))
     return calls
@@ -99,7 +103,10 @@ def compiling(given: rivals.Problem, lengths: list[int]) -> dict[str, list[objec
     x, y = given.batch
     many = lambda k: (x.expand(k, *x.shape).clone(), y.expand(k, *y.shape).clone())
     makers: dict[str, tuple[Callable, Callable]] = {
-        "fnn.jit of fnn.scan": (lambda: rivals.ours(given), lambda k: scanned(given, many(k))),
+        "fnn.jit of fnn.scan, inductor": (
+            lambda: rivals.ours(given, backend="inductor"),
+            lambda k: scanned(given, many(k)),
+        ),
         "JAX, jit of lax.scan": (lambda: rivals.with_jax(given), lambda k: jax_scanned(given, many(k))),
     }
     rows: dict[str, list[object]] = {}
@@ -129,7 +136,7 @@ def main() -> None:
     compiled: list[list[object]] = []
     for name in options.models:
         for optimizer in options.optimizers:
-            given = rivals.problem(name, optimizer, options.batch, options.device, dtype, options.backend)
+            given = rivals.problem(name, optimizer, options.batch, options.device, dtype)
             torch.compiler.reset()
             calls = runs(given, options.steps, options.unroll)
             rivals.agree(calls, dtype, options.steps)

@@ -1,6 +1,7 @@
-"""The first call of a compiled train step in a fresh process: cold, warm from torch's cache, and from a shipped file.
+"""From the import to the first result, and to 100 and 1,000 train steps, each rival in a fresh process.
 
-``--models mlp lenet``, ``--rounds 1``. Processes run one after the other, each on one thread.
+``--models mlp lenet narrow``, ``--rounds 1``, ``--steps 100 1000``, ``--rivals``. Processes run one after the other,
+each on one thread. The clock starts when the libraries have been imported, and what they import later is on it.
 """
 
 import argparse
@@ -14,65 +15,74 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from torch import Tensor
+from recipes.bench import harness, networks, rivals
 
-import fnn
-from recipes.bench import harness, rivals
-
+BASE = "torch"
 RIVALS = {
-    "fnn": "fnn.jit, donated",
-    "torch": "torch.nn, torch.compile of the loss, fused optimizer",
+    "torch": "torch.nn + torch.optim",
+    "compile": "torch.compile of the loss + fused",
+    "compile, warm": "the same again, with its files on disk",
+    "eager": "fnn, eager",
+    "replay": "fnn.jit, replay, donated",
+    "inductor": "fnn.jit, inductor, donated",
+    "inductor, warm": "the same again, with its files on disk",
+    "background": "fnn.jit, inductor in the background, donated",
     "jax": "JAX + Optax, jit, donated",
-}
-# rival and kind of start, in this order: a cold start fills the folder of the warm one, a packed one writes the file
-# of the shipped one
-STARTS = [
-    ("torch", "cold"), ("torch", "warm"),
-    ("fnn", "cold"), ("fnn", "warm"), ("fnn", "packed"), ("fnn", "shipped"),
-    ("jax", "cold"), ("jax", "warm"),
-]  # fmt: skip
+    "jax, warm": "the same again, with its files on disk",
+}  # a warm start comes after the cold one, whose files it finds
 
 
-def fnn_steps(given: rivals.Problem, shipped: bool) -> dict[str, Callable]:
-    """The train step, eager and compiled."""
-    step, optimizer = rivals.fnn_function(given)
-    held = [rivals.first_carry(given, optimizer)]
+def step(rival: str, given: rivals.Problem) -> rivals.Step:
+    makers: dict[str, Callable[[], rivals.Step]] = {
+        "torch": lambda: rivals.eager(given),
+        "compile": lambda: rivals.eager(given, compiled=True, fused=True),
+        "eager": lambda: rivals.ours(given, jit=False),
+        "replay": lambda: rivals.ours(given),
+        "inductor": lambda: rivals.ours(given, backend="inductor"),
+        "background": lambda: rivals.ours(given, backend="inductor", background=True),
+        "jax": lambda: rivals.with_jax(given),
+    }
+    return makers[rival]()
 
-    def eager() -> Tensor:
-        held[0], value = step(held[0], given.batch)
-        return value
 
-    # without precompiled headers, which no file holds, a start from a file calls no C++ compiler
-    options = {"cpp_cache_precompile_headers": False} if shipped else None
-    return {"eager": eager, "compiled": rivals.ours(given, batch_argnums=1, options=options)}
-
-
-def child(rival: str, kind: str, name: str, file: str) -> None:
-    """Print the seconds of the first call, and those of a later call and of an eager step."""
-    torch.set_num_threads(1)
+def child(rival: str, name: str, steps: list[int]) -> None:
+    """Print the seconds to the first result and to each number of steps, and those of tracing where there is any."""
+    harness.begin()
     given = rivals.problem(name, "sgd", 64)
-    if rival == "fnn":
-        calls = fnn_steps(given, kind in ("packed", "shipped"))
-    elif rival == "torch":
-        torch.optim.SGD([torch.zeros(1)])  # imports the compiler
-        calls = {"eager": rivals.eager(given), "compiled": rivals.eager(given, compiled=True, fused=True)}
-    else:
-        calls = {"compiled": rivals.with_jax(given)}
-    if "eager" in calls:
-        calls["eager"]()  # imports the compiler, for its own reasons
+    if rival == "jax":
+        rivals.jax_function(given)  # imports JAX and Optax
+    figures: dict[str, float] = {}
     begin = time.perf_counter()
-    if kind == "shipped":
-        fnn.load_compiled(file)
-    harness.wait(calls["compiled"]())
-    first = time.perf_counter() - begin
-    if kind == "packed":
-        fnn.save_compiled(file)
-    print(json.dumps({"first": first} | harness.interleave(calls, rounds=20, inner=5)))
+    call = step(rival, given)
+    for number in range(1, max(steps) + 1):
+        value = call()
+        if number in (1, *steps):
+            harness.wait(value)
+            figures[str(number)] = time.perf_counter() - begin
+    figures |= tracing(rival, given)
+    print(json.dumps(figures))
 
 
-def measure(rival: str, kind: str, name: str, folder: Path) -> dict[str, float]:
-    cache = folder / (rival if kind in ("cold", "warm") else f"{rival}-{kind}")
+def tracing(rival: str, given: rivals.Problem) -> dict[str, float]:
+    """Seconds to trace the step again, as a function that has not been seen, in a process that has traced before."""
+    if rival == "jax":
+        jax, function, first, batch = rivals.jax_function(given)
+        carry = first(given.start)
+        begin = time.perf_counter()
+        jax.jit(function, donate_argnums=0).lower(carry, batch)
+        return {"trace": time.perf_counter() - begin}
+    if rival == "replay":
+        call = step(rival, given)
+        whole = harness.timed(call)
+        return {"trace": whole - harness.timed(call)}
+    return {}
+
+
+def measure(rival: str, name: str, steps: list[int], folder: Path) -> dict[str, float]:
+    kind = rival.removesuffix(", warm")
+    cache = folder / kind
+    if cache.exists() != rival.endswith(", warm"):
+        raise SystemExit(f"--rivals: {kind!r} and then {rival!r}, so that there are files to be found")
     cache.mkdir(exist_ok=True)
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -83,52 +93,56 @@ def measure(rival: str, kind: str, name: str, folder: Path) -> dict[str, float]:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "JAX_PLATFORMS": "cpu",
     }
-    program = (
-        f"from recipes.bench.start import child; child({rival!r}, {kind!r}, {name!r}, {str(folder / 'step.bin')!r})"
-    )
+    program = f"from recipes.bench.start import child; child({kind!r}, {name!r}, {steps!r})"
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
     figures = json.loads(done.stdout.splitlines()[-1])
-    print(name, rival, kind, figures, flush=True)
+    print(name, rival, figures, flush=True)
     return figures
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--models", nargs="+", default=["mlp", "lenet"], choices=["mlp", "lenet"])
-    parser.add_argument("--rounds", type=int, default=1)
-    options = parser.parse_args()
-    starts = STARTS
+def installed(names: list[str]) -> list[str]:
     try:
         import jax  # noqa: F401  # pyright: ignore[reportMissingImports]
         import optax  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         print("JAX or Optax is not installed: left out")
-        starts = [pair for pair in STARTS if pair[0] != "jax"]
-    rows: dict[tuple[str, str], list] = {pair: [f"{RIVALS[pair[0]]}: {pair[1]}"] for pair in starts}
-    for name in options.models:
-        found: dict[tuple[str, str], list[dict[str, float]]] = {pair: [] for pair in starts}
+        return [name for name in names if not name.startswith("jax")]
+    return names
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--models", nargs="+", default=["mlp", "lenet", "narrow"], choices=networks.NAMES)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--steps", nargs="+", type=int, default=[100, 1000])
+    parser.add_argument("--rivals", nargs="+", default=list(RIVALS), choices=list(RIVALS))
+    options = parser.parse_args()
+    names = installed(list(dict.fromkeys([BASE, *options.rivals])))
+    columns: dict[str, dict[str, object]] = {}
+    traces: dict[str, dict[str, object]] = {}
+    for model in options.models:
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         for _ in range(options.rounds):
             with tempfile.TemporaryDirectory() as folder:
-                for pair in starts:
-                    found[pair].append(measure(*pair, name, Path(folder)))
+                for name in names:
+                    found[name].append(measure(name, model, options.steps, Path(folder)))
         middle = {
-            pair: {key: statistics.median(row[key] for row in figures) for key in figures[0]}
-            for pair, figures in found.items()
+            name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in found.items()
         }
-        base = middle["torch", "cold"]["first"]
-        for pair, row in middle.items():
-            gain = row["eager"] - row["compiled"] if "eager" in row else 0.0
-            pays = "-" if "eager" not in row else f"{row['first'] / gain:,.0f}" if gain > 0 else "never"
-            rows[pair] += [row["first"] / base, pays]
-    header = [""]
-    for name in options.models:
-        header += [f"{name}: first call", f"{name}: steps until it pays"]
+        for number in (1, *options.steps):
+            title = f"{model}: first result" if number == 1 else f"{model}: {number:,} steps"
+            seconds = {RIVALS[name]: row[str(number)] for name, row in middle.items()}
+            columns[title] = dict(harness.ratios(seconds, RIVALS[BASE]))
+        if "trace" in middle.get("jax", {}):
+            seconds = {RIVALS[name]: row["trace"] for name, row in middle.items() if "trace" in row}
+            traces[model] = dict(harness.ratios(seconds, RIVALS["jax"]))
     body = (
-        "The first call of a train step (batch 64, SGD, float32, CPU) in a fresh process, imports apart, over that of "
-        "torch.compile's with empty caches. Warm: the cache of an earlier process. Packed: cold, without precompiled "
-        "headers; shipped: from the file that it saved, with empty caches. Steps until it pays: the first call over "
-        "what a compiled step saves of an eager step of the same library.\n\n"
-    )
-    harness.report("start", "Cold and warm starts", body + harness.table(header, list(rows.values())), ["jax", "optax"])
+        "Seconds since the import of a train step (batch 64, SGD, float32, CPU) in a fresh process, over those of "
+        f"{RIVALS[BASE]}; smaller is faster. Without files on disk unless the row says so.\n\n"
+    ) + harness.columns_table(columns)
+    if traces:
+        body += "\n\nTracing the step in a process that has traced before, over JAX's lowering:\n\n"
+        body += harness.columns_table(traces)
+    harness.report("start", "From the import to the first steps", body, ["jax", "optax"])

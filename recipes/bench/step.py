@@ -1,8 +1,9 @@
-"""One train step: fnn's compiled, donated step against torch.nn + torch.optim, torch.compile, TorchOpt and JAX.
+"""One train step: fnn eager, replayed and compiled against torch.nn + torch.optim, torch.compile, TorchOpt and JAX.
 
 ``--models mlp lenet narrow residual transformer``, ``--batch 64 1024``, ``--optimizers sgd adam``: a section of the
 report for each model, which replaces the model's section of an earlier run. ``--seconds 15`` is what the timing of one
-column takes, compilation apart (one to two minutes a column). ``--device cuda --dtype bfloat16 --tf32``: parameters,
+column takes, compilation apart (one to two minutes a column; ``--without-inductor`` leaves out what it compiles).
+``--device cuda --dtype bfloat16 --tf32``: parameters,
 their update and the loss stay float32, layers are computed in the narrower type. ``--models large --batch 8192`` is
 for GPUs. The CUDA part has not been run on a GPU.
 """
@@ -14,28 +15,25 @@ import torch
 from recipes.bench import floor, harness, networks, rivals
 
 BASE = "torch.nn + torch.optim"
-OURS = "fnn.jit, donated"
+REPLAY = "fnn.jit, replay, donated"
+INDUCTOR = "fnn.jit, inductor, donated"
 
 
-def steps(given: rivals.Problem, unsafe: bool = False) -> dict[str, rivals.Step]:
-    calls: dict[str, rivals.Step] = {
-        BASE: rivals.eager(given),
-        "torch.nn + foreach": rivals.eager(given, foreach=True),
-        "torch.nn + fused": rivals.eager(given, fused=True),
-    }
+def steps(given: rivals.Problem, inductor: bool = True) -> dict[str, rivals.Step]:
+    calls: dict[str, rivals.Step] = {BASE: rivals.eager(given), "torch.nn + fused": rivals.eager(given, fused=True)}
     rivals.add(calls, "TorchOpt, functional", lambda: rivals.torchopt(given))
-    calls["torch.compile of the loss + fused"] = rivals.eager(given, compiled=True, fused=True)
-    calls["torch.compile of the step, by hand"] = rivals.by_hand(given)
-    calls["fnn.jit"] = rivals.ours(given, donated=False)
-    calls[OURS] = rivals.ours(given)
-    if unsafe:
-        calls[f"{OURS}, unsafe_keep_donated"] = rivals.ours(given, unsafe_keep_donated=True)
-    if given.device.type == "cuda":
+    calls["fnn, eager"] = rivals.ours(given, jit=False)
+    calls[REPLAY] = rivals.ours(given)
+    if inductor:
+        calls["torch.compile of the loss + fused"] = rivals.eager(given, compiled=True, fused=True)
+        calls["torch.compile of the step, by hand"] = rivals.by_hand(given)
+        calls[INDUCTOR] = rivals.ours(given, backend="inductor")
+    if inductor and given.device.type == "cuda":
         graphs = "reduce-overhead"
         calls[f"torch.compile of the loss + fused, {graphs}"] = rivals.eager(
             given, compiled=True, mode=graphs, fused=True
         )
-        calls[f"{OURS}, {graphs}"] = rivals.ours(given, mode=graphs)
+        calls[f"{INDUCTOR}, {graphs}"] = rivals.ours(given, backend="inductor", mode=graphs)
     rivals.add(calls, "JAX + Optax, jit, donated", lambda: rivals.with_jax(given))
     return calls
 
@@ -43,16 +41,17 @@ def steps(given: rivals.Problem, unsafe: bool = False) -> dict[str, rivals.Step]
 def column(given: rivals.Problem, options: argparse.Namespace) -> dict[str, object]:
     """Ratios of the rivals, and below them the floor."""
     torch.compiler.reset()
-    calls = steps(given, options.unsafe)
+    calls = steps(given, not options.without_inductor)
+    best = REPLAY if options.without_inductor else INDUCTOR
     rivals.agree(calls, given.dtype)
     seconds = harness.interleave(calls, **harness.plan(calls, options.seconds))
-    bound = floor.of_step(given, floor.rates(given.device.type, given.dtype, options.floor_size), calls[OURS])
+    bound = floor.of_step(given, floor.rates(given.device.type, given.dtype, options.floor_size), calls[best])
     cells: dict[str, object] = dict(harness.ratios(seconds, BASE))
     cells["floor: bytes over copy bandwidth"] = f"{bound.bytes / seconds[BASE]:.3f}"
     cells["floor: operations over matrix rate"] = bound.operations / seconds[BASE]
-    cells[f"share of the matrix rate, {OURS}"] = bound.operations / seconds[OURS]
+    cells[f"share of the matrix rate, {best}"] = bound.operations / seconds[best]
     if bound.launches is not None:
-        cells[f"kernels launched, {OURS}"] = bound.launches
+        cells[f"kernels launched, {best}"] = bound.launches
     return cells
 
 
@@ -64,7 +63,7 @@ def main() -> None:
     parser.add_argument("--batch", nargs="+", type=int, default=[64, 1024])
     parser.add_argument("--optimizers", nargs="+", default=["sgd", "adam"])
     parser.add_argument("--seconds", type=float, default=15.0)
-    parser.add_argument("--unsafe", action="store_true", help="a row for unsafe_keep_donated")
+    parser.add_argument("--without-inductor", action="store_true", help="only rivals that are not compiled by it")
     parser.add_argument(
         "--floor-size", type=int, default=0, help="side of the matrices that the floor is measured with"
     )
@@ -74,7 +73,7 @@ def main() -> None:
         columns: dict[str, dict[str, object]] = {}
         for optimizer in options.optimizers:
             for count in options.batch:
-                given = rivals.problem(name, optimizer, count, options.device, dtype, options.backend)
+                given = rivals.problem(name, optimizer, count, options.device, dtype)
                 columns[f"{optimizer}, {count:,}"] = column(given, options)
                 print(f"{name}, {optimizer}, {count:,}: {columns[f'{optimizer}, {count:,}']}", flush=True)
         body = (

@@ -1,6 +1,6 @@
 """The tutorial's whole run on Fashion-MNIST, from process start to exit: the recipe against the tutorial's own loop.
 
-``--epochs 10``, ``--rounds 1``, ``--rivals eager cold warm shipped``. Reads the data where FNN_DATA says.
+``--epochs 10``, ``--rounds 1``, ``--rivals replay cold warm``. Reads the data where FNN_DATA says.
 """
 
 import argparse
@@ -18,10 +18,9 @@ from recipes.bench import harness
 LOOP = Path(__file__).with_name("tutorial_loop.py")
 RECIPE = ["--dataset", "fashion_mnist", "--no-shuffle", "--learning-rate", "1e-3", "--momentum", "0", "--device", "cpu"]
 RIVALS = {
-    "eager": "python -m recipes.mlp",
+    "replay": "python -m recipes.mlp",
     "cold": "--compile, first time on this machine",
     "warm": "--compile, again",
-    "shipped": "--compiled FILE, first time on this machine",
 }
 # of the tenth epoch; seeds differ by as much
 CLOSE = {"test_accuracy": 0.015, "test_loss": 0.025}
@@ -40,21 +39,17 @@ def timed(command: list[str], cache: Path | None = None) -> tuple[float, str]:
 
 
 def tutorial(root: str, epochs: int) -> tuple[float, dict[str, float]]:
-    seconds, out = timed(["-P", str(LOOP), root, str(epochs)])  # -P: the folder of this file holds a random.py
+    seconds, out = timed([str(LOOP), root, str(epochs)])
     return seconds, json.loads(out.splitlines()[-1])
 
 
 def recipe(name: str, root: str, epochs: int, folder: Path) -> tuple[float, dict[str, float]]:
-    """``cold`` before ``warm``: it fills the cache. For ``shipped`` an untimed run of one epoch writes the file."""
-    flags = [*RECIPE, "--data-root", root, "--output", str(folder / "out")]
-    cache = folder / ("shipped" if name == "shipped" else "cache")
+    """``cold`` before ``warm``: it fills the cache."""
+    flags = [*RECIPE, "--data-root", root, "--output", str(folder / name), "--epochs", str(epochs)]
     if name in ("cold", "warm"):
         flags += ["--compile"]
-    elif name == "shipped":
-        flags += ["--compiled", str(folder / "step.bin")]
-        timed(["-m", "recipes.mlp", *flags, "--epochs", "1"], folder / "written")
-    seconds, _ = timed(["-m", "recipes.mlp", *flags, "--epochs", str(epochs)], cache)
-    return seconds, json.loads((folder / "out" / "metrics.jsonl").read_text().splitlines()[-1])
+    seconds, _ = timed(["-m", "recipes.mlp", *flags], folder / "cache")
+    return seconds, json.loads((folder / name / "metrics.jsonl").read_text().splitlines()[-1])
 
 
 def main() -> None:

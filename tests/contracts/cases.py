@@ -4,6 +4,8 @@ A case is ``function(params, x)``, float64 values for both, and ``reference(para
 ``torch.nn`` or ``torch.nn.functional`` in ordinary autograd.
 """
 
+# ruff: noqa: E501 (one case a line)
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -137,6 +139,45 @@ LAYERS: dict[str, Callable[[], Case]] = {
     "conv2d, same, no bias": lambda: module(
         layers.conv2d(2, 3, 3, padding="same", bias=False), nn.Conv2d(2, 3, 3, padding="same", bias=False), 3, 2, 5, 5
     ),
+    "conv2d, same, even kernel": lambda: module(
+        layers.conv2d(2, 3, (4, 2), padding="same"), nn.Conv2d(2, 3, (4, 2), padding="same"), 3, 2, 6, 5
+    ),
+    **{
+        f"conv2d, {mode}": lambda mode=mode: module(
+            layers.conv2d(2, 3, 3, 2, (1, 2), padding_mode=mode), nn.Conv2d(2, 3, 3, 2, (1, 2), padding_mode=mode), 3, 2, 5, 6
+        )
+        for mode in ("reflect", "replicate", "circular")
+    },
+    "conv2d, circular, same": lambda: module(
+        layers.conv2d(2, 3, (4, 3), padding="same", padding_mode="circular"),
+        nn.Conv2d(2, 3, (4, 3), padding="same", padding_mode="circular"), 3, 2, 6, 5,
+    ),
+    "max_pool2d, dilated, ceil_mode": lambda: function(
+        lambda x: layers.max_pool2d(2, 3, 1, 2, ceil_mode=True).apply({}, x),
+        lambda x: F.max_pool2d(x, 2, 3, 1, 2, ceil_mode=True), 3, 2, 7, 8,
+    ),
+    "avg_pool2d, ceil_mode, padding not counted": lambda: function(
+        lambda x: layers.avg_pool2d(3, 2, 1, True, False).apply({}, x),
+        lambda x: F.avg_pool2d(x, 3, 2, 1, True, False), 3, 2, 6, 8,
+    ),
+    "avg_pool2d, divisor_override": lambda: function(
+        lambda x: layers.avg_pool2d(3, 2, divisor_override=5).apply({}, x),
+        lambda x: F.avg_pool2d(x, 3, 2, divisor_override=5), 3, 2, 7, 7,
+    ),
+    "layer_norm, no bias": lambda: module(layers.layer_norm(5, 1e-3, bias=False), nn.LayerNorm(5, 1e-3, bias=False), 4, 3, 5),
+    "rms_norm, eps": lambda: module(layers.rms_norm(5, 1e-3), nn.RMSNorm(5, 1e-3), 4, 3, 5),
+    "group_norm, no bias, eps": lambda: module(layers.group_norm(2, 6, 1e-3, bias=False), nn.GroupNorm(2, 6, 1e-3), 3, 6, 4),
+    "instance_norm, no bias, eps": lambda: module(
+        layers.instance_norm(3, 1e-3, True, False), nn.InstanceNorm1d(3, 1e-3, affine=True), 3, 3, 4
+    ),
+    "instance_norm, single samples": lambda: function(
+        lambda x: torch.stack([layers.instance_norm(2, spatial=2).apply({}, one) for one in x]),
+        lambda x: F.instance_norm(x), 3, 2, 3, 4,
+    ),
+    "batch_norm, no bias": lambda: normed(layers.batch_norm(3, 1e-3, bias=False), nn.BatchNorm2d(3, 1e-3), False, 4, 3, 5, 5),
+    "batch_norm, statistics not tracked": lambda: normed(
+        layers.batch_norm(3, track_running_stats=False), nn.BatchNorm1d(3, track_running_stats=False), False, 4, 3, 5
+    ),
     "max_pool2d": lambda: function(
         lambda x: layers.max_pool2d(3, 2, 1).apply({}, x), lambda x: F.max_pool2d(x, 3, 2, 1), 3, 2, 7, 7
     ),
@@ -187,6 +228,9 @@ ACTIVATIONS: dict[str, Callable[[], Case]] = {
     "silu": lambda: function(layers.silu, F.silu, 4, 6),
     "mish": lambda: function(layers.mish, F.mish, 4, 6),
     "softplus": lambda: function(layers.softplus, F.softplus, 4, 6),
+    "softplus, beta, threshold": lambda: function(
+        lambda x: layers.softplus(x, 2.0, 1.5), lambda x: F.softplus(x, 2.0, 1.5), 4, 6
+    ),
     "sigmoid": lambda: function(layers.sigmoid, torch.sigmoid, 4, 6),
     "log_sigmoid": lambda: function(layers.log_sigmoid, F.logsigmoid, 4, 6),
     "tanh": lambda: function(layers.tanh, torch.tanh, 4, 6),

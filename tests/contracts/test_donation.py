@@ -2,14 +2,14 @@
 
 from typing import Any
 
-import cases
 import pytest
 import torch
-from test_transforms import Setting, assert_close
 from torch import Tensor
 
 import fnn
 from fnn import tree
+from tests.contracts import cases
+from tests.contracts.test_transforms import Setting, assert_close
 
 QUICK = {"linear", "conv2d", "batch_norm, training", "multi_head_attention", "cross_entropy, weight, classes"}
 OPTIMIZER = fnn.optim.sgd(0.05, momentum=0.9)

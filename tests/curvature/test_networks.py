@@ -1,7 +1,7 @@
 """Products, whole matrices and operators of four networks in float64 against dense matrices of three other makers.
 
 The makers are plain torch.func on the raveled parameters, curvlinops on an ``nn.Module`` with the same parameters, and
-``jax.jacobian`` and ``jax.hessian`` of the same network written in JAX. ``python tests/jacobian/test_networks.py``
+``jax.jacobian`` and ``jax.hessian`` of the same network written in JAX. ``python tests/curvature/test_networks.py``
 writes the differences into docs/curvature_differences.md.
 """
 
@@ -367,7 +367,7 @@ def page() -> str:
     worst = max(difference(name, thing, maker) for name in NETWORKS for thing in OBJECTS for maker in MAKERS)
     return (
         "# Curvature beside dense matrices\n\n"
-        "Made by `python tests/jacobian/test_networks.py` in float64: the largest difference between what fnn makes\n"
+        "Made by `python tests/curvature/test_networks.py` in float64: the largest difference between what fnn makes\n"
         "and the dense matrix of plain torch.func / curvlinops / `jax.jacobian` and `jax.hessian`, over the matrix's\n"
         f"largest entry; the largest of all is {worst:.0e}. Parameters: {sizes}\n"
         "(of LeNet the first convolution's weight and the biases of the last two layers).\n\n"

@@ -5,8 +5,20 @@ import torch
 import torch.nn.functional as F
 
 import fnn
-from fnn.curvature import dense_hessian, ggn_diagonal, hessian_diagonal
-from fnn.jacobian import blocks_to_matrix, colours, dense_jacobian, laplacian, sparse_jacobian
+from fnn.curvature import dense_hessian, ggn_diagonal, ggn_product, hessian_diagonal, hessian_operator, hvp
+from fnn.jacobian import (
+    blocks_to_matrix,
+    check_grads,
+    colours,
+    dense_jacobian,
+    directional_derivatives,
+    jacobian_operator,
+    jmp,
+    laplacian,
+    linearize_by_vjp,
+    mjp,
+    sparse_jacobian,
+)
 
 MODEL = fnn.models.mlp(3, 4, 2, activation=fnn.layers.tanh)
 PARAMS = fnn.tree.cast(MODEL.init(fnn.random.key(0)), torch.float64)
@@ -62,7 +74,7 @@ def test_diagonal_and_trace(chunk_size):
     J = dense(lambda p: MODEL.apply(p, X))
     H = torch.block_diag(*[torch.diag(row) - torch.outer(row, row) for row in p]) / len(X)
     compare = lambda out: fnn.losses.cross_entropy(out, Y)
-    ours = ggn_diagonal(lambda p: MODEL.apply(p, X), compare, chunk_size=chunk_size)(PARAMS)
+    ours = ggn_diagonal(MODEL.apply, lambda out, x: compare(out), chunk_size)(PARAMS, X)
     close(fnn.tree.ravel(ours)[0], (J.T @ H @ J).diagonal())
     second = torch.func.hessian(lambda x: MODEL.apply(PARAMS, x[None])[0])(X[0])
     close(laplacian(MODEL.apply, 1, chunk_size)(PARAMS, X[:1])[0], second.diagonal(dim1=1, dim2=2).sum(-1))
@@ -82,7 +94,7 @@ def everything(params, x):
         "reverse": dense_jacobian(outputs, 0, "reverse", 8)(params, x),
         "hessian": dense_hessian(loss, 1)(params, x),
         "diagonal": hessian_diagonal(loss, 1, chunk_size=8)(params, x),
-        "ggn diagonal": ggn_diagonal(MODEL.apply, compare, 1)(params, x),
+        "ggn diagonal": ggn_diagonal(lambda x: MODEL.apply(params, x), compare)(x),
         "laplacian": laplacian(lambda p, x: MODEL.apply(p, x[None]), 1)(params, x[0]),
         "sparse": TRIDIAGONAL(x.flatten()[:7]).dense(),
         "per sample": torch.func.vmap(dense_jacobian(MODEL.apply, 1), (None, 0))(params, x),
@@ -127,6 +139,103 @@ def test_auto_needs_no_forward_rule():
     close(dense_jacobian(tall)(X[0]), torch.func.jacrev(tall)(X[0]))
 
 
+def test_negative_argnums_count_from_the_end():
+    close(dense_jacobian(outputs, -1)(PARAMS, X), dense_jacobian(outputs, 1)(PARAMS, X))
+    close(dense_hessian(loss, (-2, -1))(PARAMS, X), dense_hessian(loss, (0, 1))(PARAMS, X))
+    close(laplacian(loss, -1)(PARAMS, X), laplacian(loss, 1)(PARAMS, X))
+
+
+def test_functions_without_forward_rules():
+    """The Laplacian, derivatives along a direction and a whole Jacobian of torch's layer norm and attention."""
+    weight = torch.linspace(-1, 1, 9, dtype=torch.float64).reshape(3, 3)
+    native = lambda x: F.layer_norm(torch.tanh(weight @ x), (3,))
+    written = lambda x: (
+        (y := torch.tanh(weight @ x) - torch.tanh(weight @ x).mean()) / (y.square().mean() + 1e-5).sqrt()
+    )
+    x = X[0]
+    H = torch.func.hessian(written)(x)
+    close(laplacian(native)(x), H.diagonal(dim1=1, dim2=2).sum(-1))
+    value, slope, second = directional_derivatives(native, (x,), (X[1],))
+    close((value, slope, second), (written(x), torch.func.jacrev(written)(x) @ X[1], H @ X[1] @ X[1]))
+    with pytest.raises(
+        TypeError, match=r"third derivatives here, and those of native_layer_norm .*fnn.layers.layer_norm"
+    ):
+        directional_derivatives(native, (x,), (x,), 3)
+    attend = lambda x: F.scaled_dot_product_attention(x[None], x[None] ** 2, x[None])[0]
+    by_hand = lambda x: torch.softmax(x @ (x**2).T / 3**0.5, -1) @ x
+    close(dense_jacobian(attend)(X), torch.func.jacrev(by_hand)(X))
+    near = lambda x: torch.cdist(x, x[:2] + 1.0)
+    distances = lambda x: (x[:, None] - x[None, :2] - 1.0).norm(dim=-1)
+    for mode in ("auto", "reverse"):
+        close(dense_jacobian(near, mode=mode)(X), torch.func.jacrev(distances)(X))
+    close(dense_hessian(lambda x: near(x).sum())(X), torch.func.hessian(lambda x: distances(x).sum())(X))
+    with pytest.raises(TypeError, match=r"cdist.* has a wrong backward rule under vmap"):
+        torch.func.vmap(dense_jacobian(near))(X[None])
+
+
+COMPLEX = torch.complex(X[0], X[1])
+HOLOMORPHIC = {
+    "entire": lambda z: {"a": z**3 + 2.0j * z, "b": torch.exp(z[:2])},
+    "linear": lambda z: {"a": torch.complex(X[:, :3], -X[:, :3]) @ z},
+}
+
+
+@pytest.mark.parametrize("name", HOLOMORPHIC)
+@pytest.mark.parametrize("mode", ["auto", "forward", "reverse"])
+def test_holomorphic_jacobians_are_the_complex_derivatives(name, mode):
+    """Against differences in a complex direction, which are the same in every direction."""
+    f = HOLOMORPHIC[name]
+    ours = dense_jacobian(f, mode=mode, holomorphic=True)(COMPLEX)
+    for direction in (1.0, 1.0j):
+        step = 1e-6 * direction
+        units = torch.eye(3, dtype=torch.complex128)
+        for column in range(3):
+            high, low = f(COMPLEX + step * units[column]), f(COMPLEX - step * units[column])
+            for key in high:
+                difference = (high[key] - low[key]) / (2 * step)
+                torch.testing.assert_close(ours[key][..., column], difference, rtol=1e-7, atol=1e-8)
+
+
+def test_complex_numbers_are_jaxs_or_refused():
+    jax = pytest.importorskip("jax", reason="JAX is the reference")
+    jnp = jax.numpy
+    with jax.enable_x64(True):
+        z = jnp.array(COMPLEX.numpy())
+        x = jnp.array(X[0].numpy())
+        numbers = lambda a: torch.tensor(jax.device_get(a))
+        ours = dense_jacobian(lambda z: torch.exp(z) * z[0], holomorphic=True, mode="reverse")(COMPLEX)
+        close(ours, numbers(jax.jacrev(lambda z: jnp.exp(z) * z[0], holomorphic=True)(z)))
+        ours = dense_jacobian(lambda x: torch.exp(1.0j * x))(X[0])
+        close(ours, numbers(jax.jacfwd(lambda x: jnp.exp(1j * x))(x)))
+        mixed = lambda z: z.conj() * z.real
+        u = torch.complex(X[2], X[3])
+        close(mjp(mixed, (COMPLEX,), u[None])[1][0], numbers(jax.vjp(lambda z: z.conj() * z.real, z)[1](u.numpy())[0]))
+        slope = jax.jvp(lambda z: z.conj() * z.real, (z,), (jnp.array(u.numpy()),))[1]
+        close(jmp(mixed, (COMPLEX,), (u[None],))[1][0], numbers(slope))
+        close(linearize_by_vjp(mixed, COMPLEX)[1](u), numbers(slope))
+    size = lambda z: z.abs().square().sum()
+    calls = {
+        "dense_jacobian": lambda: dense_jacobian(lambda z: z * 2)(COMPLEX),
+        "mode='reverse'": lambda: dense_jacobian(lambda x: x * 1.0j, mode="reverse")(X[0]),
+        "holomorphic=True needs": lambda: dense_jacobian(size, holomorphic=True)(COMPLEX),
+        "hvp": lambda: hvp(size, (COMPLEX,), (COMPLEX,)),
+        "dense_hessian": lambda: dense_hessian(size)(COMPLEX),
+        "hessian_diagonal": lambda: hessian_diagonal(size)(COMPLEX),
+        "hessian_operator": lambda: hessian_operator(size, COMPLEX),
+        "ggn_product": lambda: ggn_product(torch.sin, size, (COMPLEX,), (COMPLEX,)),
+        "ggn_diagonal": lambda: ggn_diagonal(torch.sin, size)(COMPLEX),
+        "laplacian": lambda: laplacian(size)(COMPLEX),
+        "directional_derivatives": lambda: directional_derivatives(torch.sin, (COMPLEX,), (COMPLEX,)),
+        "jacobian_operator": lambda: jacobian_operator(torch.sin, COMPLEX),
+        "sparse_jacobian": lambda: sparse_jacobian(torch.sin, torch.eye(3))(COMPLEX),
+        "check_grads": lambda: check_grads(torch.sin, (COMPLEX,)),
+        "the function's value": lambda: hvp(lambda x: (x * 1.0j).sum(), (X[0],), (X[0],)),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=name):
+            call()
+
+
 class Scaled(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -147,11 +256,24 @@ ONE = torch.ones(2)
 ERRORS = {
     "mode": (lambda: dense_jacobian(torch.sin, mode="fwd"), ValueError, "'forward' or 'reverse', got 'fwd'"),  # type: ignore[arg-type]
     "hessian mode": (lambda: dense_hessian(torch.sum, mode="forward")(ONE), ValueError, "'forward-over-reverse'"),  # type: ignore[arg-type]
-    "argnums": (lambda: dense_jacobian(torch.sin, 1)(ONE), ValueError, "argnums=1, but the function got 1"),
+    "argnums": (
+        lambda: dense_jacobian(torch.sin, 1)(ONE),
+        ValueError,
+        "argument 1 is asked for, but the function got 1",
+    ),
     "not a scalar": (lambda: dense_hessian(torch.sin)(ONE), ValueError, r"shape \(2,\)"),
     "integer": (lambda: dense_jacobian(torch.sin)({"n": torch.tensor(1)}), TypeError, r"primals\[0\]\['n'\]"),
     "no forward rule": (lambda: dense_jacobian(Scaled.apply, mode="forward")(ONE), TypeError, "mode='reverse'"),
-    "laplacian": (lambda: laplacian(Scaled.apply)(ONE), TypeError, "without a jvp method has no forward rule"),
+    "wrong rule": (
+        lambda: dense_jacobian(lambda x: torch.triangular_solve(x[:, None], ONE.diag())[0], mode="forward")(ONE),
+        TypeError,
+        "triangular_solve has a wrong forward rule",
+    ),
+    "no second derivative": (
+        lambda: laplacian(lambda x: F.hardsigmoid(x))(ONE),
+        TypeError,
+        "laplacian needs the derivative of hardsigmoid_backward, for which torch .* has no rule",
+    ),
     "blocks": (
         lambda: blocks_to_matrix(dense_jacobian(torch.sin)(ONE), torch.ones(3)),
         ValueError,

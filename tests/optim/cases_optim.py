@@ -74,8 +74,10 @@ CASES = {
         ),
         0.3, (8e-3, 3000),
     ),
-    "partition": Case(
-        lambda r: optim.partition({"a": optim.adam(r), "b": optim.rmsprop(r * 0.1)}, lambda path: "ab"[path == "x"]),
+    "multi_transform": Case(
+        lambda r: optim.multi_transform(
+            {"a": optim.adam(r), "b": optim.rmsprop(r * 0.1)}, lambda path: "ab"[path == "x"]
+        ),
         0.1, (0.05, 2500),
     ),
     "mask": Case(

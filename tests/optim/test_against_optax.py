@@ -64,8 +64,8 @@ TABLE: dict[str, tuple[Callable[[], fnn.Optimizer], Callable[[], Any]]] = {
         lambda: optim.chain(optim.mask(optim.scale(0.5), lambda path: path == "w", rest="pass"), optim.sgd(0.1)),
         lambda: optax.chain(optax.masked(optax.scale(0.5), {"w": True, "b": False}), optax.sgd(0.1)),
     ),
-    "partition": (
-        lambda: optim.partition({"w": optim.adam(0.1), "b": optim.sgd(0.1)}, {"w": "w", "b": "b"}),
+    "multi_transform": (
+        lambda: optim.multi_transform({"w": optim.adam(0.1), "b": optim.sgd(0.1)}, {"w": "w", "b": "b"}),
         lambda: optax.multi_transform({"w": optax.adam(0.1), "b": optax.sgd(0.1)}, {"w": "w", "b": "b"}),
     ),
 }

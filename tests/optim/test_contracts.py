@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases_optim import CASES, Case, parabola, rosenbrock, start, step
 
 import fnn
 from fnn import optim, tree
+from tests.optim.cases_optim import CASES, Case, parabola, rosenbrock, start, step
 
 TABLE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -94,7 +94,7 @@ def test_meta_gradient_of_the_rate_equals_differences(case: Case) -> None:
     torch.testing.assert_close(torch.func.grad(final)(rate), expected, rtol=1e-5, atol=1e-7)
 
 
-QUICK = {"sgd, momentum", "adam", "rmsprop, all", "adafactor", "lookahead", "partition"}
+QUICK = {"sgd, momentum", "adam", "rmsprop, all", "adafactor", "lookahead", "multi_transform"}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_one_graph_for_all_rates_and_counts(case: Case) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(CASES[n], id=n, marks=[] if n in ("adam", "partition") else [pytest.mark.slow]) for n in CASES],
+    [pytest.param(CASES[n], id=n, marks=[] if n in ("adam", "multi_transform") else [pytest.mark.slow]) for n in CASES],
 )
 def test_two_donated_steps_equal_eager_ones(case: Case) -> None:
     opt = case.make(0.05)

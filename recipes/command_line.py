@@ -1,0 +1,148 @@
+"""What every recipe does around its story: flags and their limits, the device, the data, and signs of life."""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_type_hints
+
+import torch
+import tyro
+from tqdm import tqdm
+
+import fnn
+from recipes import stopping_cleanly
+
+Item = TypeVar("Item")
+
+
+class Limit(NamedTuple):
+    """The values that a flag may have, in words and as a test."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+Count = Annotated[int, Limit("at least 1", lambda n: n >= 1)]
+CountOrZero = Annotated[int, Limit("at least 0", lambda n: n >= 0)]
+Positive = Annotated[float, Limit("a finite number above 0", lambda x: 0 < x < math.inf)]
+Share = Annotated[float, Limit("above 0 and below 1", lambda x: 0 < x < 1)]
+Momentum = Annotated[float, Limit("at least 0 and below 1", lambda x: 0 <= x < 1)]
+Seed = Annotated[int, Limit("at least 0 and below 2**64", lambda n: 0 <= n < 1 << 64)]
+
+
+@dataclass
+class RunFlags:
+    """The flags of every recipe."""
+
+    seed: Seed = 0
+    """Of all random numbers; on a CPU the same seed gives the same figures."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: the accelerator where there is one."""
+    compile: bool = False
+    """Compile with Inductor: seconds to minutes at the start, then faster steps. For long runs and GPUs."""
+    output: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: runs/RECIPE)")] = None
+    """For figures, pictures and checkpoints."""
+    overwrite: bool = False
+    """Replace what an earlier run left in the output folder."""
+
+
+@dataclass
+class ImageFlags(RunFlags):
+    """The flags of recipes that can choose their images."""
+
+    dataset: Literal["digits", "mnist", "fashion_mnist"] = "digits"
+    """The digits come with the package; the others are downloaded if they are not in the data root."""
+    data_root: Annotated[
+        Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: $FNN_DATA, else ~/.cache/fnn)")
+    ] = None
+    """Of the data sets."""
+
+
+def main(run: Callable[[Any], object], defaults: Any) -> None:
+    """Read the command line over the ``defaults``, and run.
+
+    Bad input ends the recipe with a sentence and status 1, and so does what the outside world refuses, such as a full
+    disk. Ctrl-C ends it with a line and status 130.
+    """
+    with stopping_cleanly():
+        name = f"python -m recipes.{Path(sys.argv[0]).stem}"
+        flags = tyro.cli(type(defaults), default=defaults, prog=name, config=(tyro.conf.FlagCreatePairsOff,))
+        try:
+            run(flags)
+        except OSError as error:
+            raise SystemExit(f"stopped: {error}") from error
+
+
+def begin(flags: RunFlags) -> torch.device:
+    """Check the flags and prepare the process; returns the chosen device. Stops with a sentence at a bad flag."""
+    hints = get_type_hints(type(flags), include_extras=True)
+    for field in fields(flags):
+        value = getattr(flags, field.name)
+        for limit in getattr(hints[field.name], "__metadata__", ()):
+            if isinstance(limit, Limit) and not limit.holds(value):
+                raise SystemExit(f"--{field.name.replace('_', '-')} {value}: give a value that is {limit.words}")
+    if hasattr(fnn, "keep_freed_memory"):
+        fnn.keep_freed_memory()
+    return choose_device(flags)
+
+
+def choose_device(flags: RunFlags) -> torch.device:
+    """The device that ``--device`` names. Stops with a sentence where it is missing."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if flags.device == "auto":
+        return torch.device(found.type if found else "cpu")
+    if flags.device != "cpu" and (found is None or found.type != flags.device):
+        raise SystemExit(f"--device {flags.device}: torch finds {found.type if found else 'no accelerator'} here")
+    return torch.device(flags.device)
+
+
+def load_images(flags: ImageFlags, device: torch.device, size: int | None = None) -> fnn.data.Images:
+    """The chosen data set on the device. Stops with a sentence where it cannot be read."""
+    try:
+        data = fnn.data.load_dataset(flags.dataset, flags.data_root, size=size)
+    except (ImportError, OSError, ValueError) as error:
+        raise SystemExit(f"--dataset {flags.dataset}: {error}") from error
+    return data._replace(train=fnn.tree.to(data.train, device), test=fnn.tree.to(data.test, device))
+
+
+def check_batch_size(batch_size: int, samples: int) -> None:
+    """Stop with a sentence where the data set does not fill one batch."""
+    if batch_size > samples:
+        raise SystemExit(f"--batch-size {batch_size}: the data set has {samples} samples")
+
+
+def progress(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
+    """The items, with a bar on a terminal and with a line every ten seconds elsewhere."""
+    if sys.stderr.isatty():
+        yield from tqdm(items, label, total, leave=False)
+        return
+    shown = time.monotonic()
+    for number, item in enumerate(items):
+        if time.monotonic() - shown > 10:
+            shown = time.monotonic()
+            print(f"{label}: {number} of {total}", file=sys.stderr, flush=True)
+        yield item
+
+
+def jit(function: Callable, flags: RunFlags, **settings: Any) -> Callable:
+    """``fnn.jit``, by replay or, with ``--compile``, by Inductor, which is announced at the first call."""
+    if not flags.compile:
+        return fnn.jit(function, **settings)
+    compiled = fnn.jit(function, backend="inductor", **settings)
+    called = False
+
+    def call(*arguments: Any) -> Any:
+        nonlocal called
+        if called:
+            return compiled(*arguments)
+        start = time.monotonic()
+        print(f"compiling {function.__name__} ...", end=" ", file=sys.stderr, flush=True)
+        result = compiled(*arguments)
+        print(f"{time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+        called = True
+        return result
+
+    return call

@@ -1,0 +1,41 @@
+"""The files that recipes write: each of them whole or not at all, and nothing over an earlier run."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from recipes.command_line import RunFlags
+
+
+def open_output(flags: RunFlags, name: str) -> Path:
+    """The folder for a run's files, made if it is not there; by default ``runs/NAME``.
+
+    Stops with a sentence where it cannot be written, or where an earlier run has left files and ``--overwrite`` is not
+    given.
+    """
+    folder = flags.output or Path("runs") / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
+    except OSError as error:
+        raise SystemExit(f"--output {folder}: no folder can be made there ({error.strerror})") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SystemExit(f"--output {folder}: the folder cannot be written")
+    if found and not flags.overwrite:
+        choices = "--overwrite to replace it" + (", --resume to go on with it" if hasattr(flags, "resume") else "")
+        raise SystemExit(
+            f"--output {folder}: an earlier run has left {found[0]} there; give {choices}, or name another folder"
+        )
+    return folder
+
+
+def write_text(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def write_metrics(output: Path, metrics: dict[str, Any]) -> None:
+    """Write ``metrics.json``."""
+    write_text(output / "metrics.json", json.dumps(metrics, indent=1) + "\n")
