@@ -547,6 +547,27 @@ def test_epoch_carries_the_state_of_an_optimizer(optimizer):
         assert losses.shape == (7,)
 
 
+def test_donated_epoch():
+    optimizer = fnn.optim.adam(0.1)
+
+    def step(carry, x):
+        params, state = carry
+        value, grads = fnn.value_and_grad(lambda p: ((cell(p, H, x) - x) ** 2).sum())(params)
+        updates, state = optimizer.update(grads, state, params)
+        return (fnn.optim.apply_updates(params, updates), state), value
+
+    run = lambda carry, xs: fnn.scan(step, carry, xs)
+    expected = run((PARAMS, optimizer.init(PARAMS)), XS)
+    params = fnn.tree.map(torch.clone, PARAMS)
+    carry = params, optimizer.init(params)
+    pointer = params["w"].data_ptr()
+    jitted = fnn.jit(run, donate_argnums=0, backend="replay")
+    (params, state), losses = jitted(carry, XS)
+    close(((params, state), losses), expected)
+    assert params["w"].data_ptr() == pointer
+    close(jitted((params, state), XS), run(expected[0], XS))
+
+
 def test_as_jax_does():
     jax = pytest.importorskip("jax")
     step = lambda h, x: (h * x + 1, h - x)
