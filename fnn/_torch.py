@@ -137,6 +137,9 @@ def inductor(module: torch.fx.GraphModule, inputs: list[Tensor], options: dict[s
     """A flat graph compiled by Inductor for inputs like these, called without torch.compile's guards."""
     from torch._inductor import standalone_compile
 
+    mode = getattr(inputs[0], "fake_mode", None) if inputs else None
+    if mode is not None:
+        mode.allow_scalar_outputs = True  # the compiler's own loops read their counter
     with torch.no_grad():
         return standalone_compile(module, inputs, options={"config_patches": options})
 
