@@ -19,6 +19,12 @@ from torch import Tensor
 from fnn import tree as _tree
 from fnn.tree import Tree
 
+__all__ = [
+    "load",
+    "load_metadata",
+    "save",
+]
+
 try:
     import fcntl
 except ImportError:  # Windows, where a file that is being written cannot be removed anyway

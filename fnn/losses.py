@@ -15,6 +15,16 @@ from torch import Tensor
 from fnn._numerics import under_autocast, widen
 from fnn.layers.activations import log_softmax, softplus
 
+__all__ = [
+    "bce_with_logits",
+    "cross_entropy",
+    "huber",
+    "l1",
+    "mse",
+    "nll",
+    "smooth_l1",
+]
+
 Reduction = Literal["mean", "sum", "none"]
 
 

@@ -27,6 +27,21 @@ from torch import Tensor
 from fnn import tree as _tree
 from fnn._numerics import widen
 
+__all__ = [
+    "bernoulli",
+    "bits",
+    "categorical",
+    "fold_in",
+    "key",
+    "like",
+    "normal",
+    "permutation",
+    "randint",
+    "split",
+    "truncated_normal",
+    "uniform",
+]
+
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _WORD = 0xFFFFFFFF
 _LONG = 0xFFFFFFFFFFFFFFFF

@@ -23,7 +23,7 @@ from fnn.optim.aliases import (
     rprop,
     sgd,
 )
-from fnn.optim.base import Optimizer, apply_updates, chain
+from fnn.optim.base import apply_updates, chain
 from fnn.optim.clipping import (
     adaptive_gradient_clip,
     clip,
@@ -71,7 +71,6 @@ from fnn.optim.transforms import (
 from fnn.optim.wrappers import accumulate, apply_if_finite, ema_params, lookahead, with_state_dtype
 
 __all__ = [
-    "Optimizer",
     "State",
     "accumulate",
     "adabelief",
