@@ -55,6 +55,8 @@ def __getattr__(name: str) -> Any:
     return value
 
 
+foreach_copy = torch._foreach_copy_
+
 # multi-tensor and fused kernels, by the name of the tensor's method or of the optimizer
 foreach = {
     name: getattr(torch, f"_foreach_{name}")
@@ -135,6 +137,9 @@ def inductor(module: torch.fx.GraphModule, inputs: list[Tensor], options: dict[s
     """A flat graph compiled by Inductor for inputs like these, called without torch.compile's guards."""
     from torch._inductor import standalone_compile
 
+    mode = getattr(inputs[0], "fake_mode", None) if inputs else None
+    if mode is not None:
+        mode.allow_scalar_outputs = True  # the compiler's own loops read their counter
     with torch.no_grad():
         return standalone_compile(module, inputs, options={"config_patches": options})
 
@@ -194,13 +199,18 @@ def is_random(operation: Any) -> bool:
     return isinstance(operation, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in operation.tags
 
 
-class _ReachedError(Exception):
-    """Says which operation a call came to."""
+class _Seen(TorchDispatchMode):
+    """Notes the first operation that is called, and returns a value for it in place of running it."""
 
+    def __init__(self, expected: Any, value: Any) -> None:
+        super().__init__()
+        self.first: Any = None
+        self.expected = expected
+        self.value = value
 
-class _FirstOperation(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        raise _ReachedError(func)
+        self.first = self.first or func
+        return self.value if func is self.expected else func(*args, **(kwargs or {}))
 
 
 @functools.cache
@@ -213,24 +223,27 @@ def _functions_of(name: str) -> list[Callable]:
 _direct: dict[tuple, Callable] = {}
 
 
-def direct_call(operation: Any, args: tuple, kwargs: dict) -> Callable:
-    """The fastest function that calls this operation with arguments like these, whose tensors are nodes of a graph."""
+def direct_call(operation: Any, args: tuple, kwargs: dict, value: Any) -> Callable:
+    """The fastest function that calls this operation with arguments like these, whose tensors are nodes of a graph.
+
+    value: what the operation gave when the graph was recorded.
+    """
     if not isinstance(operation, torch._ops.OpOverload):
         return operation
+    value = value if operation._schema.returns else None
     values = [torch.fx.map_arg(list(given), lambda node: node.meta["val"]) for given in (args, kwargs.values())]
     key = operation, *[tuple(map(_kind, given)) for given in values], tuple(kwargs)
     if key not in _direct:
         _direct[key] = operation._op
         for function in _functions_of(operation._opname) if operation.namespace == "aten" else ():
             try:
-                with _FirstOperation():
+                with torch.no_grad(), _Seen(operation, value) as seen:
                     function(*values[0], **dict(zip(kwargs, values[1], strict=True)))
-            except _ReachedError as reached:
-                if reached.args[0] is operation:
-                    _direct[key] = function
-                    break
             except (TypeError, RuntimeError, ValueError):
-                pass
+                continue
+            if seen.first is operation:
+                _direct[key] = function
+                break
     return _direct[key]
 
 
@@ -260,7 +273,7 @@ def call_when_run(function: Callable[[list[Tensor]], None], tensors: Iterable[Te
             tensor = torch._C._functorch.get_unwrapped(tensor)
         plain.append(tensor)
     if _tracing.fake_mode is None:
-        function(plain)
+        function([tensor.detach() for tensor in plain])
     else:
         _calls.append(function)
         python_call(len(_calls) - 1, plain)

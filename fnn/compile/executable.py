@@ -102,6 +102,10 @@ class Executable:
         """Whether the tensors that the function closed over still have the layouts that they were traced with."""
         return not self.constants or [layout_of(constant()) for constant in self.constants] == self.kinds
 
+    def constants_require_grad(self) -> bool:
+        """Whether autograd would have to see what is computed from a tensor that the function closed over."""
+        return any(constant().requires_grad for constant in self.constants)
+
     def __call__(self, leaves: list[Tensor], given: list[Tensor]) -> Tree:
         """``given`` are the donated tensors, of which ``leaves`` may hold copies."""
         if self.build is not None:

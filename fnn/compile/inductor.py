@@ -55,9 +55,14 @@ def compile_graph(trace: Trace, donated: Mapping[int, int], mode: str | None, op
 
 
 def _options(trace: Trace, mode: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    route = options.get("cpu_matmul")
+    if route not in (None, "mkl", "onednn"):
+        raise ValueError(f'jit: the option "cpu_matmul" is "mkl" or "onednn", got {route!r}')
     defaults: dict[str, Any] = {}
     if all(node.meta["val"].device.type == "cpu" for node in trace.inputs):
         from fnn.compile.cpu_matmul import Products, onednn_is_faster  # only here, as it imports the compiler
 
-        defaults = {"layout_optimization": False, "post_grad_custom_pre_pass": Products(onednn_is_faster())}
-    return defaults | (_torch.mode_options(mode) if mode else {}) | options
+        onednn = onednn_is_faster() if route is None else route == "onednn"
+        defaults = {"layout_optimization": False, "post_grad_custom_pre_pass": Products(onednn)}
+    given = {name: value for name, value in options.items() if name != "cpu_matmul"}
+    return defaults | (_torch.mode_options(mode) if mode else {}) | given

@@ -19,6 +19,7 @@ from fnn.compile.watch import Watch, by_value
 from fnn.tree import Tree, TreeDef
 
 _shape, _dtype, _device = Tensor.shape.__get__, Tensor.dtype.__get__, Tensor.device.__get__
+_requires_grad = Tensor.requires_grad.__get__
 _TENSORS = frozenset({Tensor, torch.nn.Parameter})
 
 
@@ -75,13 +76,15 @@ def jit(
 
     While f is traced its tensors have shapes, but no values. It is traced again for another structure, shape, stride,
     dtype or device of the arguments, another static argument, other settings of torch (default dtype, autocast,
-    deterministic algorithms), and when something that f refers to has changed: see :mod:`fnn.compile.watch`. Never for
-    other numbers in a tensor. ``jitted.explain(*args)`` says why a call would trace again, :func:`compile_count` how
-    often that has happened. Inside another jitted function and inside ``vmap``, ``grad`` and their like it is f itself.
+    deterministic algorithms), and when something that f refers to has changed: see :mod:`fnn.compile.watch`. Never
+    for other numbers in a tensor. ``jitted.explain(*args)`` says why a call would trace again, :func:`compile_count`
+    how often that has happened. Inside another jitted function and inside ``vmap``, ``grad`` and their like it is f
+    itself, and so it is where autograd has to see it: an argument, or a tensor that f refers to, requires gradients
+    and these are enabled. Results of donated arguments never require gradients.
 
     Raises ``TypeError`` for a leaf that is not a tensor and for Python code that asks for a tensor's value (naming the
     line); ``ValueError`` for a tree that was donated before, one tensor donated twice, and a donated leaf for which
-    there is no result. An exception of f is raised as itself. Results never require gradients.
+    there is no result. An exception of f is raised as itself.
 
     >>> square = jit(lambda x: x * x)
     >>> square(torch.tensor(3.0)), compile_count(square)
@@ -153,6 +156,7 @@ class _Jitted:
 
     def call(self, args: tuple, kwargs: dict) -> Any:
         values: tuple = ()
+        everything = args
         if self.static:
             args, values = self._split(args, kwargs)
         signature = self.last
@@ -165,6 +169,8 @@ class _Jitted:
         given = [leaves[i] for i in signature.donated]
         if given:
             donation.own(leaves, signature.donated)
+        elif torch.is_grad_enabled() and any(map(_requires_grad, leaves)):
+            return self.f(*everything, **kwargs)
         statics = tuple(map(_static_key, values))
         watch = self.watches.get(statics) or self.watches.setdefault(statics, Watch([self.f, *values]))
         table = watch.look()
@@ -185,6 +191,8 @@ class _Jitted:
                     table[key] = executable
                     layouts = [*map(layout_of, leaves)]
                     self.records.append(_Record(signature.treedef, layouts, statics, state, watch.values()))
+        if torch.is_grad_enabled() and executable.constants_require_grad() and not given:
+            return self.f(*everything, **kwargs)
         return executable(leaves, given)
 
     def explain(self, args: tuple, kwargs: dict) -> str:

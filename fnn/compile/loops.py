@@ -126,8 +126,8 @@ def run_as_python_loops(graph: GraphModule) -> None:
 
 
 def _record(body: Body, flat: list[Tensor], length: int) -> Result:
-    carry, xs, closed = _split(body, [value.contiguous() for value in flat])
     graph = _part(body.graph, _inputs(body.graph), _results(body.graph))
+    carry, xs, closed = _split(body, _apart(graph, body, [value.contiguous() for value in flat]))
     _own(graph)
     if not xs:
         xs = [torch.arange(length, device=carry[0].device if carry else None)]
@@ -139,6 +139,27 @@ def _record(body: Body, flat: list[Tensor], length: int) -> Result:
     with torch.no_grad():
         results = (_torch.record_scan if _torch.recording() else replay)(graph, carry, xs, closed)
     return Result(list(results[: body.carries]), list(results[body.carries :]))
+
+
+def _apart(graph: GraphModule, body: Body, values: list[Tensor]) -> list[Tensor]:
+    """The inputs of a loop without memory shared among carry and closed-over tensors, which the compiler refuses."""
+    found: list[Tensor] = []
+    first: dict[int, Node] = {}  # by the identity of a closed-over tensor
+    taken: set[int] = set()
+    for i, (value, node) in enumerate(zip(values, _inputs(graph), strict=True)):
+        if _is_x(body, i):
+            found.append(value)
+            continue
+        if i >= body.carries and id(value) in first:
+            node.replace_all_uses_with(first[id(value)])
+            graph.graph.erase_node(node)
+            continue
+        storage = value.untyped_storage()._cdata
+        found.append(value.clone() if storage in taken else value)
+        taken.add(storage)
+        if i >= body.carries:
+            first[id(value)] = node
+    return found
 
 
 def _own(graph: GraphModule) -> None:

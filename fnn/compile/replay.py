@@ -50,7 +50,7 @@ def replay(trace: Trace, donated: Mapping[int, int]) -> Run:
                 source.write(node, writes.get(node), last_use[node])
         if copied:
             olds, news = map(source.name, (list(copied.values()), list(copied)))
-            source.add(f"{source.constant(torch._foreach_copy_)}({olds}, {news})")
+            source.add(f"{source.constant(_torch.foreach_copy)}({olds}, {news})")
         source.indent = ""
         source.lines += ["finally:", f"    {source.constant(release_interrupts)}(held)"]
     source.add(f"return [{', '.join(results)}]")
@@ -201,7 +201,8 @@ class _Source:
         elif node.target is _torch.scan_op:
             self.add(f"{self.name(node)} = {self.constant(loops.replay)}({', '.join(arguments)})")
         else:
-            function = _torch.direct_call(write.operation if write else node.target, node.args, node.kwargs)
+            value = node.meta.get("val")
+            function = _torch.direct_call(write.operation if write else node.target, node.args, node.kwargs, value)
             self.add(f"{self.name(node)} = {self.constant(function)}({', '.join(arguments)})")
         if write:
             values = [*map(self.name, write.arguments)]

@@ -130,9 +130,12 @@ def argument_names(function: Callable, treedef: TreeDef, static: Sequence[int] =
 def parameters(function: Callable) -> list[str]:
     """The names of a function's parameters; none for what Python cannot look into."""
     try:
-        return list(inspect.signature(function).parameters)
+        found = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return []
+    return [
+        parameter.name for parameter in found if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
 
 
 def own_results(trace: Trace, donated: Mapping[int, int]) -> None:

@@ -30,14 +30,14 @@ def kfac(
     batches: Iterable | None = None,
     likelihood: KroneckerLikelihood = "categorical",
     key: Tensor | None = None,
-    samples: int = 1,
+    draws: int = 1,
     chunk_size: int | None = None,
 ) -> KroneckerOperator:
     """The KFAC approximation of :func:`fisher_operator`, with the same arguments and the same scale.
 
     ``function(params, batch)`` gives the outputs (batch, ...) of the samples, which are the first axis of every leaf
-    of the batch; ``likelihood`` as in :func:`fisher_operator`, exact without a key, and with one by ``samples`` draws
-    of the label, the same draws. ``"empirical"`` stands for :func:`empirical_fisher_operator`: the function gives
+    of the batch; ``likelihood`` as in :func:`fisher_operator`, exact without a key, and with one by ``draws`` draws
+    of the label, the same ones. ``"empirical"`` stands for :func:`empirical_fisher_operator`: the function gives
     the losses (batch,) of the samples. ``batches`` are weighted by their sizes; each is read once.
 
     Layers are found in calls of ``linear``, ``conv1d``, ``conv2d`` and ``x @ weight`` with leaves of params, in any
@@ -65,7 +65,7 @@ def kfac(
     >>> list((K.inverse(1e-3) @ params)["conv1"])
     ['weight', 'bias']
     """
-    return _kfac(LayerSweep(function, params, batch, batches, likelihood, key, samples, chunk_size))
+    return _kfac(LayerSweep(function, params, batch, batches, likelihood, key, draws, chunk_size))
 
 
 def ekfac(
@@ -76,7 +76,7 @@ def ekfac(
     batches: Iterable | None = None,
     likelihood: KroneckerLikelihood = "categorical",
     key: Tensor | None = None,
-    samples: int = 1,
+    draws: int = 1,
     chunk_size: int | None = None,
 ) -> KroneckerOperator:
     """The EKFAC approximation of :func:`fisher_operator` (George et al., 2018): :func:`kfac` with true eigenvalues.
@@ -93,7 +93,7 @@ def ekfac(
     >>> ekfac(model.apply, params, x).factors["0.weight"].eigenvalues.shape
     torch.Size([4, 3])
     """
-    return _ekfac(LayerSweep(function, params, batch, batches, likelihood, key, samples, chunk_size))
+    return _ekfac(LayerSweep(function, params, batch, batches, likelihood, key, draws, chunk_size))
 
 
 def _kfac(sweep: LayerSweep) -> KroneckerOperator:

@@ -119,9 +119,9 @@ def _product(blocks: dict[str, Block], factors: Factors, v: Tree) -> Tree:
         matrix = (weight.T if block.transposed else weight).reshape(*lead, out, -1)
         if block.bias is not None:
             matrix = torch.cat([matrix, leaves[block.bias].reshape(*lead, out, 1)], -1)
-        matrix = factors[path].times(matrix)
+        matrix = factors[path].times(matrix.to(factors[path].output.dtype)).to(weight.dtype)
         if block.bias is not None:
-            leaves[block.bias] = matrix[..., -1].reshape(leaves[block.bias].shape)
-            matrix = matrix[..., :-1]
+            leaves[block.bias] = matrix[..., -1].reshape(leaves[block.bias].shape).clone()
+            matrix = matrix[..., :-1].clone()
         leaves[block.weight] = matrix.mT if block.transposed else matrix.reshape(weight.shape)
     return treedef.unflatten(leaves)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fnn import random
 from fnn import tree as _tree
+from fnn._numerics import widen
 from fnn.curvature.kronecker import Block
 from fnn.curvature.operators import NO_BATCH, Calls
 from fnn.curvature.products import check_likelihood, check_logits, drawn_gradients, output_root
@@ -25,7 +26,7 @@ class LayerRows(NamedTuple):
 
     ``inputs``: (samples, groups, positions, in), with a one appended where the layer has a bias. ``gradients`` runs
     over parts of the columns of a root of the Fisher information of the outputs, pulled back to the layers:
-    (columns, samples, groups, positions, out).
+    (columns, samples, groups, positions, out). Both are float32 where params have 16 bits.
     """
 
     samples: int
@@ -45,11 +46,11 @@ class LayerSweep:
         batches: Iterable | None,
         likelihood: KroneckerLikelihood,
         key: Tensor | None,
-        samples: int,
+        draws: int,
         chunk_size: int | None,
     ) -> None:
         check_differentiable(params)
-        check_likelihood(likelihood, samples, "empirical")
+        check_likelihood(likelihood, draws, "empirical")
         check_chunk_size(chunk_size)
         if likelihood == "empirical" and key is not None:
             raise ValueError("the empirical Fisher takes the data's labels and draws none; leave key out")
@@ -60,7 +61,7 @@ class LayerSweep:
         self.calls = Calls(batch, batches)
         self.likelihood: KroneckerLikelihood = likelihood
         self.key = key
-        self.samples = samples
+        self.draws = draws
         self.chunk_size = chunk_size
 
     def __iter__(self) -> Iterator[LayerRows]:
@@ -87,7 +88,7 @@ class LayerSweep:
         )
         inputs: dict[str, list[Tensor]] = {path: [] for path in blocks}
         for use, input in zip(uses, aux[0], strict=True):
-            rows = input_rows(use, input, leaves[use.leaf])
+            rows = widen(input_rows(use, input, leaves[use.leaf]))
             inputs[paths[use.leaf]].append(rows if use.bias is None else F.pad(rows, (0, 1), value=1.0))
 
         def gradients() -> Iterator[dict[str, Tensor]]:
@@ -95,7 +96,7 @@ class LayerSweep:
                 (pulled,) = torch.func.vmap(pullback)(cotangents.unsqueeze(2))
                 rows: dict[str, list[Tensor]] = {path: [] for path in blocks}
                 for use, gradient in zip(uses, pulled, strict=True):
-                    part = gradient_rows(use, gradient.flatten(0, 1))  # columns are like further samples
+                    part = widen(gradient_rows(use, gradient.flatten(0, 1)))  # columns are like further samples
                     rows[paths[use.leaf]].append(part.unflatten(0, (len(cotangents), count)))
                 yield {path: torch.cat(parts, -2) for path, parts in rows.items()}
 
@@ -114,8 +115,8 @@ class LayerSweep:
             return
         check_logits(self.likelihood, output)
         if key is not None:
-            drawn = drawn_gradients(self.likelihood, output, key, self.samples) / self.samples**0.5
-            yield from drawn.split(self.chunk_size or self.samples)
+            drawn = drawn_gradients(self.likelihood, output, key, self.draws) / self.draws**0.5
+            yield from drawn.split(self.chunk_size or self.draws)
             return
         columns = output[0].numel()
         basis = torch.eye(columns, dtype=output.dtype, device=output.device)

@@ -6,6 +6,7 @@ graph and is left to ``torch.autograd.grad``, which gives the same bits. Inside 
 the operations, it is ``torch.func.grad``.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -36,6 +37,7 @@ def grad(f: Callable, argnums: Argnums = 0, has_aux: bool = False) -> Callable:
     {'w': tensor([2.])}
     """
 
+    @functools.wraps(f)
     def grad_of(*args: Any, **kwargs: Any) -> Any:
         _, aux, grads = differentiate(f, "grad", argnums, has_aux, args, kwargs)
         return (grads, aux) if has_aux else grads
@@ -53,6 +55,7 @@ def value_and_grad(f: Callable, argnums: Argnums = 0, has_aux: bool = False) -> 
     (tensor(9.), {'w': tensor([6.])})
     """
 
+    @functools.wraps(f)
     def value_and_grad_of(*args: Any, **kwargs: Any) -> tuple:
         value, aux, grads = differentiate(f, "value_and_grad", argnums, has_aux, args, kwargs)
         return ((value, aux) if has_aux else value), grads

@@ -2,6 +2,14 @@
 
 from fnn.optim import schedules
 from fnn.optim.adafactor import adafactor
+from fnn.optim.adam_variants import (
+    ademamix,
+    adopt,
+    novograd,
+    scale_by_ademamix,
+    scale_by_adopt,
+    scale_by_novograd,
+)
 from fnn.optim.aliases import (
     adadelta,
     adagrad,
@@ -77,6 +85,8 @@ __all__ = [
     "adaptive_gradient_clip",
     "add_decayed_weights",
     "add_noise",
+    "ademamix",
+    "adopt",
     "apply_if_finite",
     "apply_updates",
     "asgd",
@@ -103,6 +113,7 @@ __all__ = [
     "nadam",
     "named_chain",
     "negate",
+    "novograd",
     "orthogonalize",
     "radam",
     "rmsprop",
@@ -113,11 +124,14 @@ __all__ = [
     "scale_by_adam",
     "scale_by_adamax",
     "scale_by_adan",
+    "scale_by_ademamix",
+    "scale_by_adopt",
     "scale_by_belief",
     "scale_by_learning_rate",
     "scale_by_lion",
     "scale_by_muon",
     "scale_by_nadam",
+    "scale_by_novograd",
     "scale_by_radam",
     "scale_by_rms",
     "scale_by_rss",

@@ -1,11 +1,13 @@
 """Routes of matrix products: each equals the float64 product, and is the one that the sizes ask for."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fnn
-from fnn.compile import products
+from fnn.compile import cpu_matmul
 
 PRODUCTS = {
     "mm": lambda a, b, c: a @ b,
@@ -29,7 +31,7 @@ def test_every_route_is_the_product(name, size, onednn, tracing):
     shapes = [(rows, inner), (inner, columns), (columns,)]
     given = [fnn.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
     traced = make_fx(PRODUCTS[name], tracing_mode=tracing)(*given)
-    products.Products(onednn)(traced.graph)
+    cpu_matmul.Products(onednn)(traced.graph)
     traced.graph.lint()
     traced.recompile()
     targets = {str(node.target) for node in traced.graph.nodes}
@@ -47,34 +49,41 @@ def test_other_dtypes_are_left_alone():
     a = torch.ones(3, 3, dtype=torch.float64)
     traced = make_fx(lambda a: a @ a, tracing_mode="fake")(a)
     before = str(traced.graph)
-    products.Products(True)(traced.graph)
+    cpu_matmul.Products(True)(traced.graph)
     assert str(traced.graph) == before
 
 
 def test_the_route_is_part_of_the_cache_key():
-    assert products.Products(True).uuid() != products.Products(False).uuid()
-    assert products.Products(True).uuid() == products.Products(True).uuid()
+    assert cpu_matmul.Products(True).uuid() != cpu_matmul.Products(False).uuid()
+    assert cpu_matmul.Products(True).uuid() == cpu_matmul.Products(True).uuid()
 
 
-def test_the_measurement_is_taken_once(monkeypatch):
-    products.onednn_is_faster.cache_clear()
-    first = products.onednn_is_faster()
-    monkeypatch.setattr(products.time, "perf_counter", lambda: pytest.fail("measured again"))
-    assert products.onednn_is_faster() is first
+@pytest.mark.parametrize(("maker", "expected"), [("AuthenticAMD", True), ("GenuineIntel", False)])
+def test_the_maker_of_the_processor_decides(maker, expected, monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda self: f"vendor_id : {maker}")
+    cpu_matmul.onednn_is_faster.cache_clear()
+    assert cpu_matmul.onednn_is_faster() == (expected and torch.backends.mkldnn.is_available())
+    monkeypatch.undo()
+    cpu_matmul.onednn_is_faster.cache_clear()
 
 
-def test_generated_code_takes_the_routes(monkeypatch):
+@pytest.mark.slow
+@pytest.mark.parametrize("route", ["onednn", "mkl"])
+def test_generated_code_takes_the_routes(route):
     from torch._inductor.utils import fresh_cache, run_and_get_code
 
-    monkeypatch.setattr(products, "onednn_is_faster", torch.backends.mkldnn.is_available)
+    if route == "onednn" and not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
     model = fnn.models.mlp(64, 64, 8, 3)
     params = model.init(fnn.random.key(0))
     x = fnn.random.normal(fnn.random.key(1), (16, 64))
     gradient = fnn.grad(lambda params, x: model.apply(params, x).square().mean())
+    compiled = fnn.jit(gradient, backend="inductor", options={"cpu_matmul": route})
     with fresh_cache():
-        found, code = run_and_get_code(fnn.jit(gradient), params, x)
+        found, code = run_and_get_code(compiled, params, x)
     torch.testing.assert_close(found, gradient(params, x))
     text = "\n".join(code)
-    assert "extern_kernels.mm" not in text
-    assert "extern_kernels.addmm" not in text
-    assert text.count("_linear_pointwise.default(") == (2 if torch.backends.mkldnn.is_available() else 0)
+    assert text.count("_linear_pointwise.default(") == (2 if route == "onednn" else 0)
+    assert ("extern_kernels.mm" in text or "extern_kernels.addmm" in text) == (route == "mkl")
+    with pytest.raises(ValueError, match='"cpu_matmul" is "mkl" or "onednn", got \'fast\''):
+        fnn.jit(gradient, backend="inductor", options={"cpu_matmul": "fast"})(params, x)

@@ -337,9 +337,19 @@ def test_donated_argument_by_keyword_is_refused():
         jit(lambda p: p, donate_argnums=0)(p=torch.ones(1))
 
 
-def test_results_do_not_require_gradients():
-    w = torch.ones(2, requires_grad=True)
-    assert not jit(lambda w: w * 2)(w).requires_grad
+def test_for_autograd_it_is_the_plain_function():
+    w, x = torch.full((2,), 3.0, requires_grad=True), torch.full((2,), 3.0)
+    jit(lambda w: (w * w).sum())(w).backward()
+    jit(lambda x: (w * x).sum())(x).backward()
+    assert w.grad.tolist() == [9.0, 9.0]
+    inner = jit(lambda x, y: (x * y).sum())
+    assert fnn.grad(lambda x: inner(x, x) + jit(lambda y: (x * y).sum())(x.detach()))(x).tolist() == [9.0, 9.0]
+    assert fnn.compile_count(inner) == 0
+    with torch.no_grad():
+        assert not inner(w, x).requires_grad
+    assert fnn.compile_count(inner) == 1
+    donated = jit(lambda w: w * 2, donate_argnums=0)
+    assert not donated(torch.ones(2, requires_grad=True)).requires_grad
 
 
 def test_generated_code_writes_the_update_into_the_donated_buffers():

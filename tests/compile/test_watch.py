@@ -150,6 +150,7 @@ def test_globals_of_code_without_a_module_are_seen(header):
     assert fnn.compile_count(jitted) == 3
 
 
+@torch.no_grad()
 def test_modules_of_torch_are_seen_wherever_they_are():
     drop, norm = torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(2)
     layers = fnn.layers.sequential(fnn.layers.relu, lambda x: norm(drop(x)))

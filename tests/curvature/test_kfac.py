@@ -185,7 +185,7 @@ def test_inverse_and_log_determinant_are_exact(name, make):
 
 def test_monte_carlo_takes_the_draws_of_the_fisher_operator():
     case = Case("mlp")
-    data = {"batches": case.batches, "key": key(3), "samples": 4}
+    data = {"batches": case.batches, "key": key(3), "draws": 4}
     fisher = fisher_operator(case.apply, case.params, **data)
     E = ekfac(case.apply, case.params, **data, chunk_size=3)
     torch.testing.assert_close(E.dense().trace(), fisher.dense().trace())
@@ -247,6 +247,25 @@ def test_empirical_fisher_of_one_sample():
     K = kfac(losses(case.apply), case.params, batch, likelihood="empirical")
     expected = empirical_fisher_operator(losses(case.apply), case.params, batch).dense()
     torch.testing.assert_close(K.dense(), case.block_diagonal(expected, K), rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["mlp", "tied"])
+def test_16_bits(name):
+    """Factors are float32, so that they can be decomposed; products have the dtype of params, and own their memory."""
+    case = Case(name)
+    params, x = fnn.tree.cast(case.params, torch.bfloat16), case.x.bfloat16()
+    K, exact = (
+        kfac(case.apply, params, x, likelihood="normal"),
+        kfac(case.apply, case.params, case.x, likelihood="normal"),
+    )
+    assert {leaf.dtype for leaf in fnn.tree.leaves(K.factors)} == {torch.float32}
+    expected = exact.inverse(0.1) @ case.params
+    solution = K.inverse(0.1) @ params
+    assert fnn.tree.result_type(solution) == torch.bfloat16
+    difference = fnn.tree.global_norm(fnn.tree.sub(fnn.tree.cast(solution, torch.float64), expected))
+    assert difference < 0.05 * fnn.tree.global_norm(expected)
+    memory = [leaf.untyped_storage().data_ptr() for leaf in fnn.tree.leaves((solution, params))]
+    assert len(set(memory)) == len(memory)
 
 
 class Positionwise(torch.nn.Sequential):
@@ -332,7 +351,7 @@ ERRORS = {
         r"params\['w'\] is used by layers .*as x W",
     ),
     "likelihood": (lambda: kfac(LINEAR, {"w": W, "b": B}, X, likelihood="poisson"), "'empirical', got 'poisson'"),
-    "no samples": (lambda: ekfac(LINEAR, {"w": W, "b": B}, X, key=key(0), samples=0), "samples=0"),
+    "no draws": (lambda: ekfac(LINEAR, {"w": W, "b": B}, X, key=key(0), draws=0), "draws=0"),
     "empirical with a key": (
         lambda: kfac(LINEAR, {"w": W, "b": B}, X, likelihood="empirical", key=key(0)),
         "leave key",

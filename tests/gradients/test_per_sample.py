@@ -468,7 +468,7 @@ ONES = {"w": torch.ones(3)}
         ),
         (
             lambda: fnn.per_sample_grad(lambda p, i: p["w"][i[0] : i[0] + 2].sum())(ONES, torch.arange(2)),
-            r"y\[x \+ torch.arange\(2\)\] for a slice",
+            r"y\[x \+ torch.arange\(2\)\] for the slice",
         ),
         (
             lambda: fnn.gradients.per_sample_norms(lambda p, x: p["w"].sum() if x.sum() > 0 else p["w"].prod())(
