@@ -92,7 +92,7 @@ def clipped_grad(
     if callable(max_norm):
         raise TypeError("max_norm is a number, or a tree like params of numbers, got a function")
     for limit in _tree.leaves(max_norm):
-        if isinstance(limit, numbers.Real) and not limit > 0:
+        if isinstance(limit, numbers.Real) and not float(limit) > 0:
             raise ValueError(f"max_norm is the largest norm a gradient keeps, got {limit}; write a positive number")
 
     def clipped_grad_of(*args: Any, weights: Tensor | None = None, **kwargs: Any) -> Tree:

@@ -227,7 +227,8 @@ class _Recorder(_Listener):
         uses = {node for _, node, _ in self.marks}
         others = {}
         for place, leaf in self.leaves.items():
-            root = leaf.view_as(leaf).grad_fn.next_functions[0][0]
+            view: Any = leaf.view_as(leaf).grad_fn
+            root = view.next_functions[0][0]
             names = {_name(node) for node in consumers.get(root, []) if node not in uses}
             if names:
                 others[place] = " and ".join(sorted(names))
