@@ -144,6 +144,13 @@ def inductor(module: torch.fx.GraphModule, inputs: list[Tensor], options: dict[s
         return standalone_compile(module, inputs, options={"config_patches": options})
 
 
+def load_inductor(file: Path) -> Callable[..., Any]:
+    """What the ``save`` of a graph compiled by :func:`inductor` wrote."""
+    from torch._inductor import CompiledArtifact
+
+    return CompiledArtifact.load(path=str(file), format="binary")
+
+
 @contextmanager
 def _compiling() -> Iterator[None]:
     """While it lasts ``torch.compiler.is_compiling()`` is true, so that foreign code takes its traceable path."""

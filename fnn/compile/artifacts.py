@@ -1,55 +1,106 @@
 """Compiled code in a file, to be shipped with a program."""
 
+import hashlib
 import os
 import re
+import tempfile
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, fx
 
 from fnn import _torch
 
-_GRAPHS = "graphs"
 _LIBRARY = re.compile(r"libraries/(\w\w/[\w.]+)")
+_GRAPH = re.compile(r"graphs/(\w{64})")
+_DIGEST = "sha256"
+_made: dict[str, Any] = {}  # what Inductor has made in this process, by the name of the graph
+_loaded: dict[str, bytes] = {}  # what load_compiled has read
+
+
+def compiled(module: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
+    """The graph compiled by Inductor, or what a file of :func:`save_compiled` has for it."""
+    layouts = [(tuple(x.shape), x.stride(), x.dtype, x.device) for x in inputs]
+    shown = {name: getattr(value, "uuid", lambda value=value: value)() for name, value in options.items()}
+    text = f"{torch.__version__}\n{module.code}\n{layouts}\n{sorted(shown.items(), key=str)}"
+    name = hashlib.sha256(text.encode()).hexdigest()
+    if name in _loaded:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "graph"
+            file.write_bytes(_loaded[name])
+            code = _torch.load_inductor(file)
+    else:
+        code = _torch.inductor(module, list(inputs), options)
+    _made[name] = code
+    return code
 
 
 def save_compiled(path: str | os.PathLike) -> None:
-    """Write what this process has compiled to a file, to be shipped with a program: graphs and CPU machine code.
+    """Write what Inductor has compiled in this process to a file, to be shipped with a program.
 
     Raises ``ValueError`` when nothing was compiled.
     """
-    saved = torch.compiler.save_cache_artifacts()
-    if saved is None:
-        raise ValueError("save_compiled: nothing has been compiled in this process yet; call the function first")
-    part = Path(f"{os.fspath(path)}.part")
-    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(_GRAPHS, saved[0])
+    if not _made:
+        raise ValueError('save_compiled: nothing has been compiled yet; call a function with backend="inductor" first')
+    path = Path(path).expanduser()
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        contents: dict[str, bytes] = {}
+        with tempfile.TemporaryDirectory() as folder:
+            for name, code in _made.items():
+                file = Path(folder) / name
+                code.save(path=str(file), format="binary")
+                contents[f"graphs/{name}"] = file.read_bytes()
         for place, library in _torch.cached_libraries().items():
-            archive.write(library, f"libraries/{place}")
-    os.replace(part, path)
+            contents[f"libraries/{place}"] = library.read_bytes()
+        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in contents.items():
+                archive.writestr(name, content)
+            archive.writestr(_DIGEST, _digest(contents))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_compiled(path: str | os.PathLike) -> None:
-    """Read a file of :func:`save_compiled` into torch's cache, before the first call of the functions.
+    """Read a file of :func:`save_compiled`, before the first call of the functions, which then compile nothing.
 
-    The file holds machine code, so load only files that you trust. It fits the same torch version, kind of
-    processor, source code, C++ compiler and folder of the Python environment; what does not fit is compiled as usual.
-    Raises ``FileNotFoundError`` where there is no such file, ``ValueError`` for another kind of file.
+    The functions are traced as usual; the file serves graphs, shapes and options that are exactly those it was made
+    with, on the same torch version, kind of processor and C++ compiler. All others are compiled. It holds machine
+    code, so load only files that you trust: a checksum shows damage, not malice. Raises ``FileNotFoundError``
+    where there is no such file, ``ValueError`` for another kind of file and for one that was cut or altered.
     """
+    path = Path(path).expanduser()
     try:
         with zipfile.ZipFile(path) as archive:
-            names = {name: _LIBRARY.fullmatch(name) for name in archive.namelist() if name != _GRAPHS}
-            libraries = {match[1]: archive.read(name) for name, match in names.items() if match}
-            graphs = archive.read(_GRAPHS)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"load_compiled: {os.fspath(path)} is no file of save_compiled ({error})") from error
+            contents = {name: archive.read(name) for name in archive.namelist()}
+        whole = contents.pop(_DIGEST) == _digest(contents)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zipfile and zlib raise many kinds
+        raise ValueError(f"load_compiled: {path} is not a file of save_compiled, or is damaged ({error})") from error
+    if not whole:
+        raise ValueError(f"load_compiled: {path} was altered after save_compiled wrote it")
     folder = _torch.cache_folder()
-    for place, content in libraries.items():
-        file = folder / place
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_name(f"{file.name}.{os.getpid()}.part")
-            part.write_bytes(content)
-            part.chmod(0o755)
-            os.replace(part, file)
-    torch.compiler.load_cache_artifacts(graphs)
+    for name, content in contents.items():
+        if match := _GRAPH.fullmatch(name):
+            _loaded[match[1]] = content
+        elif match := _LIBRARY.fullmatch(name):
+            file = folder / match[1]
+            if not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                part = file.with_name(f"{file.name}.{os.getpid()}.part")
+                part.write_bytes(content)
+                part.chmod(0o755)
+                os.replace(part, file)
+
+
+def _digest(contents: dict[str, bytes]) -> bytes:
+    digest = hashlib.sha256()
+    for name in sorted(contents):
+        digest.update(f"{name}\n{len(contents[name])}\n".encode())
+        digest.update(contents[name])
+    return digest.hexdigest().encode()

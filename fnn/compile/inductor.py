@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from fnn import _torch
+from fnn.compile.artifacts import compiled
 from fnn.compile.donation import hold_interrupts, release_interrupts
 from fnn.compile.replay import Run
 from fnn.compile.trace import Trace, own_results
@@ -34,7 +35,7 @@ def compile_graph(trace: Trace, donated: Mapping[int, int], mode: str | None, op
     made = [j for j, value in enumerate(trace.results) if isinstance(value, fx.Node) and j not in owners]
     output.args = ([trace.results[j] for j in made],)
     trace.module.recompile()
-    code = _torch.inductor(trace.module, [node.meta["val"] for node in inputs], _options(trace, mode, options))
+    code = compiled(trace.module, [node.meta["val"] for node in inputs], _options(trace, mode, options))
     values = [None if isinstance(value, fx.Node) else value for value in trace.results]
     in_graph_memory = mode == "reduce-overhead"  # where the next call of the graph overwrites it
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from fnn import _torch
 from fnn import tree as _tree
 from fnn.compile import donation
+from fnn.compile.artifacts import save_compiled
 from fnn.compile.executable import Executable, Signature
 from fnn.compile.trace import Layout, layout_of, name_of, parameters
 from fnn.compile.watch import Watch, by_value
@@ -115,6 +116,7 @@ def jit(
 
     functools.update_wrapper(call, f)
     call.compile_count = lambda: len(jitted.records)  # type: ignore[attr-defined]
+    call.save = save_compiled  # type: ignore[attr-defined]
     call.explain = lambda *args, **kwargs: jitted.explain(args, kwargs)  # type: ignore[attr-defined]
     return call
 

@@ -88,20 +88,6 @@ def test_loop_with_short_batch_and_changed_rate():
     assert fnn.compile_count(donated) == 3  # one for each size of the batch; another rate is the same graph
 
 
-def test_inductor_donated_run_of_2000_steps_is_the_undonated_one_bit_for_bit():
-    step, params, state, batch = adam_problem()
-    pure, donated = fnn.jit(step), fnn.jit(step, donate_argnums=(0, 1))
-    p, s = copied(params, state)
-    start = {leaf.data_ptr() for leaf in fnn.tree.leaves(p)}
-    for _ in range(2000):
-        params, state, expected = pure(params, state, batch)
-        p, s, value = donated(p, s, batch)
-    assert torch.equal(value, expected)
-    assert same((p, s), (params, state))
-    assert {leaf.data_ptr() for leaf in fnn.tree.leaves(p)} == start
-    assert fnn.compile_count(pure) == fnn.compile_count(donated) == 1
-
-
 def test_undonated_arguments_are_left_alone():
     p = tree(1, 2)
     out = jit(HAZARDS["update"])(p, torch.tensor(1.0))
@@ -350,80 +336,6 @@ def test_for_autograd_it_is_the_plain_function():
     assert fnn.compile_count(inner) == 1
     donated = jit(lambda w: w * 2, donate_argnums=0)
     assert not donated(torch.ones(2, requires_grad=True)).requires_grad
-
-
-def test_generated_code_writes_the_update_into_the_donated_buffers():
-    from torch._inductor.utils import fresh_cache, run_and_get_code
-
-    optimizer = fnn.optim.adam(1e-3)
-
-    def step(params, state, grads):
-        updates, state = optimizer.update(grads, state, params)
-        return fnn.optim.apply_updates(params, updates), state
-
-    def code(**settings):
-        params = {"w": torch.ones(64, 32)}
-        with fresh_cache():
-            return run_and_get_code(
-                fnn.jit(step, **settings), params, optimizer.init(params), {"w": torch.ones(64, 32)}
-            )[1]
-
-    (pure,), (donated,) = code(), code(donate_argnums=(0, 1))
-    buffer = "empty_strided_cpu((64, 32)"
-    assert pure.count(buffer) == 3  # param, mean and square
-    assert donated.count(buffer) == 0
-    assert ".copy_(" not in donated
-    assert donated.count("cpp_pybinding(") <= pure.count("cpp_pybinding(")  # no kernel that only copies
-
-
-SHIP = """
-import sys, torch, fnn
-options = {"cpp_cache_precompile_headers": False}
-f = fnn.jit(lambda p: {"w": torch.sin(p["w"]) * 2}, donate_argnums=0, options=options)
-if sys.argv[1] == "load":
-    fnn.load_compiled(sys.argv[2])
-if sys.argv[1] != "save":
-    import torch._inductor.cpp_builder as builder
-    def refuse(*_, **__): raise AssertionError("the C++ compiler was called")
-    builder.run_compile_cmd = builder._run_compile_cmd = refuse
-f({"w": torch.ones(7)})
-if sys.argv[1] == "save":
-    fnn.save_compiled(sys.argv[2])
-from torch._dynamo.utils import counters
-hits = counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"]
-print("HITS", hits)
-"""
-
-
-@pytest.mark.slow
-def test_a_second_process_is_warm_and_artifacts_can_be_shipped(tmp_path):
-    import os
-    import subprocess
-    import sys
-
-    def run(action, cache):
-        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / cache)}
-        command = [sys.executable, "-c", SHIP, action, str(tmp_path / "step.bin")]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        return int(done.stdout.split("HITS")[1])
-
-    assert run("save", "one") == 0
-    assert run("again", "one") > 0
-    assert run("load", "two") > 0
-
-
-def test_a_file_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "step.bin").write_bytes(b"no archive")
-    with pytest.raises(ValueError, match=r"step\.bin is no file of save_compiled"):
-        fnn.load_compiled(tmp_path / "step.bin")
-    with pytest.raises(FileNotFoundError):
-        fnn.load_compiled(tmp_path / "none.bin")
-
-
-def test_save_compiled_without_anything_compiled_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: None)
-    with pytest.raises(ValueError, match="nothing has been compiled"):
-        fnn.save_compiled(tmp_path / "step.bin")
 
 
 net = fnn.models.mlp(3, 4, 2)

@@ -1,0 +1,176 @@
+"""Generated code: the numbers of replay, donated memory written by the update itself, files, background."""
+
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+
+import fnn
+
+slow = pytest.mark.slow
+
+
+def momentum(params, state, x):
+    state = fnn.tree.map(lambda m, p: 0.9 * m + p * x.sum(), state, params)
+    return fnn.tree.map(lambda p, m: p - 0.01 * m, params, state), state, x * 2
+
+
+def trees():
+    params = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3)}
+    return params, fnn.tree.zeros_like(params), torch.tensor([0.5, 0.25])
+
+
+@slow
+def test_2000_donated_steps_are_the_undonated_ones_bit_for_bit():
+    pure, donated = (fnn.jit(momentum, backend="inductor", donate_argnums=d) for d in ((), (0, 1)))
+    p, m, x = trees()
+    q, n, _ = trees()
+    start = {leaf.data_ptr() for leaf in fnn.tree.leaves(q)}
+    for _ in range(2000):
+        p, m, _ = pure(p, m, x)
+        q, n, _ = donated(q, n, x)
+    assert all(map(torch.equal, fnn.tree.leaves((p, m)), fnn.tree.leaves((q, n))))
+    assert {leaf.data_ptr() for leaf in fnn.tree.leaves(q)} == start
+
+
+@slow
+def test_results_are_those_of_replay():
+    hazards = {
+        "update": momentum,
+        "swap": lambda p, m, x: (m, p, x),
+        "old among results": lambda p, m, x: (momentum(p, m, x)[0], m, p["w"][1:]),
+        "python values": lambda p, m, x: (p, m, "name", 3.5),
+    }
+    for function in hazards.values():
+        given, expected = trees(), function(*trees())
+        out = fnn.jit(function, backend="inductor", donate_argnums=(0, 1))(*given)
+        assert fnn.tree.structure(out) == fnn.tree.structure(expected)
+        for ours, theirs in zip(fnn.tree.leaves(out), fnn.tree.leaves(expected), strict=True):
+            assert torch.allclose(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
+        assert all(leaf.is_meta for leaf in fnn.tree.leaves(given[:2]))
+
+
+@slow
+def test_generated_code_writes_the_update_into_the_donated_buffers():
+    from torch._inductor.utils import fresh_cache, run_and_get_code
+
+    def code(**settings):
+        with fresh_cache():
+            return run_and_get_code(fnn.jit(momentum, backend="inductor", **settings), *trees())[1]
+
+    (pure,), (donated,) = code(), code(donate_argnums=(0, 1))
+    buffer = "empty_strided_cpu((2, 3)"
+    assert pure.count(buffer) == 2
+    assert donated.count(buffer) == 0
+    assert ".copy_(" not in donated
+
+
+@slow
+def test_a_short_batch_is_replayed_and_a_size_that_comes_again_is_compiled(monkeypatch):
+    from fnn.compile import executable
+
+    made = []
+    compile_graph = executable.compile_graph
+    monkeypatch.setattr(executable, "compile_graph", lambda *a: made.append(1) or compile_graph(*a))
+    jitted = fnn.jit(lambda x: (x * 2).cos(), backend="inductor")
+    counts = []
+    for size in (4, 4, 3, 4, 3, 3):
+        assert torch.allclose(jitted(torch.ones(size)), (torch.ones(size) * 2).cos())
+        counts.append(len(made))
+    assert counts == [1, 1, 1, 1, 2, 2]
+
+
+@slow
+@pytest.mark.parametrize("background", [True, 5])
+def test_the_background_takes_over(background):
+    jitted = fnn.jit(momentum, backend="inductor", donate_argnums=(0, 1), background=background)
+    p, m, x = trees()
+    q, n, _ = trees()
+    for _ in range(20):
+        p, m, _ = momentum(p, m, x)
+        q, n, _ = jitted(q, n, x)
+        assert fnn.tree.allclose((p, m), (q, n), rtol=1e-5)
+
+
+def test_settings_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match='backend is "replay" or "inductor", got \'xla\''):
+        fnn.jit(momentum, backend="xla")
+    with pytest.raises(ValueError, match='are for backend="inductor"'):
+        fnn.jit(momentum, mode="reduce-overhead")
+    with pytest.raises(TypeError, match=r"fnn\.debug\.print works with backend=\"replay\" only"):
+        fnn.jit(lambda x: (fnn.debug.print("{}", x), x * 2)[1], backend="inductor")(torch.ones(2))
+
+
+SHIP = """
+import sys, torch, fnn
+options = {"cpp_cache_precompile_headers": False}
+f = fnn.jit(lambda p: {"w": torch.sin(p["w"]) * 2}, donate_argnums=0, backend="inductor", options=options)
+if sys.argv[1] == "load":
+    fnn.load_compiled(sys.argv[2])
+    import torch._inductor.cpp_builder as builder
+    def refuse(*_, **__): raise AssertionError("the C++ compiler was called")
+    builder.run_compile_cmd = builder._run_compile_cmd = refuse
+print(f({"w": torch.ones(7)}))
+if sys.argv[1] == "save":
+    f.save(sys.argv[2])
+"""
+
+
+@slow
+def test_a_file_spares_another_process_the_compiler(tmp_path):
+    def run(action, cache):
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / cache)}
+        command = [sys.executable, "-c", SHIP, action, str(tmp_path / "step.bin")]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+
+    assert run("save", "one") == run("load", "two")
+
+
+def written(path):
+    from fnn.compile.artifacts import _digest
+
+    contents = {"graphs/" + "0" * 64: bytes(range(256)) * 40}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+        archive.writestr("sha256", _digest(contents))
+    return path
+
+
+def test_a_file_that_was_cut_or_altered_is_refused(tmp_path, monkeypatch):
+    from fnn.compile import artifacts
+
+    monkeypatch.setattr(artifacts, "_loaded", {})
+    file = written(tmp_path / "step.bin")
+    fnn.load_compiled(file)
+    assert len(artifacts._loaded) == 1
+    whole = file.read_bytes()
+    for length in range(0, len(whole), 37):
+        file.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"load_compiled: .*step\.bin"):
+            fnn.load_compiled(file)
+    accepted = []
+    for place in range(0, len(whole), 11):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            artifacts._loaded.clear()
+            fnn.load_compiled(file)
+            accepted.append(dict(artifacts._loaded))
+        except ValueError as error:
+            assert "load_compiled" in str(error)
+    assert all(loaded == {"0" * 64: bytes(range(256)) * 40} for loaded in accepted)  # what was hit means nothing
+    file.write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"step\.bin is not a file of save_compiled"):
+        fnn.load_compiled(file)
+    with pytest.raises(FileNotFoundError):
+        fnn.load_compiled(tmp_path / "none.bin")
+
+
+def test_save_compiled_without_anything_compiled_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("fnn.compile.artifacts._made", {})
+    with pytest.raises(ValueError, match="nothing has been compiled"):
+        fnn.save_compiled(tmp_path / "step.bin")
+    assert list(tmp_path.iterdir()) == []
