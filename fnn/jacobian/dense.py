@@ -177,11 +177,11 @@ def blocks_to_matrix(blocks: Tree, input: Tree) -> Tensor:
                     f"blocks_to_matrix: a block of shape {tuple(block.shape)} does not end with {tuple(leaf.shape)}, "
                     "the shape of the input's leaf; give the tree that was differentiated"
                 )
-        parts = [
+        flat = [
             b.reshape(b.shape[: b.dim() - leaf.dim()].numel(), leaf.numel())
             for b, leaf in zip(row, columns, strict=True)
         ]
-        rows.append(torch.cat(parts, 1))
+        rows.append(torch.cat(flat, 1))
     return torch.cat(rows)
 
 
