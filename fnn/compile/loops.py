@@ -216,9 +216,9 @@ def _batched(body: Body, flat: list[Tensor], length: int, level: _torch.Level) -
     with level.below():
         if any(batched):
             step = torch.func.vmap(
-                lambda *inputs: tuple(run(body.graph, inputs)),
+                lambda *inputs: tuple(run(body.graph, inputs)),  # pyright: ignore[reportArgumentType]
                 in_dims=tuple(0 if each else None for each in batched),
-                out_dims=tuple(0 if each else None for each in results_batched),
+                out_dims=tuple(0 if each else None for each in results_batched),  # pyright: ignore[reportArgumentType]
                 randomness=level.randomness,
             )
             wider, more = make_body(step, *_split(body, values), body.remat)
@@ -270,7 +270,7 @@ def _with_tangents(body: Body, flat: list[Tensor], length: int, level: _torch.Le
                 results = run(body.graph, _replaced(values, which, chosen))
                 return tuple(_chosen(results, results_active)), results
 
-            _, derivatives, results = torch.func.jvp(
+            _, derivatives, results = torch.func.jvp(  # pyright: ignore[reportAssignmentType]
                 function, tuple(_chosen(values, active)), tuple(directions), has_aux=True
             )
             derivatives = list(derivatives)
@@ -363,7 +363,7 @@ def _with_gradients(body: Body, flat: list[Tensor], length: int, level: _torch.L
             result = loop(body, *_split(body, _replaced(list(inputs), which, chosen)), length)
             return tuple(_chosen([*result.carry, *result.ys], results_active))
 
-        results, pullback = torch.func.vjp(function, *(inputs[i] for i in which))
+        results, pullback = torch.func.vjp(function, *(inputs[i] for i in which))  # pyright: ignore[reportAssignmentType]
         found = pullback(
             tuple(
                 torch.zeros_like(result) if value is None else value
@@ -407,7 +407,7 @@ def _split_joint(body: Body, values: list[Tensor], active: list[bool], results_a
             results = run(body.graph, _replaced(values, which, chosen))
             return tuple(_chosen(results, results_active)), results
 
-        _, pullback, results = torch.func.vjp(function, *_chosen(values, active), has_aux=True)
+        _, pullback, results = torch.func.vjp(function, *_chosen(values, active), has_aux=True)  # pyright: ignore[reportAssignmentType]
         return [*results, *pullback(cotangents)]
 
     inputs = [node.meta["val"] for node in _inputs(body.graph)]
