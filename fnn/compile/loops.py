@@ -550,7 +550,7 @@ def _dependent(body: Body, inputs: Sequence[bool], differentiable: bool = False)
 
 def _is_view(node: Node) -> bool:
     """Whether the operation returns its argument's memory under another shape."""
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not _torch.is_operation(node.target):
         return False
     return node.target.is_view
 
