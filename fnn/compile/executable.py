@@ -114,7 +114,11 @@ class Executable:
             stack.enter_context(torch.no_grad())
             for kind in self.autocast:  # its casts are operations of the graph
                 stack.enter_context(torch.autocast(kind, enabled=False))
-            results = self.run([*leaves, *[constant() for constant in self.constants]])
+            closed_over = [constant() for constant in self.constants]
+            if closed_over and given:
+                taken = set(map(id, given))
+                closed_over = [x.clone() if id(x) in taken else x for x in closed_over]
+            results = self.run([*leaves, *closed_over])
         if not self.donated:
             return self.treedef.unflatten(results)
         return self.hand_over(given, [leaves[i] for i in self.donated], self.places, results, self.treedef)

@@ -1,5 +1,6 @@
 """Generated code: the numbers of replay, donated memory written by the update itself, files, background."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -155,12 +156,10 @@ def test_a_file_that_was_cut_or_altered_is_refused(tmp_path, monkeypatch):
     accepted = []
     for place in range(0, len(whole), 11):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
-        try:
-            artifacts._loaded.clear()
+        artifacts._loaded.clear()
+        with contextlib.suppress(ValueError):  # any other exception fails the test
             fnn.load_compiled(file)
             accepted.append(dict(artifacts._loaded))
-        except ValueError as error:
-            assert "load_compiled" in str(error)
     assert all(loaded == {"0" * 64: bytes(range(256)) * 40} for loaded in accepted)  # what was hit means nothing
     file.write_bytes(b"no archive")
     with pytest.raises(ValueError, match=r"step\.bin is not a file of save_compiled"):

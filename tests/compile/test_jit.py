@@ -389,3 +389,95 @@ def test_attributes_of_the_users_own_objects_are_seen_inside_functions_of_fnn(mo
     torch.testing.assert_close(each(params, x), 3.0 * before)
     monkeypatch.setattr(Scaled, "factor", 2.0)
     torch.testing.assert_close(each(params, x), 6.0 * before)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        torch.full((2,), 5.0),
+        torch.full((4,), 5.0)[::2],
+        torch.full((2,), 5.0, dtype=torch.float64),
+        torch.full((3,), 5.0),
+        torch.tensor(5.0).expand(2),
+    ],
+    ids=["same", "strided", "dtype", "shape", "expanded"],
+)
+def test_data_assigned_to_a_result_is_what_the_next_step_takes(other):
+    step = jit(lambda p: {k: v + 1 for k, v in p.items()}, donate_argnums=0)
+    before = other.clone()
+    p = step(step(tree(1, 2)))
+    p["a"].data = other
+    for i in range(1, 4):
+        p = step(p)
+        assert torch.equal(p["a"], before + i)
+        assert p["b"].tolist() == [4.0 + i, 22.0 + i]
+    assert torch.equal(other, before)
+
+
+def donated_kinds():
+    import copy
+
+    with torch.inference_mode():
+        inference = torch.ones(2)
+    base = torch.ones(4)
+    return {
+        "inference": inference,
+        "deepcopy of an expanded one": copy.deepcopy(torch.ones(1).expand(2)),
+        "expanded": torch.ones(1).expand(2),
+        "view": base[1:3],
+        "detached": base[:2].detach(),
+        "conjugated": torch.ones(2, dtype=torch.complex64).conj(),
+        "requires grad": torch.ones(2, requires_grad=True),
+        "not a leaf": torch.ones(2, requires_grad=True) * 1,
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "not contiguous": torch.ones(2, 2).T[0],
+    }
+
+
+@pytest.mark.parametrize("name", donated_kinds())
+def test_every_kind_of_tensor_may_be_donated(name):
+    step = jit(lambda p: p * 2 + 1, donate_argnums=0)
+    given = donated_kinds()[name]
+    expected = given.detach().clone()
+    out = given
+    for _ in range(3):
+        out = step(out)
+        expected = expected * 2 + 1
+        assert torch.equal(out, expected)
+        assert not out.requires_grad
+    assert given.is_meta
+
+
+def test_a_donated_tensor_that_is_closed_over_is_read_before_it_is_written():
+    w = torch.ones(2)
+    step = jit(lambda p: {"a": p["a"] * 2, "b": p["b"] + w}, donate_argnums=0)
+    out = step({"a": w, "b": torch.zeros(2)})
+    assert out["a"].tolist() == [2.0, 2.0]
+    assert out["b"].tolist() == [1.0, 1.0]
+    with pytest.raises((ValueError, TypeError), match="donated"):
+        step(out)
+
+
+def test_an_argument_that_the_function_changes():
+    def changes(x, y):
+        x.add_(1)
+        return x * y
+
+    eager, ours = torch.ones(2), torch.ones(2)
+    assert torch.equal(jit(changes)(ours, torch.tensor(3.0)), changes(eager, torch.tensor(3.0)))
+    assert torch.equal(ours, eager)
+    donated = torch.ones(2)
+    out = jit(changes, donate_argnums=0)(donated, torch.tensor(3.0))
+    assert out.tolist() == [6.0, 6.0]
+
+
+def test_keyword_arguments_in_any_order_and_odd_containers():
+    f = jit(lambda x, *, a, b: (x + a * 2 + b, OrderedDict(z=a, y=b)))
+    for _ in range(2):
+        out, kept = f(torch.tensor(1.0), b=torch.tensor(3.0), a=torch.tensor(10.0))
+        assert out == 24
+        assert list(kept) == ["z", "y"]
+        assert f(torch.tensor(1.0), a=torch.tensor(10.0), b=torch.tensor(3.0))[0] == 24
+    order = jit(lambda d: next(iter(d.values())))
+    assert order({"a": torch.tensor(1), "b": torch.tensor(2)}) == 1
+    assert order({"b": torch.tensor(2), "a": torch.tensor(1)}) == 2  # the order of a dict may matter to a function
