@@ -32,22 +32,16 @@ from fnn import (
     random,
     tree,
 )
-from fnn.compile import (
-    compile_count,
-    disable_jit,
-    fori_loop,
-    jit,
-    keep_freed_memory,
-    load_compiled,
-    save_compiled,
-    scan,
-    trace,
-)
+from fnn.compile.artifacts import load_compiled, save_compiled
+from fnn.compile.graph import trace
+from fnn.compile.jit import compile_count, disable_jit, jit
+from fnn.compile.memory import keep_freed_memory
+from fnn.compile.scan import fori_loop, scan
 from fnn.gradients.clipping import clipped_grad
 from fnn.gradients.per_sample import per_sample_grad
 from fnn.gradients.value_and_grad import grad, value_and_grad
-from fnn.layers import Layer, StatefulLayer
-from fnn.optim import Optimizer
+from fnn.layers.base import Layer, StatefulLayer
+from fnn.optim.base import Optimizer
 from fnn.summary import summary
 
 __version__ = "0.1.0"

@@ -15,6 +15,17 @@ def widen(x: Tensor) -> Tensor:
     return x.to(torch.float32) if x.dtype in _NARROW else x
 
 
+def under_autocast(x: Tensor) -> bool:
+    """Whether ``torch.autocast`` is on for the tensor's device; False on devices that have none, such as ``meta``.
+
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     under_autocast(torch.ones(1)), under_autocast(torch.ones(1, device="meta"))
+    (True, False)
+    """
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def safe_sqrt(x: Tensor) -> Tensor:
     """The square root, with slope 0 at 0, where that of ``torch.sqrt`` is infinite and turns gradients into nan.
 

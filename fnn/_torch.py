@@ -137,6 +137,9 @@ def inductor(module: torch.fx.GraphModule, inputs: list[Tensor], options: dict[s
     """A flat graph compiled by Inductor for inputs like these, called without torch.compile's guards."""
     from torch._inductor import standalone_compile
 
+    mode = getattr(inputs[0], "fake_mode", None) if inputs else None
+    if mode is not None:
+        mode.allow_scalar_outputs = True  # the compiler's own loops read their counter
     with torch.no_grad():
         return standalone_compile(module, inputs, options={"config_patches": options})
 
@@ -193,15 +196,20 @@ def multi_tensor_kernels() -> bool:
 
 def in_place_form(operation: Any) -> Any:
     """The operation that writes the same into its arguments: ``aten.add_.Tensor`` for ``aten.add.Tensor``."""
-    if not isinstance(operation, torch._ops.OpOverload):
+    if not is_operation(operation):
         return None
     packet = getattr(getattr(torch.ops, operation.namespace), f"{operation._opname}_", None)
     return getattr(packet, operation._overloadname, None)
 
 
+def is_operation(target: Any) -> bool:
+    """Whether what a node of a graph calls is one of torch's operations, such as ``aten.add.Tensor``."""
+    return isinstance(target, torch._ops.OpOverload)
+
+
 def is_random(operation: Any) -> bool:
     """Whether an operation draws from torch's global generator."""
-    return isinstance(operation, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in operation.tags
+    return is_operation(operation) and torch.Tag.nondeterministic_seeded in operation.tags
 
 
 class _Seen(TorchDispatchMode):
@@ -233,7 +241,7 @@ def direct_call(operation: Any, args: tuple, kwargs: dict, value: Any) -> Callab
 
     value: what the operation gave when the graph was recorded.
     """
-    if not isinstance(operation, torch._ops.OpOverload):
+    if not is_operation(operation):
         return operation
     value = value if operation._schema.returns else None
     values = [torch.fx.map_arg(list(given), lambda node: node.meta["val"]) for given in (args, kwargs.values())]
@@ -592,7 +600,7 @@ def closed_graph(
 
 def _writes(node: torch.fx.Node) -> bool:
     """Whether the operation changes one of its arguments."""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    return is_operation(node.target) and node.target._schema.is_mutable
 
 
 def _hoist_constants(graph: torch.fx.GraphModule, originals: dict[int, Tensor]) -> list[Tensor]:
@@ -745,6 +753,7 @@ __all__ = [
     "inside_derivative",
     "inside_vmap",
     "is_of_outer_transform",
+    "is_operation",
     "is_view",
     "mark_static",
     "mode_options",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]

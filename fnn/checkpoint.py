@@ -19,6 +19,12 @@ from torch import Tensor
 from fnn import tree as _tree
 from fnn.tree import Tree
 
+__all__ = [
+    "load",
+    "load_metadata",
+    "save",
+]
+
 try:
     import fcntl
 except ImportError:  # Windows, where a file that is being written cannot be removed anyway
@@ -74,7 +80,8 @@ def load(path: str | Path, like: Tree = None, device: torch.device | str = "cpu"
     """
     contents = _read(path)
     device = torch.device(device)
-    flat = {name: leaf.to(device, copy=True) for name, leaf in safetensors.torch.load(bytes(contents)).items()}
+    read = sorted(safetensors.torch.load(bytes(contents)).items())  # in an order of its own in each process
+    flat = {name: leaf.to(device, copy=True) for name, leaf in read}
     if like is None:
         return flat[""] if list(flat) == [""] else _tree.from_state_dict(flat)
     _check_fits(path, flat, like)

@@ -12,8 +12,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fnn._numerics import widen
+from fnn._numerics import under_autocast, widen
 from fnn.layers.activations import log_softmax, softplus
+
+__all__ = [
+    "bce_with_logits",
+    "cross_entropy",
+    "huber",
+    "l1",
+    "mse",
+    "nll",
+    "smooth_l1",
+]
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -185,7 +195,7 @@ def _result_dtype(*tensors: Tensor) -> torch.dtype:
     """The arguments' floating dtype; float32 in place of 16 bits under autocast."""
     dtypes = [tensor.dtype for tensor in tensors if tensor.is_floating_point()] or [torch.get_default_dtype()]
     dtype = functools.reduce(torch.promote_types, dtypes)
-    if torch.is_autocast_enabled(tensors[0].device.type) and dtype.itemsize == 2:
+    if under_autocast(tensors[0]) and dtype.itemsize == 2:
         return torch.float32
     return dtype
 

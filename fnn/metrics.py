@@ -3,6 +3,12 @@
 import torch
 from torch import Tensor
 
+__all__ = [
+    "accuracy",
+    "confusion_matrix",
+    "top_k_accuracy",
+]
+
 
 def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
     """The fraction of rows whose largest logit is the target, a 0-d float tensor.

@@ -27,6 +27,21 @@ from torch import Tensor
 from fnn import tree as _tree
 from fnn._numerics import widen
 
+__all__ = [
+    "bernoulli",
+    "bits",
+    "categorical",
+    "fold_in",
+    "key",
+    "like",
+    "normal",
+    "permutation",
+    "randint",
+    "split",
+    "truncated_normal",
+    "uniform",
+]
+
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _WORD = 0xFFFFFFFF
 _LONG = 0xFFFFFFFFFFFFFFFF
@@ -196,7 +211,7 @@ def bernoulli(key: Tensor, p: float | Tensor = 0.5, shape: Sequence[int] | None 
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"bernoulli expects a probability 0 <= p <= 1, got {p}")
         return _unit(key, () if shape is None else _shape(shape), torch.float32) < p
-    probability = _as_bound(p, key)
+    probability = torch.as_tensor(p, device=None if isinstance(p, Tensor) else device_of(key))
     probability = widen(probability) if probability.is_floating_point() else probability.to(torch.float32)
     shape = tuple(probability.shape) if shape is None else _shape(shape)
     _check_broadcast("bernoulli", shape, probability)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from fnn import tree as _tree
-from fnn.layers import Layer, StatefulLayer
+from fnn.layers.base import Layer, StatefulLayer
 from fnn.tree import Tree
 
 

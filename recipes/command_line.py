@@ -84,8 +84,7 @@ def begin(flags: RunFlags) -> torch.device:
         for limit in getattr(hints[field.name], "__metadata__", ()):
             if isinstance(limit, Limit) and not limit.holds(value):
                 raise SystemExit(f"--{field.name.replace('_', '-')} {value}: give a value that is {limit.words}")
-    if hasattr(fnn, "keep_freed_memory"):
-        fnn.keep_freed_memory()
+    fnn.keep_freed_memory()
     return choose_device(flags)
 
 

@@ -85,7 +85,7 @@ class Trainer:
         each: Callable = fnn.vmap(train_step, in_dims=(0, 0, None)) if together else train_step
 
         def train_steps(carry: tuple, indices: Tensor, train: tuple[Tensor, Tensor]) -> tuple:
-            return fnn.scan(lambda carry, index: each(carry, index, train), carry, indices, flags.unroll)
+            return fnn.scan(lambda carry, index: each(carry, index, train), carry, indices, unroll=flags.unroll)
 
         mode = {} if flags.mode == "default" else {"mode": flags.mode}
         self.run = command_line.jit(train_steps, flags, donate_argnums=0, **mode)

@@ -126,8 +126,8 @@ def run_as_python_loops(graph: GraphModule) -> None:
 
 
 def _record(body: Body, flat: list[Tensor], length: int) -> Result:
-    carry, xs, closed = _split(body, [value.contiguous() for value in flat])
     graph = _part(body.graph, _inputs(body.graph), _results(body.graph))
+    carry, xs, closed = _split(body, _apart(graph, body, [value.contiguous() for value in flat]))
     _own(graph)
     if not xs:
         xs = [torch.arange(length, device=carry[0].device if carry else None)]
@@ -139,6 +139,27 @@ def _record(body: Body, flat: list[Tensor], length: int) -> Result:
     with torch.no_grad():
         results = (_torch.record_scan if _torch.recording() else replay)(graph, carry, xs, closed)
     return Result(list(results[: body.carries]), list(results[body.carries :]))
+
+
+def _apart(graph: GraphModule, body: Body, values: list[Tensor]) -> list[Tensor]:
+    """The inputs of a loop without memory shared among carry and closed-over tensors, which the compiler refuses."""
+    found: list[Tensor] = []
+    first: dict[int, Node] = {}  # by the identity of a closed-over tensor
+    taken: set[int] = set()
+    for i, (value, node) in enumerate(zip(values, _inputs(graph), strict=True)):
+        if _is_x(body, i):
+            found.append(value)
+            continue
+        if i >= body.carries and id(value) in first:
+            node.replace_all_uses_with(first[id(value)])
+            graph.graph.erase_node(node)
+            continue
+        storage = value.untyped_storage()._cdata
+        found.append(value.clone() if storage in taken else value)
+        taken.add(storage)
+        if i >= body.carries:
+            first[id(value)] = node
+    return found
 
 
 def _own(graph: GraphModule) -> None:
@@ -195,9 +216,9 @@ def _batched(body: Body, flat: list[Tensor], length: int, level: _torch.Level) -
     with level.below():
         if any(batched):
             step = torch.func.vmap(
-                lambda *inputs: tuple(run(body.graph, inputs)),
+                lambda *inputs: tuple(run(body.graph, inputs)),  # pyright: ignore[reportArgumentType]
                 in_dims=tuple(0 if each else None for each in batched),
-                out_dims=tuple(0 if each else None for each in results_batched),
+                out_dims=tuple(0 if each else None for each in results_batched),  # pyright: ignore[reportArgumentType]
                 randomness=level.randomness,
             )
             wider, more = make_body(step, *_split(body, values), body.remat)
@@ -249,7 +270,7 @@ def _with_tangents(body: Body, flat: list[Tensor], length: int, level: _torch.Le
                 results = run(body.graph, _replaced(values, which, chosen))
                 return tuple(_chosen(results, results_active)), results
 
-            _, derivatives, results = torch.func.jvp(
+            _, derivatives, results = torch.func.jvp(  # pyright: ignore[reportAssignmentType]
                 function, tuple(_chosen(values, active)), tuple(directions), has_aux=True
             )
             derivatives = list(derivatives)
@@ -342,7 +363,7 @@ def _with_gradients(body: Body, flat: list[Tensor], length: int, level: _torch.L
             result = loop(body, *_split(body, _replaced(list(inputs), which, chosen)), length)
             return tuple(_chosen([*result.carry, *result.ys], results_active))
 
-        results, pullback = torch.func.vjp(function, *(inputs[i] for i in which))
+        results, pullback = torch.func.vjp(function, *(inputs[i] for i in which))  # pyright: ignore[reportAssignmentType]
         found = pullback(
             tuple(
                 torch.zeros_like(result) if value is None else value
@@ -386,7 +407,7 @@ def _split_joint(body: Body, values: list[Tensor], active: list[bool], results_a
             results = run(body.graph, _replaced(values, which, chosen))
             return tuple(_chosen(results, results_active)), results
 
-        _, pullback, results = torch.func.vjp(function, *_chosen(values, active), has_aux=True)
+        _, pullback, results = torch.func.vjp(function, *_chosen(values, active), has_aux=True)  # pyright: ignore[reportAssignmentType]
         return [*results, *pullback(cotangents)]
 
     inputs = [node.meta["val"] for node in _inputs(body.graph)]
@@ -529,7 +550,7 @@ def _dependent(body: Body, inputs: Sequence[bool], differentiable: bool = False)
 
 def _is_view(node: Node) -> bool:
     """Whether the operation returns its argument's memory under another shape."""
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not _torch.is_operation(node.target):
         return False
     return node.target.is_view
 

@@ -165,11 +165,20 @@ def _output(graph: fx.Graph) -> fx.Node:
 
 
 class _NoValues(TorchFunctionMode):
-    """Refuses to read the value of a tensor, also of one that was closed over, which would be frozen into the graph."""
+    """Refuses to read the value of a tensor, also of one that was closed over, which would be frozen into the graph.
+
+    A tensor on the device "meta" that is closed over is one that was donated.
+    """
 
     def __torch_function__(self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func in _READING and (func in _READING_MANY or not _torch.is_abstract(args[0])):
             raise _value_error(stack(sys._getframe(1)), "the function")
+        mine = not sys._getframe(1).f_code.co_filename.startswith(_LIBRARIES[0])  # torch itself works on such tensors
+        if mine and any(isinstance(arg, Tensor) and arg.is_meta and not _torch.is_abstract(arg) for arg in args):
+            raise ValueError(
+                f"a tensor that the function closes over holds no data{user_line(stack(sys._getframe(1)))}: it was "
+                "donated to an earlier call. Pass it as an argument, or close over a copy (tensor.clone())"
+            )
         return func(*args, **(kwargs or {}))
 
 

@@ -27,7 +27,7 @@ def per_sample_norms(
     """The Euclidean norm of each sample's gradient with respect to the first argument, (samples,).
 
     ``per_sample_norms(loss)(params, batch, *rest, key=None)``, arguments as in
-    :func:`fnn.gradients.per_sample_grad`. With ``per_leaf`` a tree like params of the norms of each leaf.
+    :func:`fnn.per_sample_grad`. With ``per_leaf`` a tree like params of the norms of each leaf.
 
     ``method="exact"`` forms the gradients: ``chunk_size`` x parameters of memory. ``"ghost"`` takes the norms
     from layer inputs and output gradients, without forming a gradient: memory of ``chunk_size`` samples'
@@ -70,7 +70,7 @@ def clipped_grad(
     """The sum (or mean) of the samples' gradients g_i, each clipped: sum_i w_i g_i min(1, max_norm / |g_i|).
 
     ``clipped_grad(loss, 1.0)(params, batch, *rest, key=None, weights=None)``: arguments as in
-    :func:`fnn.gradients.per_sample_grad`; ``weights`` (samples,) multiplies each clipped gradient (0 for the
+    :func:`fnn.per_sample_grad`; ``weights`` (samples,) multiplies each clipped gradient (0 for the
     padding of :func:`fnn.gradients.poisson_sample`). ``reduction="mean"`` divides by the number of rows. With
     ``per_leaf`` each leaf is clipped by its own norm, to ``max_norm`` or to its entry where that is a tree
     like params; the sum then changes by at most sqrt(sum of max_norm^2) when one sample is added.
@@ -92,7 +92,7 @@ def clipped_grad(
     if callable(max_norm):
         raise TypeError("max_norm is a number, or a tree like params of numbers, got a function")
     for limit in _tree.leaves(max_norm):
-        if isinstance(limit, numbers.Real) and not limit > 0:
+        if isinstance(limit, numbers.Real) and not float(limit) > 0:
             raise ValueError(f"max_norm is the largest norm a gradient keeps, got {limit}; write a positive number")
 
     def clipped_grad_of(*args: Any, weights: Tensor | None = None, **kwargs: Any) -> Tree:

@@ -199,6 +199,14 @@ class _Recorder(_Listener):
         self.uses: list[Use] = []
         self.marks: list[tuple[int, Any, Any]] = []  # the leaf, the node of its view, the node of the layer's output
         self.inputs: list[tuple[int, Tensor, int]] = []  # the leaf, the layer's input, its version
+        self.differentiated: set[int] = set()  # leaves for which the function itself asks torch.autograd.grad
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.autograd.grad:
+            inputs = args[1] if len(args) > 1 else (kwargs or {}).get("inputs", ())
+            places = map(self.place, inputs if isinstance(inputs, (list, tuple)) else [inputs])
+            self.differentiated.update(place for place in places if place is not None)
+        return super().__torch_function__(func, types, args, kwargs)
 
     def layer(self, found: tuple, func: Callable, args: tuple, kwargs: dict) -> Any:
         leaf, bias, input, *_ = found
@@ -219,7 +227,8 @@ class _Recorder(_Listener):
         uses = {node for _, node, _ in self.marks}
         others = {}
         for place, leaf in self.leaves.items():
-            root = leaf.view_as(leaf).grad_fn.next_functions[0][0]
+            view: Any = leaf.view_as(leaf).grad_fn
+            root = view.next_functions[0][0]
             names = {_name(node) for node in consumers.get(root, []) if node not in uses}
             if names:
                 others[place] = " and ".join(sorted(names))
@@ -229,6 +238,8 @@ class _Recorder(_Listener):
                     node = consumers[node][0]
                 else:
                     others[place] = "a derivative inside the function"
+        for place in self.differentiated:
+            others[place] = "a derivative inside the function"
         for place, input, version in self.inputs:
             if _torch.version(input) != version:
                 others[place] = "a layer whose input is changed in place afterwards"

@@ -76,6 +76,7 @@ def _check(
     structure = _tree.structure(output)
     numeric = _difference(f, args, v, eps)
     draws = _tree.leaves(random.like(cotangent_key, output))
+    plain = structure.unflatten(draws)  # for what must be exact: weights make much of entries that are all rounding
     weights = _weights(numeric, eps, limit)
     u = structure.unflatten([draw * w.to(draw.dtype) for draw, w in zip(draws, weights, strict=True)])
     slope = pulled = None
@@ -85,6 +86,8 @@ def _check(
         rows = zip(structure.keystrs, _tree.leaves(slope), numeric.values, numeric.noise, strict=True)
         for path, ours, theirs, noise in rows:
             allowed = limit * torch.maximum(ours.abs(), theirs.abs()) + noise
+            if done and ours.numel():  # derivatives of derivatives cancel, p - p^2 of a softmax for example
+                allowed = allowed + 100.0 * eps * ours.abs().max()
             _compare(ours, theirs, allowed, f"{here.format('fwd')}: output{path} differs from central differences")
     if "rev" in modes:
         pulled = torch.func.vjp(f, *args)[1](u)
@@ -104,19 +107,16 @@ def _check(
                 _compare(ours, theirs, allowed, message)
     if slope is not None and pulled is not None:
         message = f"{here.format('fwd against rev')}: <u, J v> and <J^T u, v> differ"
-        scale = (
-            _tree.map(torch.abs, u),
-            _tree.map(torch.abs, slope),
-            _tree.map(torch.abs, pulled),
-            _tree.map(torch.abs, v),
-        )
-        allowed = 100.0 * eps * (_tree.dot(*scale[:2]) + _tree.dot(*scale[2:]))
-        _compare(_tree.dot(u, slope), _tree.dot(pulled, v), allowed, message)
+        pulled = torch.func.vjp(f, *args)[1](plain)
+        norm = _tree.global_norm
+        total = norm(plain) * norm(slope) + norm(pulled) * norm(v)
+        allowed = 100.0 * eps * torch.clamp(total, min=1.0)
+        _compare(_tree.dot(plain, slope), _tree.dot(pulled, v), allowed, message)
     if order == 1:
         return
     for mode, derivative in {
         "fwd": lambda *args: torch.func.jvp(f, args, v)[1],
-        "rev": lambda *args: torch.func.vjp(f, *args)[1](u),
+        "rev": lambda *args: torch.func.vjp(f, *args)[1](plain),
     }.items():
         if mode in modes:
             _check(derivative, args, order - 1, modes, key, eps, limit, (*done, mode))

@@ -178,7 +178,11 @@ def blocks_to_matrix(blocks: Tree, input: Tree) -> Tensor:
                     f"blocks_to_matrix: a block of shape {tuple(block.shape)} does not end with {tuple(leaf.shape)}, "
                     "the shape of the input's leaf; give the tree that was differentiated"
                 )
-        rows.append(torch.cat([b.reshape(-1, leaf.numel()) for b, leaf in zip(row, columns, strict=True)], 1))
+        flat = [
+            b.reshape(b.shape[: b.dim() - leaf.dim()].numel(), leaf.numel())
+            for b, leaf in zip(row, columns, strict=True)
+        ]
+        rows.append(torch.cat(flat, 1))
     return torch.cat(rows)
 
 

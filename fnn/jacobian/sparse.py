@@ -179,7 +179,7 @@ class _Coloured:
 
 def _probe(space: VectorSpace) -> Tensor:
     """Numbers of magnitude 0.5 to 1.5 with random signs, the same in every call."""
-    draws = random.uniform(random.key(1), (space.size,), -1.0, 1.0, dtype=torch.float32).to(space.device)
+    draws = random.uniform(random.key(1), (space.size,), minval=-1.0, maxval=1.0).to(space.device)
     return (draws + 0.5 * torch.where(draws < 0, -1.0, 1.0)).to(space.dtype)
 
 

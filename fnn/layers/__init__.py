@@ -18,7 +18,7 @@ from fnn.layers.activations import (
     tanh,
 )
 from fnn.layers.attention import multi_head_attention
-from fnn.layers.base import Layer, ShapeError, StatefulLayer
+from fnn.layers.base import ShapeError
 from fnn.layers.combinators import residual, sequential
 from fnn.layers.conv import conv2d
 from fnn.layers.dropout import dropout
@@ -28,9 +28,7 @@ from fnn.layers.norm import batch_norm, group_norm, instance_norm, layer_norm, r
 from fnn.layers.pool import avg_pool2d, max_pool2d
 
 __all__ = [
-    "Layer",
     "ShapeError",
-    "StatefulLayer",
     "avg_pool2d",
     "batch_norm",
     "conv2d",

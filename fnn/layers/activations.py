@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fnn._numerics import widen
+from fnn._numerics import under_autocast, widen
 
 
 def relu(x: Tensor) -> Tensor:
@@ -131,7 +131,9 @@ def tanh(x: Tensor) -> Tensor:
 
 
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
-    """e^x / sum(e^x) along ``dim``. 16 bits are summed in float32; under autocast the result is float32, as in torch.
+    """e^x / sum(e^x) along ``dim``.
+
+    16 bits are summed in float32; under autocast the result is float32, as in torch on CUDA.
 
     >>> softmax(torch.zeros(2))
     tensor([0.5000, 0.5000])
@@ -159,7 +161,7 @@ def _log_softmax(x: Tensor, dim: int) -> Tensor:
 
 
 def _in_result_dtype(wide: Tensor, x: Tensor) -> Tensor:
-    return wide if torch.is_autocast_enabled(x.device.type) else wide.to(x.dtype)
+    return wide if under_autocast(x) else wide.to(x.dtype)
 
 
 def flatten(x: Tensor) -> Tensor:

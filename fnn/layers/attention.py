@@ -1,6 +1,7 @@
 """Attention."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ def multi_head_attention(
     shapes: dict = {"in_proj_weight": (3 * embed_dim, embed_dim)} | ({"in_proj_bias": (3 * embed_dim,)} if bias else {})
     out_shapes: dict = {"weight": (embed_dim, embed_dim)} | ({"bias": (embed_dim,)} if bias else {})
 
-    def init_params(key: Tensor | None = None) -> dict:
+    def init_params(key: Any = None) -> dict:
         in_key, out_key = random.split(key)
         params: dict = {"in_proj_weight": init.xavier_uniform()(in_key, (3 * embed_dim, embed_dim), dtype)}
         out_proj = {"weight": init.torch_default()(out_key, (embed_dim, embed_dim), dtype)}

@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
-import torch
 from torch import Tensor
 
+from fnn._numerics import under_autocast
 from fnn.tree import Tree
 
 
@@ -90,6 +90,7 @@ def check_mapping(layer: str, params: Any) -> None:
 def check_params(layer: str, params: Any, **shapes: tuple[int, ...]) -> None:
     """Raise :class:`ShapeError` unless ``params`` holds leaves of these names and shapes, and no others.
 
+    >>> import torch
     >>> check_params("linear", {"weight": torch.ones(3, 2)}, weight=(2, 3))
     Traceback (most recent call last):
     fnn.layers.base.ShapeError: linear expects a weight of shape (2, 3), got (3, 2)
@@ -115,6 +116,7 @@ def check_params(layer: str, params: Any, **shapes: tuple[int, ...]) -> None:
 def check_names(layer: str, params: Mapping, names: Collection[str]) -> None:
     """Raise :class:`ShapeError` for entries that a layer would ignore. Empty ones are allowed.
 
+    >>> import torch
     >>> check_names("linear", {"weight": torch.ones(3, 2), "bias": torch.ones(3)}, ["weight"])
     Traceback (most recent call last):
     fnn.layers.base.ShapeError: linear has no 'bias': ...
@@ -191,7 +193,7 @@ def check_dtype(layer: str, x: Tensor, leaf: Tensor) -> None:
             f"{layer} has params on {leaf.device} and got inputs on {x.device}; write x.to({str(leaf.device)!r}), "
             "or fnn.tree.to(params, device)"
         )
-    if x.dtype != leaf.dtype and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype != leaf.dtype and not under_autocast(x):
         raise ShapeError(
             f"{layer} has params of {leaf.dtype} and got inputs of {x.dtype}; write x.to({leaf.dtype}), "
             "or fnn.tree.cast(params, dtype) for another precision"

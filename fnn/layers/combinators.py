@@ -52,7 +52,7 @@ def sequential(*layers: Part | StatefulLayer, **named: Part | StatefulLayer) -> 
     given = named or {str(i): part for i, part in enumerate(layers)}
     parts = {name: _as_stateful("sequential", name, part) for name, part in given.items()}
 
-    def init(key: Tensor | None = None) -> tuple[dict[str, Tree], dict[str, Tree]]:
+    def init(key: Any = None) -> tuple[dict[str, Tree], dict[str, Tree]]:
         keys = random.split(key, max(len(parts), 1))
         made = {name: part.init(keys[i]) for i, (name, part) in enumerate(parts.items())}
         params, state = ({name: pair[i] for name, pair in made.items() if not is_empty(pair[i])} for i in (0, 1))
@@ -61,7 +61,7 @@ def sequential(*layers: Part | StatefulLayer, **named: Part | StatefulLayer) -> 
     def apply(
         params: dict[str, Tree],
         state: dict[str, Tree],
-        x: Tensor | None = None,
+        x: Any = None,
         *,
         train: bool = False,
         key: Tensor | None = None,
@@ -109,7 +109,7 @@ def residual(layer: Part | StatefulLayer) -> Layer | StatefulLayer:
     part = _as_stateful("residual", "layer", layer)
 
     def apply(
-        params: Tree, state: Tree, x: Tensor | None = None, *, train: bool = False, key: Tensor | None = None
+        params: Tree, state: Tree, x: Any = None, *, train: bool = False, key: Tensor | None = None
     ) -> tuple[Tensor, Tree]:
         check_state("residual", state, x)
         check_tensor("residual", x)
@@ -178,7 +178,7 @@ def _refuse_modules(combinator: str, name: str, part: Any) -> None:
 
 
 def _without_state(layer: StatefulLayer) -> Layer:
-    return Layer(
-        lambda key=None: layer.init(key)[0],
-        lambda params, x, *, key=None: layer.apply(params, {}, x, key=key)[0],
-    )
+    def init(key: Any = None) -> Tree:
+        return layer.init(key)[0]
+
+    return Layer(init, lambda params, x, *, key=None: layer.apply(params, {}, x, key=key)[0])

@@ -1,7 +1,7 @@
 """Convolution."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +66,7 @@ def conv2d(
     bias_init = bias_init or init.torch_default_bias(fan_in)
     shapes: dict = {"weight": shape} | ({"bias": (out_channels,)} if bias else {})
 
-    def init_params(key: Tensor | None = None) -> dict[str, Tensor]:
+    def init_params(key: Any = None) -> dict[str, Tensor]:
         weight_key, bias_key = random.split(key)
         params = {"weight": weight_init(weight_key, shape, dtype)}
         return params | ({"bias": bias_init(bias_key, (out_channels,), dtype)} if bias else {})

@@ -1,5 +1,7 @@
 """Embedding."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,7 +38,7 @@ def embedding(
         padding_idx = padding_idx % num_embeddings
     weight_init = weight_init or init.normal()
 
-    def init_params(key: Tensor | None = None) -> dict[str, Tensor]:
+    def init_params(key: Any = None) -> dict[str, Tensor]:
         weight = weight_init(key, (num_embeddings, embedding_dim), dtype)
         if padding_idx is not None:
             rows = torch.arange(num_embeddings, device=weight.device)

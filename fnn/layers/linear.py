@@ -1,5 +1,7 @@
 """The fully connected layer."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,7 +34,7 @@ def linear(
     bias_init = bias_init or init.torch_default_bias(in_features)
     shapes = {"weight": (out_features, in_features)} | ({"bias": (out_features,)} if bias else {})
 
-    def init_params(key: Tensor | None = None) -> dict[str, Tensor]:
+    def init_params(key: Any = None) -> dict[str, Tensor]:
         weight_key, bias_key = random.split(key)
         params = {"weight": weight_init(weight_key, (out_features, in_features), dtype)}
         return params | ({"bias": bias_init(bias_key, (out_features,), dtype)} if bias else {})

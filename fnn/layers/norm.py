@@ -1,6 +1,7 @@
 """Normalisation. Only :func:`batch_norm` has state and mixes the samples of a batch."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -176,7 +177,7 @@ def batch_norm(
     channels = as_size("batch_norm", "channels", channels)
     shapes = {"running_mean": (channels,), "running_var": (channels,), "num_batches_tracked": ()}
 
-    def init_params(key: Tensor | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def init_params(key: Any = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         params = _scale_and_shift(key, (channels,), affine, bias, dtype)
         if not track_running_stats:
             return params, {}
@@ -192,7 +193,7 @@ def batch_norm(
     def apply(
         params: dict[str, Tensor],
         state: dict[str, Tensor],
-        x: Tensor | None = None,
+        x: Any = None,
         *,
         train: bool = False,
         key: Tensor | None = None,
@@ -271,7 +272,7 @@ def _shapes(shape: tuple[int, ...], affine: bool, bias: bool) -> dict[str, tuple
 
 
 def _scale_and_shift(
-    key: Tensor | None, shape: tuple[int, ...], affine: bool, bias: bool, dtype: torch.dtype
+    key: Any, shape: tuple[int, ...], affine: bool, bias: bool, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     names = _shapes(shape, affine, bias)
     values = {"weight": init.ones(), "bias": init.zeros()}

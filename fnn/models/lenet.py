@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from fnn.layers import Layer, ShapeError, avg_pool2d, conv2d, flatten, linear, max_pool2d, relu, sequential, tanh
-from fnn.layers.base import check_mapping, check_tensor
+from fnn.layers import avg_pool2d, conv2d, flatten, linear, max_pool2d, relu, sequential, tanh
+from fnn.layers.base import Layer, ShapeError, check_mapping, check_tensor
 from fnn.tree import Tree
 
 

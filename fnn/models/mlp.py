@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from fnn.layers import Layer, linear, relu, sequential
-from fnn.layers.base import check_mapping, check_tensor
+from fnn.layers import linear, relu, sequential
+from fnn.layers.base import Layer, check_mapping, check_tensor
 from fnn.tree import Tree
 
 

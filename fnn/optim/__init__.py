@@ -2,6 +2,14 @@
 
 from fnn.optim import schedules
 from fnn.optim.adafactor import adafactor
+from fnn.optim.adam_variants import (
+    ademamix,
+    adopt,
+    novograd,
+    scale_by_ademamix,
+    scale_by_adopt,
+    scale_by_novograd,
+)
 from fnn.optim.aliases import (
     adadelta,
     adagrad,
@@ -15,7 +23,7 @@ from fnn.optim.aliases import (
     rprop,
     sgd,
 )
-from fnn.optim.base import Optimizer, apply_updates, chain
+from fnn.optim.base import apply_updates, chain
 from fnn.optim.clipping import (
     adaptive_gradient_clip,
     clip,
@@ -63,7 +71,6 @@ from fnn.optim.transforms import (
 from fnn.optim.wrappers import accumulate, apply_if_finite, ema_params, lookahead, with_state_dtype
 
 __all__ = [
-    "Optimizer",
     "State",
     "accumulate",
     "adabelief",
@@ -77,6 +84,8 @@ __all__ = [
     "adaptive_gradient_clip",
     "add_decayed_weights",
     "add_noise",
+    "ademamix",
+    "adopt",
     "apply_if_finite",
     "apply_updates",
     "asgd",
@@ -103,6 +112,7 @@ __all__ = [
     "nadam",
     "named_chain",
     "negate",
+    "novograd",
     "orthogonalize",
     "radam",
     "rmsprop",
@@ -113,11 +123,14 @@ __all__ = [
     "scale_by_adam",
     "scale_by_adamax",
     "scale_by_adan",
+    "scale_by_ademamix",
+    "scale_by_adopt",
     "scale_by_belief",
     "scale_by_learning_rate",
     "scale_by_lion",
     "scale_by_muon",
     "scale_by_nadam",
+    "scale_by_novograd",
     "scale_by_radam",
     "scale_by_rms",
     "scale_by_rss",

@@ -24,8 +24,8 @@ def begin(keep_memory: bool = True) -> None:
     """One thread; and freed memory stays with the process, for all rivals, unless its peak is to be measured."""
     global _kept
     torch.set_num_threads(1)
-    if keep_memory and hasattr(fnn, "keep_freed_memory"):
-        _kept = bool(fnn.keep_freed_memory())
+    if keep_memory:
+        _kept = fnn.keep_freed_memory()
 
 
 _kept = False

@@ -40,7 +40,7 @@ def whole(
 
 def scanned(given: rivals.Problem, batches: Batch, unroll: int = 1, **settings: Any) -> Callable[[], Tensor]:
     step, _ = rivals.fnn_function(given)
-    return whole(given, lambda carry, batches: fnn.scan(step, carry, batches, unroll), (batches,), **settings)
+    return whole(given, lambda carry, batches: fnn.scan(step, carry, batches, unroll=unroll), (batches,), **settings)
 
 
 def jax_scanned(given: rivals.Problem, batches: Batch) -> Callable[[], Any]:

@@ -6,6 +6,7 @@ A case is ``function(params, x)``, float64 values for both, and ``reference(para
 
 # ruff: noqa: E501 (one case a line)
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -248,7 +249,18 @@ BITS = (numbers(9, 4, 5) > 0).double()
 
 
 def loss(ours: Callable, theirs: Callable, target: Tensor, *shape: int) -> Case:
-    return function(lambda x: ours(x, target[: len(x)]), lambda x: theirs(x, target[: len(x)]), *(shape or (4, 5)))
+    """A loss against torch's; both take (x, target, at), where ``at`` puts a constant on x's device."""
+
+    def call(f: Callable, x: Tensor) -> Tensor:
+        at = lambda constant: constant.to(x.device) if isinstance(constant, Tensor) else constant
+        options = {"at": at} if "at" in inspect.signature(f).parameters else {}
+        return f(x, at(target)[: len(x)], **options)
+
+    return function(lambda x: call(ours, x), lambda x: call(theirs, x), *(shape or (4, 5)))
+
+
+def placed(at: Callable, options: dict) -> dict:
+    return {name: at(value) for name, value in options.items()}
 
 
 LOSSES: dict[str, Callable[[], Case]] = {
@@ -258,8 +270,8 @@ LOSSES: dict[str, Callable[[], Case]] = {
     **{
         f"cross_entropy, {name}, {kind}": (
             lambda options=options, target=target: loss(
-                lambda x, y: losses.cross_entropy(x, y, **options),
-                lambda x, y: F.cross_entropy(x, y, **options),
+                lambda x, y, at: losses.cross_entropy(x, y, **placed(at, options)),
+                lambda x, y, at: F.cross_entropy(x, y, **placed(at, options)),
                 target,
             )
         )
@@ -273,13 +285,13 @@ LOSSES: dict[str, Callable[[], Case]] = {
         }.items()
     },
     "cross_entropy, ignore_index, weight, smoothing": lambda: loss(
-        lambda x, y: losses.cross_entropy(x, y, WEIGHT, 2, label_smoothing=0.2),
-        lambda x, y: F.cross_entropy(x, y, WEIGHT, ignore_index=2, label_smoothing=0.2),
+        lambda x, y, at: losses.cross_entropy(x, y, at(WEIGHT), 2, label_smoothing=0.2),
+        lambda x, y, at: F.cross_entropy(x, y, at(WEIGHT), ignore_index=2, label_smoothing=0.2),
         CLASSES,
     ),
     "nll": lambda: loss(
-        lambda x, y: losses.nll(layers.log_softmax(x), y, WEIGHT),
-        lambda x, y: F.nll_loss(F.log_softmax(x, -1), y, WEIGHT),
+        lambda x, y, at: losses.nll(layers.log_softmax(x), y, at(WEIGHT)),
+        lambda x, y, at: F.nll_loss(F.log_softmax(x, -1), y, at(WEIGHT)),
         CLASSES,
     ),
     "mse": lambda: loss(losses.mse, F.mse_loss, TARGET),
@@ -293,8 +305,8 @@ LOSSES: dict[str, Callable[[], Case]] = {
         TARGET,
     ),
     "bce_with_logits": lambda: loss(
-        lambda x, y: losses.bce_with_logits(x, y, WEIGHT, pos_weight=2 * WEIGHT),
-        lambda x, y: F.binary_cross_entropy_with_logits(x, y, WEIGHT, pos_weight=2 * WEIGHT),
+        lambda x, y, at: losses.bce_with_logits(x, y, at(WEIGHT), pos_weight=2 * at(WEIGHT)),
+        lambda x, y, at: F.binary_cross_entropy_with_logits(x, y, at(WEIGHT), pos_weight=2 * at(WEIGHT)),
         BITS,
     ),
 }

@@ -81,21 +81,29 @@ def gradient_penalty(w, x):
     return grad(lambda y: F.linear(y, w).sum())(x).square().sum()
 
 
-def gradient_penalty_of_autograd(w, x):
-    y = x.clone() * 1.0
-    with torch.enable_grad():
-        out = F.linear(y + sketch(w) * 0, w)
-    (slope,) = torch.autograd.grad(out.sin().sum(), w, create_graph=True)
+def autograd_of_itself(w, x):
+    (slope,) = torch.autograd.grad(F.linear(x, w).sin().sum(), w, create_graph=True)
     return slope.square().sum()
 
 
-def linear_penalty_of_autograd(w, x):
-    """The same by torch.autograd: the graph holds the matrix twice, in the layer and in its derivative."""
-    scale = 1 + 0 * w.sum()
-    y = x * scale
-    out = F.linear(y, w)
-    (slope,) = torch.autograd.grad(out.sum(), y, create_graph=True)
+def autograd_of_itself_in_a_list(w, x):
+    slopes = torch.autograd.grad(outputs=(x @ w).sin().sum(), inputs=[w], create_graph=True)
+    return slopes[0].square().sum()
+
+
+def autograd_of_a_linear_layer(w, x):
+    """The derivative of a linear layer is its matrix, though its output leads nowhere."""
+    hidden = F.linear(x, w).tanh()
+    (slope,) = torch.autograd.grad(F.linear(hidden, w).sum(), hidden, create_graph=True)
     return slope.square().sum()
+
+
+def a_layer_and_its_derivative(w, x):
+    """By torch.autograd, so that no transform of torch.func tells that one is taken."""
+    hidden = F.linear(x, w).tanh()
+    out = F.linear(hidden, w).sin()
+    (slope,) = torch.autograd.grad(out.sum(), hidden, create_graph=True)
+    return slope.square().sum() + out.square().sum()
 
 
 def gradient_of_itself(w, x):
@@ -161,8 +169,10 @@ SECOND_USES = {
     "hessian": lambda w, x: sketch(hessian(lambda y: F.linear(y, w).sin().sum())(x[0])),
     "grad": gradient_penalty,
     "grad of itself": gradient_of_itself,
-    "autograd of itself": gradient_penalty_of_autograd,
-    "autograd of a linear layer": linear_penalty_of_autograd,
+    "autograd of itself": autograd_of_itself,
+    "autograd of itself in a list": autograd_of_itself_in_a_list,
+    "autograd of a linear layer": autograd_of_a_linear_layer,
+    "a layer and its derivative": a_layer_and_its_derivative,
     "no derivative": lambda w, x: w.detach().sum() + (w > 0).sum(),
     "nothing": lambda w, x: 0.0,
 }  # fmt: skip
@@ -238,7 +248,16 @@ def test_every_second_use_traced(second):
     check(loss_of("linear", [second]), True)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("second", ["iterated", "a layer in a vmap", "jvp", "grad", "grad of itself"])
+def test_jitted(second):
+    loss = loss_of("linear", [second])
+    norms = sum(leaf.flatten(1).square().sum(1) for leaf in fnn.tree.leaves(by_loop(loss))).sqrt()
+    for method in ("auto", "ghost"):
+        mine = fnn.jit(fnn.gradients.per_sample_norms(loss, method=method))(PARAMS, BATCH)
+        torch.testing.assert_close(mine, norms, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(40))
 def test_random_uses(seed):
     draw = random.Random(seed)
     first = draw.choice(list(FIRST_USES))

@@ -139,6 +139,13 @@ def test_auto_needs_no_forward_rule():
     close(dense_jacobian(tall)(X[0]), torch.func.jacrev(tall)(X[0]))
 
 
+def test_a_leaf_without_elements():
+    params = {"empty": torch.zeros(2, 0), "x": torch.ones(3)}
+    f = lambda p: (p["x"] ** 3).sum() + p["empty"].sum()
+    assert torch.equal(blocks_to_matrix(dense_hessian(f)(params), params), 6.0 * torch.eye(3))
+    assert blocks_to_matrix(dense_jacobian(lambda p: p["x"] * 2.0)(params), params).shape == (3, 3)
+
+
 def test_negative_argnums_count_from_the_end():
     close(dense_jacobian(outputs, -1)(PARAMS, X), dense_jacobian(outputs, 1)(PARAMS, X))
     close(dense_hessian(loss, (-2, -1))(PARAMS, X), dense_hessian(loss, (0, 1))(PARAMS, X))
@@ -229,10 +236,10 @@ def test_complex_numbers_are_jaxs_or_refused():
         "jacobian_operator": lambda: jacobian_operator(torch.sin, COMPLEX),
         "sparse_jacobian": lambda: sparse_jacobian(torch.sin, torch.eye(3))(COMPLEX),
         "check_grads": lambda: check_grads(torch.sin, (COMPLEX,)),
-        "the function's value": lambda: hvp(lambda x: (x * 1.0j).sum(), (X[0],), (X[0],)),
+        "real scalar": lambda: hvp(lambda x: (x * 1.0j).sum(), (X[0],), (X[0],)),
     }
     for name, call in calls.items():
-        with pytest.raises(TypeError, match=name):
+        with pytest.raises((TypeError, ValueError), match=name):
             call()
 
 

@@ -31,6 +31,16 @@ TABLE: dict[str, tuple[Callable[[], fnn.Optimizer], Callable[[], Any]]] = {
     "adabelief": (lambda: optim.adabelief(0.02), lambda: optax.adabelief(0.02)),
     "yogi": (lambda: optim.yogi(0.02), lambda: optax.yogi(0.02)),
     "adan": (lambda: optim.adan(0.02, weight_decay=0.1), lambda: optax.adan(0.02, weight_decay=0.1)),
+    "ademamix": (
+        lambda: optim.ademamix(0.02, (0.8, 0.95, 0.99), 3.0, weight_decay=0.1),
+        lambda: contrib.ademamix(0.02, 0.8, 0.95, 0.99, 3.0, weight_decay=0.1),
+    ),
+    "adopt": (lambda: optim.adopt(0.02, (0.8, 0.95)), lambda: contrib.adopt(0.02, 0.8, 0.95)),
+    "adopt, nesterov": (
+        lambda: optim.adopt(0.02, (0.8, 0.95), use_clipping=False, nesterov=True),
+        lambda: contrib.adopt(0.02, 0.8, 0.95, use_clipping=False, nesterov=True),
+    ),
+    "novograd": (lambda: optim.novograd(0.02, weight_decay=0.1), lambda: optax.novograd(0.02, weight_decay=0.1)),
     "schedule-free sgd": (
         lambda: optim.schedule_free_sgd(0.1, 0.8, 0.01),
         lambda: contrib.schedule_free_sgd(0.1, b1=0.8, weight_decay=0.01),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import fnn
 from fnn import _torch, optim, tree
+from fnn.compile.trace import layout_of
 from fnn.optim.base import list_form
 from fnn.optim.tensor_list import LeafwiseError, TensorList
 from tests.optim.cases_optim import CASES, parabola, step
@@ -170,7 +171,7 @@ def test_graphs_for_replay_are_made_of_kernels_of_lists(name: str) -> None:
         updates, state = opt.update(grads, state, params)
         return tree.leaves((optim.apply_updates(params, updates), state))
 
-    graph = _torch.record(flat, given, for_replay=True)
+    graph, _ = _torch.record(flat, [layout_of(leaf) for leaf in given], True)
     graph.graph.eliminate_dead_code()
     called = [str(node.target).split(".")[1] for node in graph.graph.nodes if "." in str(node.target)]
     assert expected <= set(called)

@@ -398,6 +398,7 @@ def test_optimizers_that_take_the_loss_may_be_for_a_part() -> None:
 
 
 MAXIMIZED = {
+    "ademamix": optim.ademamix, "adopt": optim.adopt, "novograd": optim.novograd,
     "lion": optim.lion, "lamb": optim.lamb, "lars": optim.lars, "adabelief": optim.adabelief, "yogi": optim.yogi,
     "adan": optim.adan, "sophia": optim.sophia, "lbfgs": lambda **given: optim.lbfgs(max_iter=3, **given),
     "rprop": optim.rprop, "asgd": optim.asgd, "adafactor": optim.adafactor, "sgd": optim.sgd, "adam": optim.adam,
@@ -434,6 +435,29 @@ def test_adaptive_sam_weighs_by_the_size_of_the_params() -> None:
     opt = optim.sam(optim.sgd(1.0), 0.3, adaptive=True)
     updates, _ = opt.update(grads, opt.init(params), params, loss=loss)
     torch.testing.assert_close(updates["w"], -fnn.grad(loss)(worst)["w"])
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_schedule_free_weighs_by_the_largest_rate_so_far(power: float) -> None:
+    rates = [0.1, 0.4, 0.2, 0.05, 0.3]
+    loss = lambda p: (p["w"].sin() * torch.arange(1.0, 4.0, dtype=torch.float64)).sum()
+    params = {"w": torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64)}
+    opt = optim.schedule_free_sgd(lambda step: rates[int(step)], 0.7, weight_power=power)
+    state = opt.init(params)
+    x = z = params["w"]
+    total, largest = 0.0, 0.0
+    for rate in rates:
+        grads = fnn.grad(loss)(params)
+        z = z - rate * grads["w"]
+        largest = max(largest, rate)
+        total += largest**power
+        x = x + (z - x) * largest**power / total
+        updates, state = opt.update(grads, state, params)
+        params = optim.apply_updates(params, updates)
+        torch.testing.assert_close(params["w"], z + 0.7 * (x - z), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(optim.schedule_free_params(state, params)["w"], x, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="one hyperparameter learning_rate for all leaves"):
+        optim.schedule_free(optim.scale(0.1)).init(params)
 
 
 def test_adaptive_clipping_where_the_params_are_zero() -> None:
