@@ -98,7 +98,6 @@ def jit(
     >>> params
     {'w': tensor([0.5000, 0.5000])}
     """
-    backend = {"eager": "replay", "aot_eager": "replay"}.get(backend, backend)
     if backend not in ("replay", "inductor"):
         raise ValueError(f'jit: backend is "replay" or "inductor", got {backend!r}')
     if backend == "replay" and (mode or options or background is not False):

@@ -102,7 +102,7 @@ def everything(params, x):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["replay", "inductor"])
 def test_one_graph_equals_eager(backend):
     close(fnn.jit(everything, backend=backend)(PARAMS, X), everything(PARAMS, X))
 

@@ -112,7 +112,7 @@ def check(name, result):
 
 @pytest.mark.parametrize(
     ("backend", "names"),
-    [pytest.param("aot_eager", list(PRODUCTS), marks=pytest.mark.slow), ("inductor", ["ggn"])],
+    [pytest.param("replay", list(PRODUCTS), marks=pytest.mark.slow), ("inductor", ["ggn"])],
     ids=["traced", "code"],
 )
 def test_one_graph_of_all_equals_dense(backend, names):
@@ -158,7 +158,7 @@ def test_many_tangents_and_cotangents(chunk_size):
     push = lambda p, c: jmp(predict, (p,), (torch.func.vmap(UNRAVEL)(c),), chunk_size)
     pull = lambda p, r: mjp(predict, (p,), r, chunk_size)
     for function in (push, pull):
-        for call in (function, fnn.jit(function, backend="aot_eager"))[: 2 if chunk_size else 1]:
+        for call in (function, fnn.jit(function))[: 2 if chunk_size else 1]:
             output, products = call(PARAMS, columns if function is push else rows)
             torch.testing.assert_close(output, predict(PARAMS))
             if function is push:
@@ -173,7 +173,7 @@ def test_directional_derivatives():
     """Those of exp(a . x) are (a . v)^k exp(a . x)."""
     a, x, v = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     f = lambda x, order=4: directional_derivatives(lambda x: {"y": torch.exp(a @ x)}, (x,), (v,), order)
-    for call in (f, fnn.jit(f, backend="aot_eager")):
+    for call in (f, fnn.jit(f)):
         got = torch.stack([d["y"] for d in call(x)])
         torch.testing.assert_close(got, torch.exp(a @ x) * (a @ v) ** torch.arange(5.0).double())
 
@@ -260,7 +260,7 @@ def test_ntk(mode, method, other):
         ours = ntk(MODEL.apply, PARAMS, X, other, mode, method, chunk_size)
         torch.testing.assert_close(ours, reduced, rtol=1e-11, atol=1e-13)
     if other is None and mode == "full":
-        compiled = fnn.jit(lambda p, x: ntk(MODEL.apply, p, x, None, mode, method), backend="aot_eager")
+        compiled = fnn.jit(lambda p, x: ntk(MODEL.apply, p, x, None, mode, method))
         torch.testing.assert_close(compiled(PARAMS, X), reduced, rtol=1e-11, atol=1e-13)
 
 

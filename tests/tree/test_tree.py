@@ -172,7 +172,7 @@ def test_works_inside_one_graph() -> None:
         )
 
     t = sample()
-    compiled = fnn.jit(everything, backend="aot_eager")
+    compiled = fnn.jit(everything)
     assert tree.allclose(compiled(t), everything(t))
 
 
