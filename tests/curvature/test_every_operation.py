@@ -79,7 +79,9 @@ def cases(op, count: int):
                     given[i] = fixed[i].reshape(-1).index_copy(0, places[i], primal).reshape(fixed[i].shape)
             first, args, kwargs = tree_unflatten(given, spec)
             result = sample.output_process_fn_grad(op.gradcheck_wrapper(op.get_op(), first, *args, **kwargs))
-            ys = [y for y in tree_flatten(result)[0] if isinstance(y, Tensor) and y.dtype == torch.float64]
+            found = [y for y in tree_flatten(result)[0] if isinstance(y, Tensor)]
+            ys = [torch.view_as_real(y.resolve_conj()) if y.is_complex() else y for y in found]
+            ys = [y for y in ys if y.dtype == torch.float64]
             if sum(y.numel() for y in ys) > OUTPUTS:
                 ys = [y.reshape(-1)[some(y.numel())] for y in ys]
             return ys
@@ -229,7 +231,7 @@ def test_every_operation(part, record_property):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                total += check(OPERATIONS[name], name, 3)
+                total += check(OPERATIONS[name], name, 1)
             except AssertionError as error:
                 wrong.append(str(error))
             except Exception as error:

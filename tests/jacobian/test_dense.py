@@ -314,5 +314,5 @@ DRAWS = {
 
 @pytest.mark.parametrize("name", DRAWS)
 def test_a_function_that_draws_from_torch_is_refused(name):
-    with pytest.raises(TypeError, match="draws random numbers from torch's generator.* key of fnn.random"):
+    with pytest.raises(TypeError, match=r"draws random numbers from torch's generator.* key of fnn.random"):
         DRAWS[name]()
