@@ -318,8 +318,12 @@ def mapped(function: Callable, stacks: tuple, out_dims: Any = 0, loop: bool = Fa
         try:
             return torch.func.vmap(function, out_dims=out_dims)(*stacks)
         except RuntimeError as error:
-            if "random" in str(error):  # other numbers for every row would be no matrix of one function
-                raise
+            if "random" in str(error):  # with other numbers in every row the rows are not those of one matrix
+                raise MissingRuleError(
+                    "the function draws random numbers from torch's generator, so that its products do not belong to "
+                    "one function; draw them with a key of fnn.random, or hand them in as an argument",
+                    "a random operation",
+                ) from error
     count = _tree.leading_length(stacks)
     results = [function(*_tree.map(lambda leaf, i=i: leaf[i], stacks)) for i in range(count)]
     if not isinstance(out_dims, tuple):
