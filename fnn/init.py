@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from fnn import random
+from fnn.random.arguments import device_of
+from fnn.random.continuous import inside
 
 __all__ = [
     "constant",
@@ -51,7 +53,7 @@ def constant(value: float) -> Initializer:
     """
 
     def init(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.full(tuple(shape), value, dtype=dtype, device=random.device_of(key))
+        return torch.full(tuple(shape), value, dtype=dtype, device=device_of(key))
 
     return init
 
@@ -85,7 +87,7 @@ def uniform(low: float = 0.0, high: float = 1.0) -> Initializer:
         wide = _wide(dtype)
         draws = random.uniform(key, shape, wide, low, high)
         # rounding to 16 bits must not reach ``high``, nor go below ``low``
-        return draws if wide == dtype or low == high else random.inside(draws.to(dtype), low, high)
+        return draws if wide == dtype or low == high else inside(draws.to(dtype), low, high)
 
     return init
 
@@ -116,7 +118,7 @@ def truncated_normal(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: fl
 
     def init(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         draws = random.truncated_normal(key, (a - mean) / std, (b - mean) / std, shape, _wide(dtype))
-        return random.inside((draws * std + mean).to(dtype), a, b)
+        return inside((draws * std + mean).to(dtype), a, b)
 
     return init
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnn import init, random
+from fnn import init
 from fnn._numerics import widen
 from fnn.layers.base import (
     Layer,
@@ -21,6 +21,7 @@ from fnn.layers.base import (
     check_tensor,
     refuse_samples_apart,
 )
+from fnn.random.arguments import device_of
 
 
 def layer_norm(
@@ -181,7 +182,7 @@ def batch_norm(
         params = _scale_and_shift(key, (channels,), affine, bias, dtype)
         if not track_running_stats:
             return params, {}
-        device = random.device_of(key)
+        device = device_of(key)
         kept = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype  # averages need the digits
         state = {
             "running_mean": torch.zeros(channels, dtype=kept, device=device),
