@@ -62,9 +62,9 @@ def combine(first: Tree, second: Tree) -> Tree:
 
 
 def _join(first: Tree, second: Tree, path: str) -> Tree:
-    opened = open_node(first), open_node(second)
-    if opened[0] and opened[1]:
-        (node, children), (other_node, other_children) = opened
+    one, other = open_node(first), open_node(second)
+    if one is not None and other is not None:
+        (node, children), (other_node, other_children) = one, other
         if node.style == other_node.style == "dict":
             a, b = dict(zip(node.keys, children, strict=True)), dict(zip(other_node.keys, other_children, strict=True))
             keys = natural_order(a | b)
