@@ -14,8 +14,8 @@ from torch import Tensor
 from fnn import random
 from fnn import tree as _tree
 from fnn._argnums import Argnums, positions
+from fnn._samples import samples_apart
 from fnn.gradients.value_and_grad import check_differentiable, differentiate, scalar_valued
-from fnn.layers.base import samples_apart
 from fnn.tree import Tree
 
 

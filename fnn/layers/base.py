@@ -1,9 +1,7 @@
 """What a layer is, the checks that all layers share, and how an error finds its place in a network."""
 
 import operator
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Self
 
 from torch import Tensor
@@ -221,39 +219,3 @@ def check_channels_first(layer: str, x: Tensor, channels: int) -> None:
     check_tensor(layer, x)
     if x.dim() < 2 or x.shape[1] != channels:
         raise ShapeError(f"{layer} expects inputs of shape (batch, {channels}, ...), got {tuple(x.shape)}")
-
-
-class _PerThread(threading.local):
-    """How many per-sample transforms this thread is running or tracing. torch cannot trace a ContextVar."""
-
-    def __init__(self) -> None:  # in every thread, so that a graph made in one fits the others
-        self.apart = 0
-
-
-_running = _PerThread()
-
-
-@contextmanager
-def samples_apart() -> Iterator[None]:
-    """While a per-sample transform runs the loss: the batch of one that layers see is one row of a larger batch."""
-    _running.apart += 1
-    try:
-        yield
-    finally:
-        _running.apart -= 1
-
-
-def refuse_samples_apart(layer: str) -> None:
-    """Raise ``ValueError`` inside a per-sample transform: for layers that mix the samples of a batch.
-
-    >>> with samples_apart():
-    ...     refuse_samples_apart("batch_norm")
-    Traceback (most recent call last):
-    ValueError: batch_norm in training mode normalises each sample by the statistics of the whole batch ...
-    """
-    if _running.apart:
-        raise ValueError(
-            f"{layer} in training mode normalises each sample by the statistics of the whole batch, so the loss is not "
-            "a sum over samples and has no per-sample gradient; write group_norm, layer_norm or instance_norm in its "
-            "place, or apply(params, state, x, train=False) to use the running statistics"
-        )

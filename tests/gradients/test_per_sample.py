@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import fnn
+from fnn._samples import refuse_samples_apart
 
 key = fnn.random.key
 
@@ -492,7 +493,7 @@ def test_refusals(call, words):
 
 def test_layers_that_mix_samples_are_refused():
     def loss(params, x):
-        fnn.layers.base.refuse_samples_apart("batch_norm")
+        refuse_samples_apart("batch_norm")
         return quadratic(params, x)
 
     fnn.grad(loss)(ONES, torch.ones(4, 3))
@@ -514,7 +515,7 @@ def test_threads_know_nothing_of_each_other():
     other.start()
     assert inside.wait(10)
     try:
-        fnn.layers.base.refuse_samples_apart("batch_norm")
+        refuse_samples_apart("batch_norm")
     except ValueError as error:
         refused.append(error)
     leave.set()
