@@ -97,7 +97,7 @@ class LayerSweep:
                 (pulled,) = torch.func.vmap(pullback)(cotangents.unsqueeze(2))
                 rows: dict[str, list[Tensor]] = {path: [] for path in blocks}
                 for use, gradient in zip(uses, pulled, strict=True):
-                    part = widen(gradient_rows(use, gradient.flatten(0, 1)))  # columns are like further samples
+                    part = widen(gradient_rows(use, gradient.flatten(0, 1)))  # columns count as further samples
                     rows[paths[use.leaf]].append(part.unflatten(0, (len(cotangents), count)))
                 yield {path: torch.cat(parts, -2) for path, parts in rows.items()}
 
