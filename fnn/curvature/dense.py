@@ -8,18 +8,11 @@ import torch
 from fnn import tree as _tree
 from fnn._argnums import Argnums
 from fnn.curvature.products import Mode, hessian_map, output_hessian
-from fnn.jacobian.arguments import (
-    call_and_listen,
-    check_primals,
-    check_surroundings,
-    differentiable_output,
-    mapped,
-    real_scalar,
-    reverse_mode,
-)
+from fnn.jacobian.arguments import check_primals, differentiable_output, mapped, real_scalar
 from fnn.jacobian.dense import blocks_of_rows, differentiated
 from fnn.jacobian.operator import NO_BATCH
 from fnn.jacobian.products import bounds, join, single
+from fnn.jacobian.torch_rules import call_and_listen, check_surroundings, reverse_mode
 from fnn.linalg.vector_space import VectorSpace, one_hot
 from fnn.tree import Tree
 

@@ -11,21 +11,17 @@ import torch
 from torch import Tensor
 
 from fnn import random
-from fnn.jacobian.arguments import (
+from fnn.jacobian.arguments import check_primals, check_tangents, differentiable_output, irregular_like, real_scalar
+from fnn.jacobian.operator import NO_BATCH
+from fnn.jacobian.products import linearized, single
+from fnn.jacobian.torch_rules import (
     MissingRuleError,
     NoForwardRuleError,
     call_and_listen,
-    check_primals,
     check_surroundings,
-    check_tangents,
-    differentiable_output,
     forward_mode,
-    irregular_like,
-    real_scalar,
     reverse_mode,
 )
-from fnn.jacobian.operator import NO_BATCH
-from fnn.jacobian.products import linearized, single
 from fnn.tree import Tree
 
 Mode = Literal["auto", "forward-over-reverse", "reverse-over-forward", "reverse-over-reverse"]
