@@ -368,8 +368,8 @@ def page() -> str:
     return (
         "# Curvature beside dense matrices\n\n"
         "Made by `python tests/curvature/test_networks.py` in float64. Each cell gives the largest difference between\n"
-        "fnn's result and the dense matrix of plain torch.func / curvlinops / `jax.jacobian` and `jax.hessian`, over the\n"
-        f"matrix's largest entry; the largest of all is {worst:.0e}. Parameters: {sizes}\n"
+        "fnn's result and the dense matrix of plain torch.func / curvlinops / `jax.jacobian` and `jax.hessian`, over\n"
+        f"the matrix's largest entry; the largest of all is {worst:.0e}. Parameters: {sizes}\n"
         "(of LeNet the first convolution's weight and the biases of the last two layers).\n\n"
         "With torch's own `layer_norm` the column of the attention network would be 0.3 to 0.6 for torch.func and\n"
         "curvlinops alike, because its second derivative is wrong where reverse mode differentiates its forward mode,\n"
