@@ -1,9 +1,7 @@
 """The types of layers, the checks that layers share, and errors that name their place in a network."""
 
 import operator
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Self
 
 from torch import Tensor
@@ -222,6 +220,7 @@ def check_channels_first(layer: str, x: Tensor, channels: int) -> None:
     check_tensor(layer, x)
     if x.dim() < 2 or x.shape[1] != channels:
         raise ShapeError(f"{layer} expects inputs of shape (batch, {channels}, ...), got {tuple(x.shape)}")
+<<<<<<< HEAD
 
 
 class _PerThread(threading.local):
@@ -258,3 +257,5 @@ def refuse_samples_apart(layer: str) -> None:
             "a sum over samples and has no per-sample gradient; write group_norm, layer_norm or instance_norm in its "
             "place, or apply(params, state, x, train=False) to use the running statistics"
         )
+=======
+>>>>>>> ed2

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fnn import init
 from fnn._numerics import widen
+from fnn._samples import refuse_samples_apart
 from fnn.layers.base import (
     Layer,
     ShapeError,
@@ -19,7 +20,6 @@ from fnn.layers.base import (
     check_params,
     check_state,
     check_tensor,
-    refuse_samples_apart,
 )
 from fnn.random.arguments import device_of
 

@@ -25,7 +25,7 @@ from fnn.jacobian import (
     linearize_by_vjp,
     mjp,
 )
-from fnn.jacobian.arguments import MissingRuleError
+from fnn.jacobian.torch_rules import MissingRuleError
 
 table = pytest.importorskip("torch.testing._internal.common_methods_invocations")
 OPERATIONS = {
