@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fnn import tree as _tree
 from fnn.gradients.value_and_grad import check_differentiable, scalar_valued
+from fnn.jacobian.torch_rules import MissingRuleError
 from fnn.linalg.vector_space import check_like
 from fnn.tree import Tree, describe
 
