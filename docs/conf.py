@@ -1,6 +1,10 @@
 """The documentation site: ``pip install ".[docs]" && sphinx-build -W docs docs/_build``."""
 
 import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the library of this clone, installed or not
 
 project = "fnn"
 author = "The fnn authors"

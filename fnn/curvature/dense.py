@@ -44,7 +44,7 @@ def dense_hessian(
 
 
 def hessian_diagonal(f: Callable, argnums: Argnums = 0, mode: Mode = "auto", chunk_size: int | None = None) -> Callable:
-    """The function ``*args -> `` diagonal of the Hessian, a tree like the input, exact.
+    """The function of ``*args`` that returns the exact diagonal of the Hessian, a tree like the input.
 
     Costs what :func:`dense_hessian` costs, and n numbers in place of n^2; for an estimate from a few products write
     ``estimate_diagonal(hessian_operator(...), key)``.
@@ -67,12 +67,12 @@ def hessian_diagonal(f: Callable, argnums: Argnums = 0, mode: Mode = "auto", chu
 
 
 def ggn_diagonal(model: Callable, loss: Callable, chunk_size: int | None = None) -> Callable:
-    """The function ``params[, batch] -> `` diagonal of the Gauss-Newton matrix J^T H J, a tree like params, exact.
+    """The function ``(params[, batch])`` that returns the exact diagonal of the Gauss-Newton matrix J^T H J.
 
-    J is the Jacobian of ``model(params[, batch])``, H the Hessian of the scalar ``loss(output[, batch])``, the
-    functions that ``ggn_product`` and ``ggn_operator`` take. The entry i is the sum over the m numbers k of the
-    output of J_ki (H J)_ki: 2 m pullbacks, about 4 m calls; memory the activations, chunk_size times twice the
-    largest of them and of n. Raises what ``ggn_product`` raises.
+    It is a tree like params. J is the Jacobian of ``model(params[, batch])``, H the Hessian of the scalar
+    ``loss(output[, batch])``, the functions that ``ggn_product`` and ``ggn_operator`` take. The entry i is the sum over
+    the m numbers k of the output of J_ki (H J)_ki: 2 m pullbacks, about 4 m calls; memory the activations, chunk_size
+    times twice the largest of them and of n. Raises what ``ggn_product`` raises.
 
     >>> ggn_diagonal(lambda w: 2.0 * w, lambda y: (y**2).sum())(torch.ones(2))
     tensor([8., 8.])

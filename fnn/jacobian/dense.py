@@ -105,7 +105,7 @@ def _check_complex(primals: tuple, output: Tree, holomorphic: bool) -> bool:
 
 
 def laplacian(f: Callable, argnums: Argnums = 0, chunk_size: int | None = None) -> Callable:
-    """The function ``*args -> `` sum of the second derivatives along each axis of the input, like the output.
+    """The function of ``*args`` that returns the sum of the second derivatives along each axis, like the output.
 
     Forward mode twice: n products of about 5 calls, chunk_size at once; memory 4 chunk_size times the largest
     activation, none kept. Where an operation has no forward rule in torch, or one that is wrong when nested
