@@ -58,7 +58,7 @@ def lbfgs(
     tolerance_change, or after ``max_eval`` evaluations (default 1.25 max_iter).
 
     Memory: 2 history_size + 3 vectors of all params. Without a line search it compiles, with ``max_iter`` iterations
-    unrolled; the line search looks at values and is refused inside ``fnn.jit`` and ``vmap``. The loss itself may be
+    unrolled; the line search depends on values and raises an error in ``fnn.jit`` and ``vmap``. The loss itself may be
     compiled in both cases.
 
     >>> opt = lbfgs(line_search_fn="strong_wolfe")
@@ -106,7 +106,7 @@ def lbfgs(
         plain = runs_together(params, grads) and not _torch.dispatch_modes()
         if line_search_fn and not plain:
             raise ValueError(
-                "lbfgs: the line search looks at values, which tracing cannot; call update outside fnn.jit and vmap "
+                "lbfgs: the line search depends on values and cannot be traced; call update outside fnn.jit and vmap "
                 "(loss may be compiled), or write line_search_fn=None"
             )
         sign = -1.0 if maximize else 1.0

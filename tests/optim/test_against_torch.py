@@ -88,7 +88,7 @@ def test_twenty_steps_equal_torch(cls: type, given: dict[str, Any], compiled_pat
         return value
 
     if compiled_path and "line_search_fn" in given:
-        pytest.skip("the line search looks at values")
+        pytest.skip("the line search depends on values")
     for _ in range(2 if compiled_path and name == "LBFGS" else 20):
         theirs.step(closure)
         if compiled_path:  # a transform sends every optimizer along the formula for one leaf

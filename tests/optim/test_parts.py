@@ -218,7 +218,7 @@ def test_the_line_search_says_that_it_cannot_be_traced() -> None:
     loss = lambda params: (params["w"] ** 2).sum()
     params = {"w": torch.ones(2)}
     step = fnn.vmap(lambda p: opt.update(fnn.grad(loss)(p), opt.init(p), p, loss=loss)[0])
-    with pytest.raises(ValueError, match="the line search looks at values"):
+    with pytest.raises(ValueError, match="the line search depends on values"):
         step(tree.stack([params, params]))
 
 

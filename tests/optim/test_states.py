@@ -506,7 +506,7 @@ def test_restarts_begin_at_their_peaks(multiply: int) -> None:
 @TABLE
 def test_a_step_runs_on_the_meta_device(case: Case) -> None:
     if case is CASES["lbfgs"]:
-        pytest.skip("looks at values in eager code")
+        pytest.skip("depends on values in eager code")
     params = tree.to(tree.cast(start(), torch.float32), "meta")
     opt = case.make(0.05)
     params, state = step(opt, params, opt.init(params))
