@@ -1,15 +1,16 @@
-"""Which positional arguments a transform is about."""
+"""The positions of the arguments that a transform differentiates."""
 
 from collections.abc import Sequence
 
 Argnums = int | Sequence[int]
-"""One position or several. Negative ones count from the end."""
+"""One position or several. Negative positions count from the end."""
 
 
 def positions(argnums: Argnums, count: int, name: str) -> tuple[int, ...]:
-    """The positions among ``count`` arguments, none negative.
+    """Return the positions among ``count`` arguments as integers that are not negative.
 
-    Raises ``ValueError`` for a position that is not there and for one that is named twice.
+    Raises ``TypeError`` for a position that is not an integer, and ``ValueError`` for a position out of range and for
+    one that is given twice. The messages start with ``name``.
 
     >>> positions((0, -1), 3, "grad")
     (0, 2)
@@ -22,7 +23,7 @@ def positions(argnums: Argnums, count: int, name: str) -> tuple[int, ...]:
             raise ValueError(
                 f"{name}: argument {number} is asked for, but the function got {count} positional arguments"
             )
-    places = tuple(number % count for number in given)
-    if len(set(places)) < len(places):
+    result = tuple(number % count for number in given)
+    if len(set(result)) < len(result):
         raise ValueError(f"{name}: each argument may be named once, got {argnums!r}")
-    return places
+    return result

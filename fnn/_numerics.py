@@ -1,4 +1,4 @@
-"""Arithmetic that several rooms share: sums that do not lose digits, roots that may be differentiated at zero."""
+"""Numerical helpers shared by several rooms: wide sums, autocast, and a square root differentiable at zero."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ _NARROW = (torch.float16, torch.bfloat16)
 
 
 def widen(x: Tensor) -> Tensor:
-    """The tensor in a dtype that may be summed: float32 for 16-bit floats, its own otherwise.
+    """Convert 16-bit floats to float32, in which sums keep their digits. Other dtypes are unchanged.
 
     >>> widen(torch.ones(2, dtype=torch.bfloat16)).dtype
     torch.float32
@@ -16,7 +16,7 @@ def widen(x: Tensor) -> Tensor:
 
 
 def under_autocast(x: Tensor) -> bool:
-    """Whether ``torch.autocast`` is on for the tensor's device; False on devices that have none, such as ``meta``.
+    """Return True if ``torch.autocast`` is on for the tensor's device. Devices such as ``meta`` have no autocast.
 
     >>> with torch.autocast("cpu", torch.bfloat16):
     ...     under_autocast(torch.ones(1)), under_autocast(torch.ones(1, device="meta"))
@@ -27,7 +27,7 @@ def under_autocast(x: Tensor) -> bool:
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
-    """The square root, with slope 0 at 0, where that of ``torch.sqrt`` is infinite and turns gradients into nan.
+    """Return the square root with derivative 0 at 0, where the infinite derivative of ``torch.sqrt`` would give nan.
 
     >>> torch.func.grad(lambda x: safe_sqrt(x).sum())(torch.tensor([0.0, 4.0]))
     tensor([0.0000, 0.2500])

@@ -144,11 +144,12 @@ def inductor(module: torch.fx.GraphModule, inputs: list[Tensor], options: dict[s
         return standalone_compile(module, inputs, options={"config_patches": options})
 
 
-def load_inductor(file: Path) -> Callable[..., Any]:
+def load_inductor(file: Path, options: dict[str, Any]) -> Callable[..., Any]:
     """What the ``save`` of a graph compiled by :func:`inductor` wrote."""
-    from torch._inductor import CompiledArtifact
+    from torch._inductor import CompiledArtifact, config
 
-    return CompiledArtifact.load(path=str(file), format="binary")
+    with config.patch(options):
+        return CompiledArtifact.load(path=str(file), format="binary")
 
 
 @contextmanager

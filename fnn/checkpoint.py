@@ -1,7 +1,7 @@
-"""Trees in files: safetensors with dotted paths as names, written whole or not at all.
+"""Saving and loading trees as safetensors files with dotted paths as names.
 
-A file holds a checksum of all its bytes in its metadata, under ``fnn.sha256``: a file that was altered or cut is
-refused. Files of other programs have none and are read without this check.
+Saving is atomic. The metadata of a file hold a checksum of all its bytes under ``fnn.sha256``, and loading refuses a
+file that was altered or truncated. Files of other programs have no checksum and are read without this check.
 """
 
 import hashlib
@@ -31,21 +31,22 @@ except ImportError:  # Windows, where a file that is being written cannot be rem
     fcntl = None
 
 _CHECKSUM = "fnn.sha256"
-_FORMAT = "fnn.format"  # says that there must be a checksum, should its own name be damaged
-_NO_CHECKSUM = "0" * 64  # stands in the place of the checksum while it is computed
+_FORMAT = "fnn.format"  # marks files that must have a checksum, in case the name of the checksum is damaged
+_NO_CHECKSUM = "0" * 64  # the placeholder for which the checksum is computed
 _RESERVED = "__metadata__"
 
 
 def save(path: str | Path, tree: Tree, metadata: dict[str, str] | None = None) -> None:
-    """Write a tree of tensors, and a dict of strings, to a safetensors file.
+    """Write a tree of tensors and a dict of strings to a safetensors file.
 
-    The names are the dotted paths, so params are readable as a torch ``state_dict``. The file is written beside
-    its place, brought to the disk and moved there, so a reader finds the old file or the new one, never a part; what
-    killed saves left behind is removed. A symbolic link stays and its target is written; an existing file keeps its
-    permissions, a new one has those that the umask gives. ``~`` is the home folder.
+    The names are the dotted paths, so params can be read as a torch ``state_dict``. The contents are written to a
+    temporary file in the same folder, flushed to the disk and moved into place, so a reader finds either the old file
+    or the new one. Temporary files of interrupted saves are removed. If the path is a symbolic link, its target is
+    written. An existing file keeps its permissions, and a new file gets those of the umask. ``~`` is the home folder.
 
-    Raises ``TypeError`` for a leaf that is not a tensor with data of a dtype that safetensors has and for metadata that
-    are not strings, ``ValueError`` for two leaves with one path and reserved names, ``IsADirectoryError`` for a folder.
+    Raises ``TypeError`` for a leaf that is not a tensor, has no data or has a dtype that safetensors lacks, and for
+    metadata that are not strings; ``ValueError`` for two leaves with the same path and for reserved names; and
+    ``IsADirectoryError`` for a folder.
 
     >>> import torch, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
@@ -58,21 +59,22 @@ def save(path: str | Path, tree: Tree, metadata: dict[str, str] | None = None) -
     for name, leaf in flat.items():
         _check_leaf(name, leaf)
     strings = _checked_metadata(metadata)
-    copies = {name: leaf.detach().cpu().contiguous().clone() for name, leaf in flat.items()}  # no shared storage
+    # safetensors refuses tensors that share memory, so each leaf is copied
+    copies = {name: leaf.detach().cpu().contiguous().clone() for name, leaf in flat.items()}
     contents = bytearray(safetensors.torch.save(copies, strings | {_FORMAT: "1", _CHECKSUM: _NO_CHECKSUM}))
     place = _checksum_place(contents)
-    assert place is not None  # it was just put there
+    assert place is not None  # the placeholder is there
     contents[place : place + 64] = _digest(contents, place)
     target.parent.mkdir(parents=True, exist_ok=True)
     _write(target, contents)
 
 
 def load(path: str | Path, like: Tree = None, device: torch.device | str = "cpu") -> Tree:
-    """The tree in a safetensors file: nested dicts, or the containers of ``like`` where it is given.
+    """Read a tree from a safetensors file, as nested dicts or with the structure of ``like``.
 
-    The tensors own their memory: nothing that happens to the file later changes them. Raises ``FileNotFoundError``, and
-    ``ValueError`` for a file of another kind, one that was altered or cut, and one that does not fit ``like``: the text
-    lists the paths that are missing, that ``like`` does not have, and those of another shape or dtype.
+    The tensors own their memory, so later changes of the file do not affect them. Raises ``FileNotFoundError`` for a
+    missing file, and ``ValueError`` for a file of another format, for one that was altered or truncated, and for one
+    that does not fit ``like``. The message lists missing paths, extra paths, and differences of shapes and dtypes.
 
     >>> load("missing.safetensors")
     Traceback (most recent call last):
@@ -80,7 +82,7 @@ def load(path: str | Path, like: Tree = None, device: torch.device | str = "cpu"
     """
     contents = _read(path)
     device = torch.device(device)
-    read = sorted(safetensors.torch.load(bytes(contents)).items())  # in an order of its own in each process
+    read = sorted(safetensors.torch.load(bytes(contents)).items())  # safetensors returns a random order
     flat = {name: leaf.to(device, copy=True) for name, leaf in read}
     if like is None:
         return flat[""] if list(flat) == [""] else _tree.from_state_dict(flat)
@@ -89,7 +91,9 @@ def load(path: str | Path, like: Tree = None, device: torch.device | str = "cpu"
 
 
 def load_metadata(path: str | Path) -> dict[str, str]:
-    """The strings saved beside the tree. Reads and checks the whole file; raises as :func:`load` does.
+    """Return the strings that were saved with the tree.
+
+    The whole file is read and checked. Raises the same errors as :func:`load`.
 
     >>> import torch, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
@@ -101,7 +105,7 @@ def load_metadata(path: str | Path) -> dict[str, str]:
     return {name: value for name, value in _metadata(contents).items() if name not in (_FORMAT, _CHECKSUM)}
 
 
-# What is handed in
+# Checks of arguments
 
 
 def _checked_path(path: str | Path, name: str) -> Path:
@@ -188,13 +192,14 @@ def _metadata(contents: bytearray) -> dict[str, str]:
 
 
 def _checksum_place(contents: bytearray) -> int | None:
-    """Where the 64 characters of the checksum start."""
+    """Return the offset of the 64 characters of the checksum, or None if there is no checksum."""
     length = int.from_bytes(contents[:8], "little")
     found = re.search(rb'"%s":"([0-9a-f]{64})"' % re.escape(_CHECKSUM).encode(), contents[8 : 8 + length])
     return None if found is None else 8 + found.start(1)
 
 
 def _digest(contents: bytearray, place: int) -> bytes:
+    """Compute the checksum of a file whose checksum is at the offset ``place``."""
     digest = hashlib.sha256()
     view = memoryview(contents)
     for part in (view[:place], _NO_CHECKSUM.encode(), view[place + 64 :]):
@@ -203,7 +208,7 @@ def _digest(contents: bytearray, place: int) -> bytes:
 
 
 def _write(target: Path, contents: bytearray) -> None:
-    """Put the contents in the target's place, whole, on the disk before the old file goes."""
+    """Replace the target atomically. The new contents are on the disk before the old file is replaced."""
     _remove_leftovers(target)
     part, descriptor = _open_part(target)
     try:
@@ -214,35 +219,35 @@ def _write(target: Path, contents: bytearray) -> None:
                 os.chmod(part, target.stat().st_mode & 0o7777)
             os.fsync(file.fileno())
             if fcntl is not None:
-                os.replace(part, target)  # while the lock is held, so that nobody takes the part for a leftover
+                os.replace(part, target)  # while locked, so that no other process removes it as a leftover
         if fcntl is None:
-            os.replace(part, target)  # Windows moves closed files only
+            os.replace(part, target)  # Windows can move closed files only
     except BaseException:
         part.unlink(missing_ok=True)
         raise
     if os.name == "posix":
         folder = os.open(target.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the new name too
+            os.fsync(folder)  # writes the new name to the disk
         finally:
             os.close(folder)
 
 
 def _open_part(target: Path) -> tuple[Path, int]:
-    """A new file beside the target, with the permissions of the umask, locked while it is open."""
+    """Create a temporary file beside the target, with the permissions of the umask, and lock it while it is open."""
     while True:
         part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         if fcntl is None:
             return part, descriptor
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if part.exists():  # another save may have taken it for a leftover before it was locked
+        if part.exists():  # otherwise another process has removed it as a leftover before it was locked
             return part, descriptor
         os.close(descriptor)
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove the parts of saves to this target that were killed: those that nobody holds locked."""
+    """Remove temporary files of interrupted saves to this target. Files of running saves are locked."""
     pattern = re.compile(re.escape(target.name) + r"\.[0-9a-f]{8}\.part")
     for part in target.parent.iterdir():
         if fcntl is None or not pattern.fullmatch(part.name):
@@ -251,5 +256,5 @@ def _remove_leftovers(target: Path) -> None:
             with part.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 part.unlink()
-        except OSError:  # another process is writing it, or has just moved it
+        except OSError:  # another process is writing it or has just moved it
             continue

@@ -1,8 +1,8 @@
-"""Initialisers: functions ``(key, shape, dtype=torch.float32) -> tensor``, made by factories.
+"""Initialisers. Each function here returns an initialiser, ``init(key, shape, dtype=torch.float32) -> tensor``.
 
 Shapes are torch's weight shapes, (out, in, *kernel): fan_in = in * prod(kernel), fan_out = out * prod(kernel).
-Every layer takes them as ``weight_init`` and ``bias_init``; the default is torch's own. Values of 16 bits are drawn and
-computed in float32 and rounded once.
+Layers take initialisers as ``weight_init`` and ``bias_init``, whose defaults are torch's. 16-bit values are computed in
+float32 and rounded once.
 """
 
 import math
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from fnn import random
+from fnn.random.arguments import device_of
+from fnn.random.continuous import inside
 
 __all__ = [
     "constant",
@@ -51,7 +53,7 @@ def constant(value: float) -> Initializer:
     """
 
     def init(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.full(tuple(shape), value, dtype=dtype, device=random.device_of(key))
+        return torch.full(tuple(shape), value, dtype=dtype, device=device_of(key))
 
     return init
 
@@ -84,8 +86,8 @@ def uniform(low: float = 0.0, high: float = 1.0) -> Initializer:
     def init(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         wide = _wide(dtype)
         draws = random.uniform(key, shape, wide, low, high)
-        # rounding to 16 bits must not reach ``high``, nor go below ``low``
-        return draws if wide == dtype or low == high else random.inside(draws.to(dtype), low, high)
+        # rounding to 16 bits must not leave the interval
+        return draws if wide == dtype or low == high else inside(draws.to(dtype), low, high)
 
     return init
 
@@ -104,9 +106,9 @@ def normal(mean: float = 0.0, std: float = 1.0) -> Initializer:
 
 
 def truncated_normal(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Initializer:
-    """Normal conditioned on a < x < b (the bounds in units of x, as in ``torch.nn.init.trunc_normal_``).
+    """Normal conditioned on a < x < b, with bounds in units of x as in ``torch.nn.init.trunc_normal_``.
 
-    Raises ``ValueError`` for std <= 0 and a >= b.
+    Raises ``ValueError`` for std <= 0 and for a >= b.
 
     >>> truncated_normal(std=0.02)(random.key(0), (3, 2)).shape
     torch.Size([3, 2])
@@ -116,7 +118,7 @@ def truncated_normal(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: fl
 
     def init(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         draws = random.truncated_normal(key, (a - mean) / std, (b - mean) / std, shape, _wide(dtype))
-        return random.inside((draws * std + mean).to(dtype), a, b)
+        return inside((draws * std + mean).to(dtype), a, b)
 
     return init
 
@@ -126,9 +128,9 @@ def variance_scaling(
     mode: Literal["fan_in", "fan_out", "fan_avg"] = "fan_in",
     distribution: Literal["uniform", "normal", "truncated_normal"] = "uniform",
 ) -> Initializer:
-    """Zero mean and variance ``scale / fan``; the rule behind Glorot, He and LeCun.
+    """Zero mean and variance ``scale / fan``, of which the initialisers of Glorot, He and LeCun are special cases.
 
-    The truncated normal is cut at two standard deviations and widened so that its variance is kept.
+    The truncated normal is cut at two standard deviations and rescaled to the same variance.
     Raises ``ValueError`` for an unknown mode or distribution and for shapes of fewer than two axes.
 
     >>> w = variance_scaling(2.0, "fan_in", "normal")(random.key(0), (64, 128))
@@ -148,8 +150,8 @@ def variance_scaling(
             return uniform(-math.sqrt(3) * std, math.sqrt(3) * std)(key, shape, dtype)
         if distribution == "normal":
             return normal(0.0, std)(key, shape, dtype)
-        kept = 0.87962566103423978  # standard deviation of a standard normal cut at -2 and 2
-        return (random.truncated_normal(key, -2.0, 2.0, shape, _wide(dtype)) * (std / kept)).to(dtype)
+        truncated_std = 0.87962566103423978  # the standard deviation of a standard normal cut at -2 and 2
+        return (random.truncated_normal(key, -2.0, 2.0, shape, _wide(dtype)) * (std / truncated_std)).to(dtype)
 
     return init
 
@@ -221,7 +223,7 @@ def lecun_normal() -> Initializer:
 
 
 def orthogonal(gain: float = 1.0) -> Initializer:
-    """A (semi-)orthogonal matrix times ``gain``, axes after the first flattened (Saxe et al., 2014).
+    """A (semi-)orthogonal matrix times ``gain`` (Saxe et al., 2014). All axes after the first count as columns.
 
     >>> w = orthogonal()(random.key(0), (3, 5))
     >>> torch.allclose(w @ w.T, torch.eye(3), atol=1e-6)
@@ -240,7 +242,7 @@ def orthogonal(gain: float = 1.0) -> Initializer:
 
 
 def torch_default() -> Initializer:
-    """What ``torch.nn.Linear`` and ``torch.nn.Conv2d`` use for weights: uniform in +-1/sqrt(fan_in).
+    """Uniform in +-1/sqrt(fan_in), the default of ``torch.nn.Linear`` and ``torch.nn.Conv2d`` for weights.
 
     >>> w = torch_default()(random.key(0), (64, 100))
     >>> bool(w.abs().max() <= 0.1)
@@ -250,7 +252,7 @@ def torch_default() -> Initializer:
 
 
 def torch_default_bias(fan_in: int) -> Initializer:
-    """What torch's layers use for biases: uniform in +-1/sqrt(fan_in), the fan of the weight beside it.
+    """Uniform in +-1/sqrt(fan_in), the default of torch's layers for biases. ``fan_in`` is that of the weight.
 
     >>> b = torch_default_bias(100)(random.key(0), (64,))
     >>> bool(b.abs().max() <= 0.1)
@@ -265,7 +267,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def gain(nonlinearity: Nonlinearity, slope: float = 0.01) -> float:
-    """The factor that keeps the scale of activations through a nonlinearity, torch's ``calculate_gain``.
+    """Return the factor that preserves the scale of activations, as in torch's ``calculate_gain``.
 
     Raises ``ValueError`` for an unknown name.
 
@@ -286,7 +288,7 @@ def gain(nonlinearity: Nonlinearity, slope: float = 0.01) -> float:
 
 
 def fans(shape: Sequence[int]) -> tuple[int, int]:
-    """``(fan_in, fan_out)`` of a weight of shape (out, in, *kernel).
+    """Return ``(fan_in, fan_out)`` of a weight of shape (out, in, *kernel).
 
     Raises ``ValueError`` for fewer than two axes.
 
@@ -295,5 +297,5 @@ def fans(shape: Sequence[int]) -> tuple[int, int]:
     """
     if len(shape) < 2:
         raise ValueError(f"fans need a weight of at least two axes (out, in, ...), got shape {tuple(shape)}")
-    receptive = math.prod(shape[2:])
-    return shape[1] * receptive, shape[0] * receptive
+    kernel_size = math.prod(shape[2:])
+    return shape[1] * kernel_size, shape[0] * kernel_size

@@ -1,9 +1,9 @@
-"""Losses, with torch's names, arguments and defaults, written so that every transform passes.
+"""Losses with torch's names, arguments and defaults, which work under every transform.
 
-torch's own mse_loss, huber_loss and cross_entropy fail under forward-over-reverse derivatives or under
-compiled ``vmap(hessian)``; these are the same numbers from primitives. ``reduction`` is "mean", "sum" or
-"none" everywhere. 16-bit values are computed and summed in float32; the result has the dtype of the arguments, or
-float32 under autocast, as in torch.
+torch's own ``mse_loss``, ``huber_loss`` and ``cross_entropy`` fail under forward-over-reverse derivatives or under
+compiled ``vmap(hessian)``. These functions compute the same numbers from primitives. ``reduction`` is "mean", "sum" or
+"none". 16-bit values are computed and summed in float32. The result has the dtype of the arguments, or float32 under
+autocast, as in torch.
 """
 
 import functools
@@ -36,13 +36,13 @@ def cross_entropy(
     reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """-log softmax(logits)[target], the negative log-likelihood of a class under the logits.
+    """Return -log softmax(logits)[target], the negative log-likelihood of the target class.
 
-    logits: (batch, classes, ...) or (classes,). targets: integer classes of shape (batch, ...), or floating
-    probabilities of the logits' shape. weight: (classes,). The mean over integer targets divides by the sum
-    of the weights of the targets that are not ``ignore_index``; the mean over probabilities divides by the
-    number of samples. ``label_smoothing`` mixes the targets with the uniform distribution. Raises
-    ``ValueError`` for shapes that do not fit.
+    logits: (batch, classes, ...) or (classes,). targets: integer classes of shape (batch, ...), or probabilities in a
+    floating tensor of the shape of the logits. weight: (classes,). The mean over integer targets is divided by the sum
+    of the weights of the targets that are not ``ignore_index``; the mean over probabilities is divided by the number of
+    samples. ``label_smoothing`` mixes the targets with the uniform distribution. Raises ``ValueError`` for shapes that
+    do not fit.
 
     >>> cross_entropy(torch.zeros(2, 10), torch.tensor([3, 7]))
     tensor(2.3026)
@@ -76,7 +76,7 @@ def nll(
     ignore_index: int = -100,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """-log_probs[target]: torch's ``nll_loss``. Shapes and the weighted mean are those of :func:`cross_entropy`.
+    """Return -log_probs[target], torch's ``nll_loss``. Shapes and weights are as in :func:`cross_entropy`.
 
     >>> nll(torch.tensor([[-1.0, -2.0]]), torch.tensor([1]))
     tensor(2.)
@@ -96,9 +96,9 @@ def nll(
 
 
 def mse(prediction: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """(prediction - target)^2.
+    """Return (prediction - target)^2.
 
-    Both of one shape; raises ``ValueError`` otherwise, where torch would broadcast.
+    Raises ``ValueError`` for arguments of different shapes, which torch would broadcast.
 
     >>> mse(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
     tensor(2.)
@@ -110,7 +110,7 @@ def mse(prediction: Tensor, target: Tensor, reduction: Reduction = "mean") -> Te
 
 
 def l1(prediction: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """|prediction - target|. The derivative where they are equal is 0.
+    """Return |prediction - target|. Its derivative is 0 where the two are equal.
 
     >>> l1(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
     tensor(1.)
@@ -120,7 +120,7 @@ def l1(prediction: Tensor, target: Tensor, reduction: Reduction = "mean") -> Ten
 
 
 def huber(prediction: Tensor, target: Tensor, reduction: Reduction = "mean", delta: float = 1.0) -> Tensor:
-    """d^2 / 2 where |d| <= delta, delta (|d| - delta / 2) elsewhere (Huber, 1964), d = prediction - target.
+    """Return d^2 / 2 where |d| <= delta and delta (|d| - delta / 2) elsewhere, d = prediction - target (Huber, 1964).
 
     >>> huber(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 0.0]), reduction="none")
     tensor([0.1250, 2.5000])
@@ -135,7 +135,7 @@ def huber(prediction: Tensor, target: Tensor, reduction: Reduction = "mean", del
 
 
 def smooth_l1(prediction: Tensor, target: Tensor, reduction: Reduction = "mean", beta: float = 1.0) -> Tensor:
-    """d^2 / (2 beta) where |d| < beta, |d| - beta / 2 elsewhere: ``huber / beta``, and l1 for beta = 0.
+    """Return d^2 / (2 beta) where |d| < beta and |d| - beta / 2 elsewhere: ``huber / beta``, or ``l1`` for beta = 0.
 
     >>> smooth_l1(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 0.0]), reduction="none")
     tensor([0.1250, 2.5000])
@@ -155,10 +155,10 @@ def bce_with_logits(
     reduction: Reduction = "mean",
     pos_weight: Tensor | None = None,
 ) -> Tensor:
-    """-[pos_weight y log s(z) + (1 - y) log(1 - s(z))], s the logistic function, z logits, y targets in [0, 1].
+    """Return -[pos_weight y log s(z) + (1 - y) log(1 - s(z))] for logits z and targets y in [0, 1].
 
-    ``weight`` and ``pos_weight`` broadcast against the logits. torch's
-    ``binary_cross_entropy_with_logits``. Raises ``ValueError`` for shapes that differ.
+    s is the logistic function. ``weight`` and ``pos_weight`` broadcast against the logits. This is torch's
+    ``binary_cross_entropy_with_logits``. Raises ``ValueError`` if the shapes of logits and targets differ.
 
     >>> bce_with_logits(torch.zeros(3), torch.tensor([0.0, 1.0, 1.0]))
     tensor(0.6931)
@@ -174,7 +174,7 @@ def bce_with_logits(
 def _negative_log_likelihood(
     log_probs: Tensor, targets: Tensor, weight: Tensor | None, ignore_index: int, dim: int
 ) -> tuple[Tensor, Tensor]:
-    """The loss and the weight of each target; both are 0 where the target is ignored."""
+    """Return the loss and the weight of each target. Both are 0 where the target is ``ignore_index``."""
     counted = targets != ignore_index
     index = torch.where(counted, targets, 0).to(torch.int64)
     picked = log_probs.gather(dim, index.unsqueeze(dim)).squeeze(dim)
@@ -192,7 +192,7 @@ def _widened(*tensors: Tensor | None) -> tuple:
 
 
 def _result_dtype(*tensors: Tensor) -> torch.dtype:
-    """The arguments' floating dtype; float32 in place of 16 bits under autocast."""
+    """Return the floating dtype to which the tensors promote, or float32 in place of 16 bits under autocast."""
     dtypes = [tensor.dtype for tensor in tensors if tensor.is_floating_point()] or [torch.get_default_dtype()]
     dtype = functools.reduce(torch.promote_types, dtypes)
     if under_autocast(tensors[0]) and dtype.itemsize == 2:
@@ -201,12 +201,15 @@ def _result_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def _along(weight: Tensor, like: Tensor, dim: int) -> Tensor:
+    """Reshape a vector so that it broadcasts along axis ``dim`` of another tensor."""
     return weight.reshape([-1] + [1] * (like.dim() - dim - 1))
 
 
 def _reduce(losses: Tensor, reduction: Reduction) -> Tensor:
     _check_reduction(reduction)
-    return {"mean": losses.mean, "sum": losses.sum, "none": lambda: losses}[reduction]()
+    if reduction == "mean":
+        return losses.mean()
+    return losses.sum() if reduction == "sum" else losses
 
 
 def _check_reduction(reduction: str) -> None:
@@ -236,14 +239,16 @@ def _check_classes(loss: str, logits: Tensor, targets: Tensor, weight: Tensor | 
     _check_tensors(loss, logits, targets)
     if logits.dim() == 0:
         raise ValueError(f"{loss} expects an axis of classes: (batch, classes, ...) or (classes,), got a 0-d tensor")
-    wanted = tuple(logits.shape) if targets.is_floating_point() else tuple(logits.shape[:dim] + logits.shape[dim + 1 :])
     if targets.is_complex() or targets.dtype == torch.bool:
         raise ValueError(f"{loss} expects integer classes or probabilities, got {targets.dtype}; write targets.long()")
+    without_classes = tuple(logits.shape[:dim] + logits.shape[dim + 1 :])
+    wanted = tuple(logits.shape) if targets.is_floating_point() else without_classes
     if tuple(targets.shape) != wanted:
-        classes = tuple(logits.shape[:dim] + logits.shape[dim + 1 :])
-        labels = targets.is_floating_point() and tuple(targets.shape) == classes
-        hint = f"; these are {targets.dtype}: class labels are integers, write targets.long()" if labels else ""
-        if tuple(targets.shape) == (*classes, 1):
+        floating_labels = targets.is_floating_point() and tuple(targets.shape) == without_classes
+        hint = ""
+        if floating_labels:
+            hint = f"; these are {targets.dtype}: class labels are integers, write targets.long()"
+        if tuple(targets.shape) == (*without_classes, 1):
             hint = "; write targets.squeeze(-1)"
         raise ValueError(
             f"{loss}: logits {tuple(logits.shape)} need targets of shape {wanted}, got {tuple(targets.shape)}{hint}"

@@ -1,4 +1,4 @@
-"""Measures of a classifier, as pure functions of logits and integer targets. Results are tensors."""
+"""Metrics of a classifier, as pure functions of logits and integer targets. Results are tensors."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ __all__ = [
 
 
 def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The fraction of rows whose largest logit is the target, a 0-d float tensor.
+    """Return the fraction of rows whose largest logit is at the target, as a 0-d float tensor.
 
     logits: (..., classes), targets: (...,). Raises ``ValueError`` for other shapes.
 
@@ -23,9 +23,9 @@ def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def top_k_accuracy(logits: Tensor, targets: Tensor, k: int = 5) -> Tensor:
-    """The fraction of rows whose target is among the k largest logits, a 0-d float tensor.
+    """Return the fraction of rows whose target is among the k largest logits, as a 0-d float tensor.
 
-    Raises ``ValueError`` for other shapes and unless 1 <= k <= classes.
+    logits: (..., classes), targets: (...,). Raises ``ValueError`` for other shapes and unless 1 <= k <= classes.
 
     >>> top_k_accuracy(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([1]), k=2)
     tensor(1.)
@@ -37,10 +37,10 @@ def top_k_accuracy(logits: Tensor, targets: Tensor, k: int = 5) -> Tensor:
 
 
 def confusion_matrix(logits: Tensor, targets: Tensor) -> Tensor:
-    """Counts, int64 (classes, classes): row = target, column = prediction.
+    """Count how often each class (row) was predicted as each class (column): int64, shape (classes, classes).
 
-    logits: (..., classes), targets: (...,). Takes memory for classes^2 numbers and the batch. Raises ``ValueError`` for
-    other shapes and for targets that are not from 0 to classes - 1 (on an accelerator these are torch's own error).
+    logits: (..., classes), targets: (...,). Raises ``ValueError`` for other shapes and for targets that are not from 0
+    to classes - 1; on an accelerator such targets raise torch's own error.
 
     >>> confusion_matrix(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]))
     tensor([[0, 0],
@@ -50,7 +50,7 @@ def confusion_matrix(logits: Tensor, targets: Tensor) -> Tensor:
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise ValueError(f"confusion_matrix expects integer targets, got {targets.dtype}; write targets.long()")
     classes = logits.shape[-1]
-    cells = (targets.to(torch.int64) * classes + logits.argmax(-1)).flatten()  # outside the matrix for other targets
+    cells = (targets.to(torch.int64) * classes + logits.argmax(-1)).flatten()
     counts = torch.zeros(classes * classes, dtype=torch.int64, device=logits.device)
     try:
         counts = counts.scatter_add(0, cells, torch.ones_like(cells))

@@ -1,4 +1,4 @@
-"""What is in a network: paths, shapes, parameters, bytes."""
+"""Tables of the parameters of a network."""
 
 from torch import Tensor
 
@@ -8,10 +8,10 @@ from fnn.tree import Tree
 
 
 def summary(params: Tree) -> str:
-    """A text table of the leaves: path, shape, parameters, bytes, and the totals.
+    """Return a text table with the path, shape, number of parameters and bytes of each leaf, and the totals.
 
-    Raises ``TypeError`` for a layer in place of its params and for leaves that are not tensors, ``ValueError`` for a
-    donated tree.
+    Raises ``TypeError`` for a layer in place of its params and for leaves that are not tensors, and ``ValueError`` for
+    a donated tree.
 
     >>> import fnn
     >>> print(summary(fnn.layers.linear(20, 10).init(fnn.random.key(0))))

@@ -327,6 +327,6 @@ def test_type_errors() -> None:
 
 
 def test_a_compiled_function_raises_the_same_sentence() -> None:
-    step = fnn.jit(MLP.apply, backend="eager")
+    step = fnn.jit(MLP.apply)
     with pytest.raises(fnn.layers.ShapeError, match=r"params\['0'\]: linear expects"):
         step(MLP.init(KEY), ONES(2, 3))

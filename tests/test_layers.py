@@ -97,7 +97,7 @@ def test_state_under_transforms_and_in_one_graph() -> None:
     for i, pair in enumerate(several):
         alone = step(*pair)
         assert tree.allclose(tree.map(lambda leaf, i=i: leaf[i], together), alone)
-    assert tree.allclose(fnn.jit(vmap(step), backend="aot_eager")(*stacked), together)
+    assert tree.allclose(fnn.jit(vmap(step))(*stacked), together)
     # the state is a constant of differentiation, as torch's buffers are
     moved = lambda p: model.apply(p, several[0][1], x, train=True)[1]["block"]["1"]["running_mean"].sum()
     assert all(not leaf.any() for leaf in tree.leaves(grad(moved)(several[0][0])))

@@ -12,6 +12,8 @@ from torch.func import grad, vmap
 
 import fnn
 from fnn import random
+from fnn.random.continuous import _open_unit_of, _truncated, next_up
+from fnn.random.threefry import CHUNK, signed, threefry
 
 TABLE = json.loads(Path(__file__).with_name("jax_table.json").read_text())["seeds"]
 KEY = random.key(5)
@@ -25,8 +27,8 @@ def test_threefry_known_answers() -> None:
         ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
     ]
     for key, counter, expected in cases:
-        words = [torch.tensor(random._signed(word & 0xFFFFFFFF), dtype=torch.int32) for word in (*key, *counter)]
-        assert [int(word) & 0xFFFFFFFF for word in random._threefry(*words)] == list(expected)
+        words = [torch.tensor(signed(word & 0xFFFFFFFF), dtype=torch.int32) for word in (*key, *counter)]
+        assert [int(word) & 0xFFFFFFFF for word in threefry(*words)] == list(expected)
 
 
 @pytest.mark.parametrize("seed", TABLE)
@@ -87,7 +89,7 @@ def test_one_key_one_result_everywhere(name: str) -> None:
     assert torch.equal(vmap(draw)(keys), each)
     assert torch.equal(draw(KEY), draw(KEY.clone()))
     assert not torch.equal(draw(keys[0]), draw(keys[1]))
-    compiled = fnn.jit(vmap(draw), backend="aot_eager")
+    compiled = fnn.jit(vmap(draw))
     assert torch.equal(compiled(keys), each)
 
 
@@ -105,7 +107,7 @@ def test_generated_code_gives_normal_numbers_within_rounding() -> None:
 def test_long_draws_are_the_short_ones_continued() -> None:
     assert torch.equal(random.bits(KEY, (200001,))[:9], random.bits(KEY, (9,)))
     whole = random.uniform(KEY, (200001,))
-    assert torch.equal(whole[random._CHUNK - 2 : random._CHUNK + 2], random.uniform(KEY, (70000,))[65534:65538])
+    assert torch.equal(whole[CHUNK - 2 : CHUNK + 2], random.uniform(KEY, (70000,))[65534:65538])
 
 
 def truncated_distribution(lower: float, upper: float) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -126,7 +128,7 @@ def distance(x: torch.Tensor, distribution: Callable[[torch.Tensor], torch.Tenso
     """
     values, counts = x.unique(return_counts=True)
     below = counts.cumsum(0).double() / len(x)
-    middle = 0.5 * (values.double() + random._next_up(values).double())
+    middle = 0.5 * (values.double() + next_up(values).double())
     return float((distribution(middle) - below).abs().max())
 
 
@@ -189,9 +191,9 @@ def test_no_draw_is_at_the_far_bound() -> None:
     words = torch.tensor([0, -1], dtype=torch.int32)
     for dtype in FLOATING:
         other = words if dtype == torch.float64 else torch.zeros_like(words)
-        unit = random._open_unit_of(words, other, dtype, torch.float64)
+        unit = _open_unit_of(words, other, dtype, torch.float64)
         assert bool(((unit > 0) & (unit < 1)).all())
-        x = random._truncated(unit, -8.5, 8.5, dtype)
+        x = _truncated(unit, -8.5, 8.5, dtype)
         assert -8.4 < float(x[0]) < -5
         assert 5 < float(x[1]) < 8.4
 
@@ -333,10 +335,10 @@ BAD = {
     "randint dtype": (lambda: random.randint(KEY, (2,), 0, 2, torch.float32), TypeError, "integer dtype.*uniform"),
     "bits": (lambda: random.bits(KEY, (2**31,)), ValueError, "split the key"),
     "categorical": (
-        lambda: random.categorical(KEY, torch.zeros(2, 3), shape=(3,)), ValueError, r"does not end with .*\(2,\)"
+        lambda: random.categorical(KEY, torch.zeros(2, 3), shape=(3,)), ValueError, r"must end with \(2,\)"
     ),
     "categorical, integers": (lambda: random.categorical(KEY, ONES), TypeError, "floating logits, got .*int64"),
-    "categorical, empty": (lambda: random.categorical(KEY, torch.zeros(2, 0)), ValueError, "no choice along axis -1"),
+    "categorical, empty": (lambda: random.categorical(KEY, torch.zeros(2, 0)), ValueError, "no classes along axis -1"),
     "fold_in": (lambda: random.fold_in(KEY, 1.5), TypeError, "integer or a 0-d integer tensor, got 1.5"),
     "fold_in, floating tensor": (lambda: random.fold_in(KEY, torch.tensor(1.5)), TypeError, r"\(\), torch.float32"),
     "fold_in, several": (lambda: random.fold_in(KEY, ONES), TypeError, r"vmap\(fold_in"),

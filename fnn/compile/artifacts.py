@@ -31,7 +31,7 @@ def compiled(module: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "graph"
             file.write_bytes(_loaded[name])
-            code = _torch.load_inductor(file)
+            code = _torch.load_inductor(file, options)
     else:
         code = _torch.inductor(module, list(inputs), options)
     _made[name] = code

@@ -126,15 +126,15 @@ class Executable:
     def _switch(self) -> None:
         """Go on with generated code if it is time."""
         self.calls += 1
-        if self.thread is None:
-            if self.calls == self.switch_at:
-                self._compile()
-        elif self.switch_at is None:
-            if self.thread.is_alive():
-                return
-        elif self.calls < self.switch_at:
+        if self.switch_at is None:
+            ready = self.thread is not None and not self.thread.is_alive()
+        else:
+            ready = self.calls >= self.switch_at
+        if not ready:
             return
-        if self.thread is not None:
+        if self.thread is None:
+            self._compile()
+        else:
             self.thread.join()
         self.run, self.build = getattr(self, "compiled", self.run), None
 

@@ -98,7 +98,6 @@ def jit(
     >>> params
     {'w': tensor([0.5000, 0.5000])}
     """
-    backend = {"eager": "replay", "aot_eager": "replay"}.get(backend, backend)
     if backend not in ("replay", "inductor"):
         raise ValueError(f'jit: backend is "replay" or "inductor", got {backend!r}')
     if backend == "replay" and (mode or options or background is not False):
@@ -187,6 +186,11 @@ class _Jitted:
                 executable = table.get(key)
                 if executable is None or not executable.holds():
                     signature.check(leaves)
+                    if emptied := watch.emptied():
+                        raise ValueError(
+                            f"{emptied} holds no data: it was donated to an earlier call. Pass it to "
+                            f"{name_of(self.f)} as an argument, or let it refer to a copy (tensor.clone())"
+                        )
                     rare = self._only_sizes_differ(signature, leaves, statics)
                     f = self._with_statics(values)
                     executable = Executable(f, signature, leaves, watch.references, rare=rare, **self.settings)

@@ -107,6 +107,14 @@ class Watch:
         known = set(self._last.ids) if self._last else set()
         return [weakref.ref(x) if id(x) in known else (lambda x=x: x) for x in tensors]  # type: ignore[misc]
 
+    def emptied(self) -> str:
+        """What to call a tensor in these places that holds no data because it was donated; "" where there is none."""
+        for place in self._last.places if self._last else ():
+            for name, value in zip(place.names(), place.read(), strict=False):
+                if isinstance(value, Tensor) and value.is_meta:
+                    return f"`{name}` of {place.where}"
+        return ""
+
     def values(self) -> dict[str, Any]:
         """What stands in all places now, by name: as it is compared, and as text."""
         self.look()

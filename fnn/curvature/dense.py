@@ -8,18 +8,11 @@ import torch
 from fnn import tree as _tree
 from fnn._argnums import Argnums
 from fnn.curvature.products import Mode, hessian_map, output_hessian
-from fnn.jacobian.arguments import (
-    call_and_listen,
-    check_primals,
-    check_surroundings,
-    differentiable_output,
-    mapped,
-    real_scalar,
-    reverse_mode,
-)
+from fnn.jacobian.arguments import check_primals, differentiable_output, mapped, real_scalar
 from fnn.jacobian.dense import blocks_of_rows, differentiated
 from fnn.jacobian.operator import NO_BATCH
 from fnn.jacobian.products import bounds, join, single
+from fnn.jacobian.torch_rules import call_and_listen, check_surroundings, reverse_mode
 from fnn.linalg.vector_space import VectorSpace, one_hot
 from fnn.tree import Tree
 
@@ -91,15 +84,15 @@ def ggn_diagonal(model: Callable, loss: Callable, chunk_size: int | None = None)
         rest = () if batch is NO_BATCH else (batch,)
         checked = differentiable_output(model, name)
         output, pullback, *_ = reverse_mode(lambda: torch.func.vjp(lambda p: checked(p, *rest), params), name)
-        whole = lambda p: loss(checked(p, *rest), *rest)
+        composed = lambda p: loss(checked(p, *rest), *rest)
         curvature = output_hessian(lambda out: loss(out, *rest), name)
 
         def entry(u: Tree) -> Tree:
             (row,), (curved,) = reverse_mode(lambda: (pullback(u), pullback(curvature(output, u))), name)
             return _tree.map(torch.mul, row, curved)
 
-        check_surroundings(whole, (params,), name)
-        loop = call_and_listen(whole, (params,), nested=False)[1].vmap is not None
+        check_surroundings(composed, (params,), name)
+        loop = call_and_listen(composed, (params,), nested=False)[1].vmap is not None
         total = None
         for rows in bounds(_tree.size(output), chunk_size):
             part = _tree.map(lambda leaf: leaf.sum(0), mapped(entry, (one_hot(output, *rows),), loop=loop))

@@ -133,7 +133,7 @@ def _ekfac(sweep: LayerSweep) -> KroneckerOperator:
 def _gram(rows: Tensor) -> Tensor:
     """The sum of r r^T over samples and positions: (samples, groups, positions, width) -> (groups, width, width).
 
-    Without the axis of groups where there is one.
+    The axis of groups is left out where there is only one.
     """
     joined = rows.transpose(0, 1).flatten(1, 2)
     gram = joined.mT @ joined
@@ -142,7 +142,7 @@ def _gram(rows: Tensor) -> Tensor:
 
 def _second_moments(gradients: Tensor, inputs: Tensor) -> Tensor:
     """The sum over columns and samples of the squared entries of the samples' gradients: (groups, out, in)."""
-    if inputs.shape[2] == 1:  # the square of one product is a product of squares
+    if inputs.shape[2] == 1:  # with one position, the square of the product is the product of squares
         outer = gradients.square().sum(0)[:, :, 0].transpose(0, 1)  # (groups, samples, out)
         moments = outer.mT @ inputs[:, :, 0].square().transpose(0, 1)
     else:

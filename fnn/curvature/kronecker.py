@@ -24,7 +24,7 @@ class KroneckerFactors(NamedTuple):
     def decomposed(self) -> "KroneckerEigen":
         inputs, input_basis = torch.linalg.eigh(self.input)
         outputs, output_basis = torch.linalg.eigh(self.output)
-        inputs, outputs = inputs.clamp(min=0.0), outputs.clamp(min=0.0)  # below zero by rounding alone
+        inputs, outputs = inputs.clamp(min=0.0), outputs.clamp(min=0.0)  # only rounding makes them negative
         return KroneckerEigen(input_basis, output_basis, outputs[..., :, None] * inputs[..., None, :])
 
 
@@ -56,11 +56,11 @@ class Block(NamedTuple):
 
 
 class KroneckerOperator(LinearOperator):
-    """What :func:`kfac` and :func:`ekfac` return: a symmetric :class:`LinearOperator` with an exact inverse.
+    """The result of :func:`kfac` and :func:`ekfac`: a symmetric :class:`LinearOperator` with an exact inverse.
 
-    ``factors`` is a plain tree, a block for each layer by the dotted path of its weight: to average it over steps or
-    to take it out of a compiled function, and ``with_factors`` puts it back. ``K @ v`` costs two matrix products for
-    each layer. Sums, multiples and restrictions are plain operators, without ``inverse``.
+    ``factors`` is a plain tree with a block for each layer, by the dotted path of its weight. It can be averaged over
+    steps or returned from a compiled function; ``with_factors`` makes an operator of it again. ``K @ v`` costs two
+    matrix products for each layer. Sums, multiples and restrictions are plain operators, without ``inverse``.
     """
 
     factors: Factors

@@ -13,7 +13,8 @@ from fnn._numerics import widen
 from fnn.curvature.kronecker import Block
 from fnn.curvature.operators import NO_BATCH, Calls
 from fnn.curvature.products import check_likelihood, check_logits, drawn_gradients, output_root
-from fnn.gradients.layer_capture import Record, Taps, gradient_rows, input_rows, record, zero_taps
+from fnn.gradients.layer_capture import Record, Taps, record, zero_taps
+from fnn.gradients.layer_rows import gradient_rows, input_rows
 from fnn.gradients.per_sample import as_batch_of_one, check_chunk_size, count_samples, over_samples
 from fnn.gradients.value_and_grad import check_differentiable
 from fnn.tree import Tree
@@ -36,7 +37,7 @@ class LayerRows(NamedTuple):
 
 
 class LayerSweep:
-    """The rows of all batches, again and again; the arguments are those of :func:`fnn.curvature.kfac`."""
+    """Iterates over the rows of all batches, anew each time; the arguments are those of :func:`fnn.curvature.kfac`."""
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class LayerSweep:
     def _rows(self, batch: Any, key: Tensor | None) -> LayerRows:
         count = count_samples((self.params, batch), (1,))
         leaves, treedef = _tree.flatten(self.params)
-        leaves = [leaf.view_as(leaf) for leaf in leaves]  # objects that stand nowhere else
+        leaves = [leaf.view_as(leaf) for leaf in leaves]  # taps recognise leaves by identity
         recorded = record(self.function, (self.params, batch), {}, (None, 0), (1,))
         blocks = find_blocks(recorded, self.params)
         uses, paths = recorded.uses, treedef.paths
@@ -96,7 +97,7 @@ class LayerSweep:
                 (pulled,) = torch.func.vmap(pullback)(cotangents.unsqueeze(2))
                 rows: dict[str, list[Tensor]] = {path: [] for path in blocks}
                 for use, gradient in zip(uses, pulled, strict=True):
-                    part = widen(gradient_rows(use, gradient.flatten(0, 1)))  # columns are like further samples
+                    part = widen(gradient_rows(use, gradient.flatten(0, 1)))  # columns count as further samples
                     rows[paths[use.leaf]].append(part.unflatten(0, (len(cotangents), count)))
                 yield {path: torch.cat(parts, -2) for path, parts in rows.items()}
 

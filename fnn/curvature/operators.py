@@ -111,8 +111,8 @@ def empirical_fisher_operator(
 ) -> LinearOperator:
     """The mean of g g^T over the gradients g of the samples' losses, symmetric and semidefinite.
 
-    ``losses(params, batch)`` gives one loss for each sample, (batch,). The labels are the data's: no Fisher
-    information (Kunstner, Balles and Hennig, 2019). Cost and memory are those of :func:`ggn_operator`. Raises
+    ``losses(params, batch)`` gives one loss for each sample, (batch,). The labels are those of the data, so this is not
+    a Fisher information (Kunstner, Balles and Hennig, 2019). Cost and memory are those of :func:`ggn_operator`. Raises
     ``ValueError`` for losses of another rank.
 
     >>> import torch
@@ -129,7 +129,8 @@ def empirical_fisher_operator(
     return _mean_operator(product, params, Calls(batch, batches))
 
 
-def _mean_operator(product: Callable, params: Tree, calls: "Calls") -> LinearOperator:
+def _mean_operator(product: Callable, params: Tree, calls: Calls) -> LinearOperator:
+    """The mean of ``product(v, number, *args)`` over all calls, weighted by their numbers of samples."""
     total = sum(size for size, _ in calls)
 
     def mean(v: Tree) -> Tree:

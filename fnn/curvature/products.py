@@ -11,21 +11,17 @@ import torch
 from torch import Tensor
 
 from fnn import random
-from fnn.jacobian.arguments import (
+from fnn.jacobian.arguments import check_primals, check_tangents, differentiable_output, irregular_like, real_scalar
+from fnn.jacobian.operator import NO_BATCH
+from fnn.jacobian.products import linearized, single
+from fnn.jacobian.torch_rules import (
     MissingRuleError,
     NoForwardRuleError,
     call_and_listen,
-    check_primals,
     check_surroundings,
-    check_tangents,
-    differentiable_output,
     forward_mode,
-    irregular_like,
-    real_scalar,
     reverse_mode,
 )
-from fnn.jacobian.operator import NO_BATCH
-from fnn.jacobian.products import linearized, single
 from fnn.tree import Tree
 
 Mode = Literal["auto", "forward-over-reverse", "reverse-over-forward", "reverse-over-reverse"]
@@ -85,7 +81,7 @@ def hvp_mode(f: Callable, primals: tuple, has_aux: bool = False) -> tuple[str, s
 
 
 def vhp(f: Callable, primals: tuple, cotangents: tuple, has_aux: bool = False) -> tuple[Any, ...]:
-    """``(gradient, v^T H)``, by reverse over reverse: H is symmetric, so this is ``hvp`` by another name.
+    """``(gradient, v^T H)``, by reverse over reverse. H is symmetric, so this equals :func:`hvp`.
 
     Cost, memory and errors are those of :func:`hvp`.
 
@@ -165,10 +161,10 @@ def fisher_product(
 def empirical_fisher_product(f: Callable, primals: tuple, tangents: tuple, has_aux: bool = False) -> tuple[Any, ...]:
     """``(losses, E v)`` with E the mean of g g^T over the gradients g of the losses (batch,) that ``f`` returns.
 
-    The labels are the data's, not the model's: this is no Fisher information and no Hessian, though often used as
-    one (Kunstner, Balles and Hennig, 2019). E = J^T J / batch with the Jacobian J of the losses, so no gradient of a
-    single sample is made. Cost about 5 calls, memory the activations. Raises ``ValueError`` for losses of another
-    rank, and what :func:`hvp` raises.
+    The labels are those of the data, not of the model: E is neither a Fisher information nor a Hessian, though it is
+    often used as one (Kunstner, Balles and Hennig, 2019). E = J^T J / batch with the Jacobian J of the losses, so no
+    gradient of a single sample is made. Cost about 5 calls, memory the activations. Raises ``ValueError`` for losses of
+    another rank, and what :func:`hvp` raises.
 
     >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     >>> empirical_fisher_product(lambda w: x @ w, (torch.zeros(2),), (torch.ones(2),))[1]

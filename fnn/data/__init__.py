@@ -1,4 +1,4 @@
-"""Data sets as whole tensors, and batches of them."""
+"""Data sets as tensors, and batches of them."""
 
 from fnn.data.arrays import batches, from_dataset, length, resize
 from fnn.data.image_sets import DIGITS, FASHION_MNIST_CLASSES, Images, load_dataset

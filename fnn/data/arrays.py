@@ -1,4 +1,4 @@
-"""Batches of arrays. A data set is a pytree of tensors with a common leading axis."""
+"""Batches of arrays. A data set is a tree of tensors with a common leading axis."""
 
 from collections.abc import Iterator, Mapping
 
@@ -13,12 +13,12 @@ from fnn.tree import Tree
 
 
 def batches(arrays: Tree, batch_size: int, key: Tensor | None = None, drop_last: bool = False) -> Iterator[Tree]:
-    """The rows of a tree of tensors, ``batch_size`` at a time, on the device that they are on.
+    """Iterate over the rows of a tree of tensors in batches, on the device of the tensors.
 
-    With a key in the order of ``random.permutation(key, rows)``, so the same key gives the same order, and
-    ``fnn.random.fold_in(key, epoch)`` another one each epoch; without one in stored order. The last batch is short
-    unless ``drop_last``. Raises ``TypeError`` for leaves that are not tensors, ``ValueError`` for leaves of different
-    lengths, a batch size below 1, and when ``drop_last`` leaves nothing.
+    With a key the rows come in the order of ``random.permutation(key, rows)``; use ``fnn.random.fold_in(key, epoch)``
+    for another order in each epoch. Without a key they come in stored order. The last batch may be smaller; with
+    ``drop_last`` it is then left out. Raises ``TypeError`` for leaves that are not tensors, and ``ValueError`` for
+    leaves of different lengths, for a batch size below 1, and if ``drop_last`` leaves no batch.
 
     >>> x, y = torch.arange(5.0), torch.arange(5)
     >>> [labels.tolist() for _, labels in batches((x, y), 2)]
@@ -42,9 +42,9 @@ def _cut(arrays: Tree, order: Tensor | None, rows: int, batch_size: int) -> Iter
 
 
 def length(arrays: Tree) -> int:
-    """The common length of the leading axis.
+    """Return the common length of the leading axis.
 
-    Raises ``ValueError`` that lists the shapes when there is none, ``TypeError`` for a leaf that is not a tensor.
+    Raises ``ValueError`` listing the shapes if the lengths differ, and ``TypeError`` for a leaf that is not a tensor.
 
     >>> length((torch.zeros(3, 2), torch.zeros(3)))
     3
@@ -61,9 +61,11 @@ def length(arrays: Tree) -> int:
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Images of shape (batch, channels, height, width) at size x size: zeros around them where the margin is
-    small (28 to 32), bilinear interpolation otherwise (8 to 28, 2 to 3). A margin is small when it is at most 4 pixels
-    and at most a quarter of the image. Values stay in the same range. Raises ``ValueError`` for other shapes.
+    """Resize images of shape (batch, channels, height, width) to size x size.
+
+    Square images are padded with zeros if they are smaller by at most 4 pixels and at most a quarter of their size (28
+    to 32). All others are interpolated bilinearly (8 to 28). Values stay in the same range. Raises ``ValueError`` for
+    other shapes.
 
     >>> resize(torch.ones(2, 1, 28, 28), 32).shape, resize(torch.ones(2, 1, 8, 8), 28).shape
     (torch.Size([2, 1, 32, 32]), torch.Size([2, 1, 28, 28]))
@@ -81,7 +83,9 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def from_dataset(dataset: object) -> tuple[Tensor, ...]:
-    """Any indexable data set of (input, label, ...) rows, such as torch's ``Dataset``, as whole tensors.
+    """Convert an indexable data set of rows (input, label, ...), such as torch's ``Dataset``, to a tuple of tensors.
+
+    Raises ``ValueError`` for a data set without rows and ``TypeError`` for rows that are not tuples or lists.
 
     >>> rows = [(torch.zeros(2), 3), (torch.ones(2), 4)]
     >>> from_dataset(rows)

@@ -1,4 +1,4 @@
-"""Image data sets as whole tensors."""
+"""Image data sets as tensors."""
 
 import gzip
 import os
@@ -31,17 +31,17 @@ class Images(NamedTuple):
 
 
 def load_dataset(name: Name, root: str | Path | None = None, download: bool = True, size: int | None = None) -> Images:
-    """A data set of images by name.
+    """Load a data set of images by name.
 
-    - "digits": 1,797 handwritten digits of 8x8 pixels, 1,438 to train and 359 to test, within the package. The
+    - "digits": 1,797 handwritten digits of 8x8 pixels, 1,438 to train and 359 to test, in the package. This is the
       test set of "Optical Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, UCI Machine Learning
       Repository, doi 10.24432/C50P49, CC BY 4.0.
-    - "mnist", "fashion_mnist": 60,000 and 10,000 images of 28x28, through torchvision, from ``root`` (default: the
-      environment variable FNN_DATA, else ~/.cache/fnn), downloaded there when missing and ``download``.
+    - "mnist", "fashion_mnist": 60,000 and 10,000 images of 28x28 pixels, read by torchvision from the folder ``root``
+      (default: the environment variable FNN_DATA, or ~/.cache/fnn). With ``download`` missing files are downloaded.
 
-    ``size`` enlarges the images to size x size. Raises ``ValueError`` for another name, ``ImportError`` without
-    torchvision, ``FileNotFoundError`` that says what was tried and where the files belong, and ``ValueError`` for files
-    of another kind (an error page in their place, an empty or cut one, images and labels of different numbers).
+    ``size`` resizes the images to size x size (:func:`resize`). Raises ``ValueError`` for another name, ``ImportError``
+    without torchvision, ``FileNotFoundError`` for files that are missing, and ``ValueError`` for files that are damaged
+    or do not belong together.
 
     >>> digits = load_dataset("digits")
     >>> digits.train[0].shape, digits.test[1].shape
@@ -66,7 +66,7 @@ def _digits() -> Images:
     pixels = torch.frombuffer(bytearray(raw[: count * 64]), dtype=torch.uint8)
     images = pixels.reshape(count, 1, 8, 8).to(torch.float32) / 16.0
     labels = torch.frombuffer(bytearray(raw[count * 64 :]), dtype=torch.uint8).to(torch.int64)
-    # the middle of every five images of each class, so that both parts hold every class and every writer
+    # test on the middle one of every five images of each class, so that both sets have every class and every writer
     rank = torch.zeros(count, dtype=torch.int64)
     for digit in range(10):
         rows = (labels == digit).nonzero()[:, 0]

@@ -12,6 +12,7 @@ from fnn._numerics import widen
 from fnn.gradients.per_sample import (
     check_chunk_size,
     check_no_key,
+    chunks,
     count_samples,
     per_sample_grad,
     prepare,
@@ -23,11 +24,11 @@ from fnn.tree import Tree
 
 
 def accumulate_grad(loss: Callable, steps: int, batch_argnums: Argnums = 1) -> Callable:
-    """``grad(loss)`` of a batch, worked out in ``steps`` parts of almost equal size, one after the other.
+    """The gradient of a batch, computed in ``steps`` parts of almost equal size, one after the other.
 
-    ``accumulate_grad(loss, steps)(params, batch, *rest, key=None)``. Equals the full-batch gradient for a loss that is
-    a mean over independent samples (:func:`fnn.gradients.check_per_sample` tells); parts of different size are
-    weighted by it. ``key`` is split into one key per part, which the loss gets as its keyword ``key``. 16-bit
+    ``accumulate_grad(loss, steps)(params, batch, *rest, key=None)``. It equals ``grad(loss)`` of the batch for a loss
+    that is a mean over independent samples, which :func:`fnn.gradients.check_per_sample` checks; each part is weighted
+    by its size. ``key`` is split into one key per part, which the loss gets as its keyword ``key``. 16-bit
     gradients are added up in float32; the result has the dtypes of params. Memory: the activations of one part and
     two trees of gradients. Raises ``ValueError`` unless 1 <= steps <= samples, and for a random key by position,
     which would give all parts the same random numbers.
@@ -77,9 +78,9 @@ def per_sample_moments(
     """Mean, second moment and variance of each parameter's gradient over samples, entry by entry.
 
     ``per_sample_moments(loss)(params, batch, *rest, key=None)`` as in :func:`fnn.per_sample_grad`.
-    Never more than ``chunk_size`` gradients alive beside four trees; chunks are merged by the formula of
-    Chan et al. (1979), so that no digits cancel. 16-bit gradients are summed in float32; the results have the dtypes of
-    params. Raises ``ValueError`` for fewer than two samples, and for complex params.
+    At most ``chunk_size`` gradients are alive at a time, beside four trees; chunks are merged by the formula of
+    Chan et al. (1979), which avoids cancellation. 16-bit gradients are summed in float32; the results have the dtypes
+    of params. Raises ``ValueError`` for fewer than two samples, and for complex params.
 
     >>> import torch
     >>> loss = lambda w, x: (w * x).sum()
@@ -100,8 +101,7 @@ def per_sample_moments(
         mean: list[Tensor] = []
         scatter: list[Tensor] = []  # the sum of squared differences from the mean
         done = 0
-        for start in range(0, count, chunk_size or count):
-            rows = slice(start, min(start + (chunk_size or count), count))
+        for rows in chunks(count, chunk_size):
             keys = {name: value[rows] for name, value in call.kwargs.items()}
             grads = [widen(g) for g in _tree.leaves(each(*take_rows(args, call.batches, rows), **keys))]
             size = rows.stop - rows.start

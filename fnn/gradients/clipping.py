@@ -11,7 +11,7 @@ from fnn import tree as _tree
 from fnn._argnums import Argnums, positions
 from fnn._numerics import safe_sqrt, widen
 from fnn.gradients import ghost as _ghost
-from fnn.gradients.per_sample import Call, check_chunk_size, count_samples, prepare, take_rows
+from fnn.gradients.per_sample import Call, check_chunk_size, chunks, count_samples, prepare, take_rows
 from fnn.tree import Tree
 
 Method = Literal["auto", "exact", "ghost"]
@@ -75,7 +75,7 @@ def clipped_grad(
     ``per_leaf`` each leaf is clipped by its own norm, to ``max_norm`` or to its entry where that is a tree
     like params; the sum then changes by at most sqrt(sum of max_norm^2) when one sample is added.
 
-    Never more than ``chunk_size`` samples' gradients (or, with "ghost", activations) are alive beside the
+    At most ``chunk_size`` samples' gradients (or, with "ghost", activations) are alive at a time beside the
     sum. ``method`` as in :func:`per_sample_norms`; "ghost" takes the sum from the same layer inputs and
     output gradients, one product a layer, so that it costs less than two passes. Compiled, the chunks are
     written out one after the other: keep their number small. Norms and sums of 16-bit gradients are taken in
@@ -119,7 +119,7 @@ def clipped_grad(
 
 
 def ghost_plan(loss: Callable, batch_argnums: Argnums = 1) -> Callable[..., dict[str, _ghost.LeafPlan]]:
-    """For each leaf of params, by dotted path, how ``method="ghost"`` works with it and why.
+    """For each leaf of params, by dotted path, which method ``method="ghost"`` uses for it and why.
 
     ``ghost_plan(loss)(params, batch, *rest, key=None)``; runs the loss forward on one sample.
 
@@ -156,7 +156,7 @@ def gradient_noise_scale(
     ``gradient_noise_scale(loss)(params, batch, *rest, key=None)``; McCandlish et al. (2018), "An empirical
     model of large-batch training". C is the covariance of per-sample gradients and g their expectation, both
     by the unbiased estimates from the B samples: tr(C) = (mean |g_i|^2 - |mean g_i|^2) B / (B - 1) and |g|^2 =
-    |mean g_i|^2 - tr(C) / B, which may be negative where noise is all there is. Both are differences of large numbers
+    |mean g_i|^2 - tr(C) / B, which may be negative where the noise dominates. Both are differences of large numbers
     where the noise is small, so all sums are taken in float64. Memory and cost are those of :func:`clipped_grad`, in
     float64. Raises ``ValueError`` for fewer than two samples.
 
@@ -198,14 +198,13 @@ def _prepare(args: tuple, kwargs: dict, batch_argnums: Argnums) -> Call:
 def _chunks(
     loss: Callable, chunk_size: int | None, method: Method, batch_argnums: Argnums, args: tuple, kwargs: dict
 ) -> Iterator[tuple[_ghost.Gradients, slice]]:
-    """The gradients of one chunk of samples after the other, as they are needed."""
+    """The gradients of the samples, one chunk at a time, with the rows of each chunk."""
     call = _prepare(args, kwargs, batch_argnums)
     if method == "exact":
         plan = _ghost.Plan([], [_ghost.LeafPlan("exact", "asked for") for _ in _tree.leaves(args[0])])
     else:
         plan = _ghost.make_plan(loss, args, call)
-    for start in range(0, call.count, chunk_size or call.count):
-        rows = slice(start, min(start + (chunk_size or call.count), call.count))
+    for rows in chunks(call.count, chunk_size):
         keys = {name: value[rows] for name, value in call.kwargs.items()}
         part = take_rows(args, call.batches, rows)
         yield _ghost.factored(loss, plan, part, call._replace(kwargs=keys)), rows
@@ -216,11 +215,11 @@ def _total(pieces: list[Tensor]) -> Tensor:
 
 
 def _clip(norm: Tensor, limit: float | Tensor) -> Tensor:
-    """What a gradient of this norm is multiplied with; nan where the norm or the limit is."""
+    """The factor min(1, limit / norm) of a clipped gradient; nan where the norm or the limit is nan."""
     if isinstance(limit, Tensor):
         limit = limit.to(norm.dtype).clamp(min=0)
-    short = norm <= limit
-    return torch.where(short, 1.0, limit / norm.masked_fill(short, 1.0))
+    unclipped = norm <= limit
+    return torch.where(unclipped, 1.0, limit / norm.masked_fill(unclipped, 1.0))
 
 
 def _limits(max_norm: Any, params: Tree, per_leaf: bool) -> list:

@@ -8,12 +8,12 @@ keeping"): neither forms the gradient of a sample, and the second needs no furth
 parameter used several times has the rows of all its uses, so the cross terms between uses are counted.
 
 The factors are found by taps (``fnn.gradients.layer_capture``). A leaf that is used in any other way is differentiated
-per sample as it stands. For biases and the scales and shifts of normalisation that is the cheap sum over
-positions already.
+per sample. For biases and the scales and shifts of normalisation this is already the cheap sum over positions.
 
 16-bit factors and gradients are multiplied and summed in float32.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,13 +22,14 @@ from torch import Tensor
 
 from fnn import tree as _tree
 from fnn._numerics import widen
-from fnn.gradients.layer_capture import Taps, Use, gradient_rows, input_rows, record, zero_taps
+from fnn.gradients.layer_capture import Taps, Use, record, zero_taps
+from fnn.gradients.layer_rows import gradient_rows, input_rows
 from fnn.gradients.per_sample import Call, as_batch_of_one, over_samples
 from fnn.gradients.value_and_grad import scalar_valued
 
 
 class LeafPlan(NamedTuple):
-    """How the per-sample gradient of one leaf is worked with, and why.
+    """How the per-sample gradient of one leaf is computed, and why.
 
     ``method`` is "gram" (norms from Gram matrices of the factors), "direct" (the factors are multiplied out
     for ``chunk_size`` samples at a time, because that is cheaper) or "exact" (differentiated per sample).
@@ -39,7 +40,7 @@ class LeafPlan(NamedTuple):
 
 
 class Factor(NamedTuple):
-    """Rows of positions: dense (samples, groups, positions, width), or one-hot by index (samples, positions)."""
+    """A row for each position: dense (samples, groups, positions, width), or one-hot by index (samples, positions)."""
 
     rows: Tensor
     one_hot: bool
@@ -49,7 +50,7 @@ class Factor(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What one run of the loss on one sample showed."""
+    """The uses of leaves as matrices that are factored, and the method for each leaf."""
 
     uses: list[Use]
     methods: list[LeafPlan]
@@ -62,22 +63,22 @@ def make_plan(loss: Callable, args: tuple, call: Call) -> Plan:
     biases = {use.bias for use in uses}
     methods = []
     for i, leaf in enumerate(leaves):
-        mine = [use for use in uses if use.leaf == i]
+        own_uses = [use for use in uses if use.leaf == i]
         if leaf.dim() < 2 and (i in others or i in biases):
             methods.append(LeafPlan("exact", "a vector: its gradient is the sum over positions itself"))
         elif i in others:
             methods.append(LeafPlan("exact", others[i]))
         elif leaf.is_complex():
             methods.append(LeafPlan("exact", "complex numbers"))
-        elif mine:
-            methods.append(_cheaper(mine, leaf))
+        elif own_uses:
+            methods.append(_gram_or_direct(own_uses, leaf))
         else:
             methods.append(LeafPlan("exact", "not used by the function"))
     return Plan([use for use in uses if methods[use.leaf].method != "exact"], methods)
 
 
-def _cheaper(uses: list[Use], leaf: Tensor) -> LeafPlan:
-    """Gram matrices cost positions^2 x widths, multiplying out costs positions x rows x columns."""
+def _gram_or_direct(uses: list[Use], leaf: Tensor) -> LeafPlan:
+    """The cheaper method: Gram matrices cost positions^2 x widths, multiplying out positions x rows x columns."""
     positions = sum(_positions(use) for use in uses)
     rows, columns = leaf.shape[0], leaf[0].numel()
     one_hot = all(use.kind == "embedding" for use in uses)
@@ -89,11 +90,8 @@ def _cheaper(uses: list[Use], leaf: Tensor) -> LeafPlan:
 
 
 def _positions(use: Use) -> int:
-    size = 1
-    for length in use.shape:
-        size *= length
     channels = use.shape[1] if use.kind == "conv" else use.shape[-1]
-    return size // max(channels, 1)
+    return math.prod(use.shape) // max(channels, 1)
 
 
 class Gradients(NamedTuple):
@@ -105,7 +103,7 @@ class Gradients(NamedTuple):
     plan: Plan
 
     def to(self, dtype: torch.dtype) -> "Gradients":
-        """The same in another dtype, in which they are then summed."""
+        """The same gradients in another dtype."""
         factors = {i: [(left.to(dtype), right.to(dtype)) for left, right in pairs] for i, pairs in self.factors.items()}
         return self._replace(exact={i: leaf.to(dtype) for i, leaf in self.exact.items()}, factors=factors)
 
@@ -140,19 +138,18 @@ def factored(loss: Callable, plan: Plan, args: tuple, call: Call) -> Gradients:
     """Run the loss forward and backward once per sample (batched by ``vmap``), keeping factors."""
     params, *rest = args
     leaves, treedef = _tree.flatten(params)
-    leaves = [
-        leaf.view_as(leaf) for leaf in leaves
-    ]  # objects that stand nowhere else, be it in another place of params
+    # taps recognise leaves by identity, so each becomes an object that occurs nowhere else in params or the loss
+    leaves = [leaf.view_as(leaf) for leaf in leaves]
     one_loss = scalar_valued(as_batch_of_one(loss, call.batches), "a per-sample gradient")
     exact = [i for i, leaf_plan in enumerate(plan.methods) if leaf_plan.method == "exact"]
 
     def tapped(varied: tuple[list[Tensor], list[Tensor]], *rest: Any, **kwargs: Any) -> tuple:
         taps, exact_leaves = varied
-        mine = list(leaves)
+        given = list(leaves)
         for i, leaf in zip(exact, exact_leaves, strict=True):
-            mine[i] = leaf
+            given[i] = leaf
         with Taps({use.leaf: leaves[use.leaf] for use in plan.uses}, plan.uses, taps) as listener:
-            value = one_loss(treedef.unflatten(mine), *rest, **kwargs)
+            value = one_loss(treedef.unflatten(given), *rest, **kwargs)
         return value, listener.inputs
 
     mapped = over_samples(torch.func.grad(tapped, has_aux=True), (None, *call.in_dims[1:]))

@@ -39,7 +39,7 @@ class Use(NamedTuple):
 
 
 class Record(NamedTuple):
-    """The uses of leaves as matrices, in the order of the calls, and how leaves are used otherwise, by place."""
+    """The uses of leaves as matrices, in the order of the calls, and how leaves are used otherwise, by their number."""
 
     uses: list[Use]
     others: dict[int, str]
@@ -107,8 +107,9 @@ _READERS = {
 class _Listener(TorchFunctionMode):
     """Hands the calls that use one of the leaves as the matrix of a layer to ``layer``; the others run as they are.
 
-    ``leaves`` are tensors by place. They are known by identity, so each must be an object that stands nowhere else.
-    Calls inside a transform of the function's own are left alone: what they see is not the whole input.
+    ``leaves`` are tensors by their number in params. They are recognised by identity, so each must be an object that
+    occurs nowhere else. Calls inside a transform that the function itself uses are left alone: they do not see the
+    whole input.
     """
 
     def __init__(self, leaves: dict[int, Tensor]):
@@ -137,15 +138,15 @@ class _Listener(TorchFunctionMode):
         place = self.place(weight)
         if place is None or not kind or self.place(input) is not None or not isinstance(input, Tensor):
             return None
-        wide = weight.dim() == 2 if kind != "conv" else weight.dim() == input.dim() and weight.dim() in (3, 4)
-        if not wide or (kind == "matmul" and input.dim() == 0):
+        is_matrix = weight.dim() == 2 if kind != "conv" else weight.dim() == input.dim() and weight.dim() in (3, 4)
+        if not is_matrix or (kind == "matmul" and input.dim() == 0):
             return None
-        plain = isinstance(bias, Tensor) and bias.dim() == 1  # anything else that is added is another use
-        return place, self.place(bias) if plain else None, input, kind, options
+        vector = isinstance(bias, Tensor) and bias.dim() == 1  # anything else that is added is another use
+        return place, self.place(bias) if vector else None, input, kind, options
 
 
 def _depth() -> int:
-    """How many transforms of torch.func run around the call."""
+    """The number of transforms of torch.func that run around the call."""
     innermost = _torch.peek_interpreter_stack()
     return 0 if innermost is None else innermost.level()
 
@@ -156,7 +157,8 @@ def _use(found: tuple, out: Tensor) -> Use:
 
 
 def _without_bias(use: Use) -> Use:
-    return use._replace(bias=None)  # which need not be among the leaves when taps are added
+    """The use as it is compared with a later one, in which the bias need not be among the leaves."""
+    return use._replace(bias=None)
 
 
 _IMPURE = "the function calls other layers when it is called again, so it is not a pure function of its arguments"
@@ -189,7 +191,7 @@ class Taps(_Listener):
 
 
 class _Recorder(_Listener):
-    """Notes the uses, and where each stands in the graph of autograd.
+    """Records the uses, and the nodes of autograd's graph that belong to each.
 
     Each use of a leaf as matrix or bias is given a view of its own, whose node in the graph marks the use.
     """
@@ -222,7 +224,7 @@ class _Recorder(_Listener):
         return out
 
     def others(self, output: Any) -> dict[int, str]:
-        """Of the leaves that the output depends on in another way than by the uses: in which."""
+        """For each leaf that the output also depends on in another way than through the uses, what that way is."""
         consumers = _consumers([x for x in _tree.leaves(output) if isinstance(x, Tensor)])
         uses = {node for _, node, _ in self.marks}
         others = {}
@@ -305,48 +307,3 @@ def record(function: Callable, args: tuple, kwargs: dict, in_dims: tuple, batch_
 def zero_taps(uses: list[Use], samples: tuple[int, ...] = ()) -> list[Tensor]:
     """A zero for the output of each use, with leading axes for samples where the function is not mapped over them."""
     return [torch.zeros((*samples, *use.shape), dtype=use.dtype, device=use.device) for use in uses]
-
-
-# Rows of positions (samples, groups, positions, width) of linear layers, matrix products and convolutions
-
-
-def gradient_rows(use: Use, gradient: Tensor) -> Tensor:
-    """Output gradients (samples, *use.shape) with one row per position."""
-    samples = gradient.shape[0]
-    if use.kind != "conv":
-        return gradient.reshape(samples, 1, -1, gradient.shape[-1])
-    images = gradient.reshape(samples, gradient.shape[1], use.options[3], -1, gradient[0, 0, 0].numel())
-    return _images_to_positions(images)
-
-
-def input_rows(use: Use, input: Tensor, leaf: Tensor) -> Tensor:
-    """Layer inputs (samples, ...) with one row per position; for a convolution a row is a window of the image."""
-    samples = input.shape[0]
-    if use.kind != "conv":
-        return input.reshape(samples, 1, -1, input.shape[-1])
-    stride, padding, dilation, groups = use.options
-    space = leaf.dim() - 2
-    images = input.flatten(0, 1)  # samples and the images of each
-    if space == 1:  # a signal is an image of one row
-        images = images.unsqueeze(-2)
-    kernel = (1,) * (2 - space) + tuple(leaf.shape[2:])
-    stride, dilation = _two(stride, space, 1), _two(dilation, space, 1)
-    if padding == "same":
-        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        margins = [total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2]
-    else:
-        up, side = (0, 0) if padding == "valid" else _two(padding, space, 0)
-        margins = [side, side, up, up]
-    windows = F.unfold(F.pad(images, margins), kernel, dilation, 0, stride)  # (images, channels * window, positions)
-    return _images_to_positions(windows.reshape(samples, input.shape[1], groups, -1, windows.shape[-1]))
-
-
-def _images_to_positions(images: Tensor) -> Tensor:
-    """(samples, images, groups, width, positions) -> (samples, groups, images * positions, width)."""
-    return images.permute(0, 2, 1, 4, 3).flatten(2, 3)
-
-
-def _two(value: Any, space: int, missing: int) -> tuple[int, int]:
-    values = (value,) * space if isinstance(value, int) else tuple(value)
-    values = values * space if len(values) < space else values
-    return (missing, values[0]) if space == 1 else (values[0], values[1])

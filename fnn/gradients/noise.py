@@ -38,7 +38,7 @@ class PoissonSample(NamedTuple):
 
 
 def poisson_sample(key: Tensor, count: int, rate: float, max_batch: int) -> PoissonSample:
-    """Each of ``count`` samples with probability ``rate``, in a batch of fixed shape, so that nothing recompiles.
+    """Draw each of ``count`` samples with probability ``rate``, into a batch of fixed shape, so that jit traces once.
 
     ``clipped_grad(loss, c)(params, batch_at(indices), weights=weights)`` leaves the padding out. Draws
     beyond ``max_batch`` are dropped, a random choice of them; ``dropped`` counts them. An accountant assumes

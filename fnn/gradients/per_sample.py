@@ -5,7 +5,7 @@ work unchanged. Everything here is ``vmap`` over samples of ``grad``, and compos
 transforms and with ``fnn.jit``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor
 from fnn import random
 from fnn import tree as _tree
 from fnn._argnums import Argnums, positions
+from fnn._samples import samples_apart
 from fnn.gradients.value_and_grad import check_differentiable, differentiate, scalar_valued
-from fnn.layers.base import samples_apart
 from fnn.tree import Tree
 
 
@@ -36,13 +36,13 @@ def per_sample_grad(
     result is ``(grads, aux)``, each tensor of aux with the leading axis.
 
     ``mean(per_sample_grad(loss))`` is ``grad(loss)`` exactly when the loss is the mean over independent
-    samples; :func:`check_per_sample` tells.
+    samples, which :func:`check_per_sample` checks.
 
     Memory: samples x parameters for the result, and the activations of ``chunk_size`` samples (all of them
     where it is None) for the work. Cost: one forward and one backward pass of the batch, and writing the
     result. Raises ``ValueError`` for leaves that disagree about the number of samples, for a ``chunk_size``
     that is not positive, for a loss that is not a scalar, for a random key among the shared arguments and
-    for BatchNorm in training mode; ``TypeError`` for a leaf that is no tensor.
+    for BatchNorm in training mode; ``TypeError`` for a leaf that is not a tensor.
 
     >>> def loss(params, batch):
     ...     x, y = batch
@@ -128,7 +128,7 @@ def check_per_sample(
     return check
 
 
-# What the other files of this package share
+# Shared by the other files of this package
 
 
 class Call(NamedTuple):
@@ -155,7 +155,7 @@ def prepare(args: tuple, kwargs: dict, argnums: Argnums, batch_argnums: Argnums)
 
 
 def over_samples(function: Callable, in_dims: tuple, chunk_size: int | None = None) -> Callable:
-    """``vmap`` over samples of a function of trees, whose errors about hidden randomness say what to write.
+    """``vmap`` over samples of a function of trees, whose errors say what to write instead.
 
     ``in_dims`` has 0 or None for each argument; keywords are mapped. Containers may be all that :mod:`fnn.tree` knows.
     """
@@ -173,7 +173,7 @@ def over_samples(function: Callable, in_dims: tuple, chunk_size: int | None = No
             found, outputs = _tree.flatten(function(*args, **kwargs))
             for path, leaf in zip(outputs.keystrs, found, strict=True):
                 if not isinstance(leaf, Tensor):
-                    raise TypeError(f"what is worked out for each sample must be tensors, got {leaf!r} at {path}")
+                    raise TypeError(f"a per-sample function must return tensors, got {leaf!r} at {path}")
             return found
 
         with samples_apart():
@@ -190,7 +190,7 @@ def over_samples(function: Callable, in_dims: tuple, chunk_size: int | None = No
 
 
 def _explained(error: str) -> str | None:
-    """What to write instead, for those errors of vmap that have an answer."""
+    """A sentence that says what to write instead, or None for an error of vmap that has no such answer."""
     if "randomness" in error:
         return (
             "the loss draws from torch's global random generator (torch.nn.functional.dropout does), which cannot be "
@@ -221,7 +221,7 @@ def as_batch_of_one(loss: Callable, batches: tuple[int, ...]) -> Callable:
 
 
 def take_rows(args: tuple, batches: tuple[int, ...], rows: slice) -> tuple:
-    """The arguments, with some samples of those that have samples."""
+    """The arguments, of which those with samples are cut to some of their rows."""
     return tuple(_tree.map(lambda x: x[rows], arg) if i in batches else arg for i, arg in enumerate(args))
 
 
@@ -244,6 +244,13 @@ def count_samples(args: tuple, batches: tuple[int, ...]) -> int:
     return count
 
 
+def chunks(count: int, chunk_size: int | None) -> Iterator[slice]:
+    """The rows of each chunk of ``count`` samples; None is one chunk."""
+    size = chunk_size or count
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
 def check_chunk_size(chunk_size: int | None) -> None:
     """Raise ``ValueError`` unless the chunk size is None or positive."""
     if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
@@ -254,7 +261,10 @@ def check_chunk_size(chunk_size: int | None) -> None:
 
 
 def split_key(kwargs: dict, count: int, what: str) -> dict[str, Tensor]:
-    """{} or one key for each of ``count`` samples or parts, from the keyword ``key``: one key, or that many."""
+    """``{"key": keys}`` with one key for each of ``count`` samples or parts, or ``{}`` where no key is given.
+
+    The given key is one key, which is split, or ``count`` of them.
+    """
     unknown = [name for name in kwargs if name != "key"]
     if unknown:
         raise TypeError(f"keyword {unknown[0]!r} cannot be mapped over {what}; pass it by position, or in a closure")

@@ -152,7 +152,7 @@ def differentiate(
 
 
 def _outermost() -> bool:
-    """Whether neither a transform nor anything that traces operations is active."""
+    """True if no transform is active and nothing traces operations."""
     if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
         return False
     return _torch.peek_interpreter_stack() is None and not _torch.dispatch_modes()
@@ -185,7 +185,7 @@ def _by_autograd(of_leaves: Callable, leaves: list[Tensor]) -> tuple[Tensor, Any
             own = [x.view_as(x) if recording and x.requires_grad else x.detach().requires_grad_() for x in leaves]
             value, aux = of_leaves(own)
         except RuntimeError as error:
-            if "inference tensor" in str(error).lower():  # which torch.func accepts
+            if "inference tensor" in str(error).lower():  # torch.func accepts these
                 return _by_torch_func(of_leaves, leaves)
             if "leaf Variable that requires grad" in str(error):
                 raise ValueError(
@@ -216,7 +216,7 @@ def _by_autograd(of_leaves: Callable, leaves: list[Tensor]) -> tuple[Tensor, Any
 
 
 def _depends_on_others(outputs: Iterable[Tensor], leaves: list[Tensor]) -> bool:
-    """Whether ordinary autograd has a path from one of the outputs to a tensor that is none of the leaves."""
+    """True if ordinary autograd has a path from one of the outputs to a tensor other than these leaves."""
     own = {id(leaf) for leaf in leaves}
     todo = []
     for output in outputs:
@@ -238,7 +238,7 @@ def _depends_on_others(outputs: Iterable[Tensor], leaves: list[Tensor]) -> bool:
 
 
 def _with_memory_of_their_own(grads: list[Tensor]) -> list[Tensor]:
-    """The gradients, with copies of those that share memory with another one or have one number for many entries."""
+    """The gradients, with copies of those that share memory with another one or are expanded from fewer numbers."""
     seen: set[int] = set()
     result = []
     for leaf in grads:

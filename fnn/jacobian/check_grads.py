@@ -1,4 +1,4 @@
-"""Whether the derivatives of a function are what its values say."""
+"""A test of derivatives against central differences of the values."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -9,7 +9,8 @@ from torch import Tensor
 from fnn import random
 from fnn import tree as _tree
 from fnn._numerics import widen
-from fnn.jacobian.arguments import check_primals, differentiable_output, forward_mode
+from fnn.jacobian.arguments import check_primals, differentiable_output
+from fnn.jacobian.torch_rules import forward_mode
 from fnn.linalg.vector_space import check_like
 
 
@@ -27,17 +28,17 @@ def check_grads(
 
     - ``"fwd"``: J v against (f(x + h v) - f(x - h v)) / 2 h, entry by entry of the output,
     - ``"rev"``: <J^T u, v> against the same difference in <u, f>, leaf by leaf of the arguments; u weights the entries
-      of the output by one over their slopes, so that none hides beside a large one, and where the entries of J^T u
-      differ by more than a factor of 100, further directions v weight those of the argument alike,
+      of the output by one over their slopes, so that a large one hides no error of a small one; where the entries
+      of J^T u differ by more than a factor of 100, further directions v weight the argument's entries likewise,
     - both: <u, J v> = <J^T u, v>, to rounding;
 
-    then the same for J v and J^T u as functions of the arguments, to ``order``, in every sequence of the modes. An
-    error counts relative to the number itself; allowed is ``tolerance``, 2 eps^(2/5) unless given (1e-6 for float64,
-    3e-3 for float32), and what the differences cannot tell: how far those of the steps h and 2 h are apart, and the
-    rounding of the values over h. So write ``fnn.tree.cast(args, torch.float64)`` for a sharp test. Kinks within h of
-    the arguments fail it or make it blunt. Costs about 4 (leaves + 2) calls for each of the modes^order functions.
-    Raises ``ValueError`` for another order or mode, ``TypeError`` for an integer or complex leaf and an operation
-    without a forward rule.
+    then the same for J v and J^T u as functions of the arguments, up to ``order``, in every sequence of the modes. The
+    allowed error is ``tolerance`` relative to the number itself, 2 eps^(2/5) unless given (1e-6 for float64, 3e-3 for
+    float32), plus the uncertainty of the differences: the distance between those of the steps h and 2 h, and the
+    rounding of the values over h. For a sharp test write ``fnn.tree.cast(args, torch.float64)``. Where f has a kink
+    within h of the arguments, the test may fail or miss an error. Costs about 4 (leaves + 2) calls for each of the
+    modes^order functions. Raises ``ValueError`` for another order or mode, ``TypeError`` for an integer or complex leaf
+    and an operation without a forward rule.
 
     >>> check_grads(torch.sin, (torch.tensor([0.3, 2.0]),))
     >>> wrong = lambda x: x**2 + (x - x.detach())
@@ -76,7 +77,7 @@ def _check(
     structure = _tree.structure(output)
     numeric = _difference(f, args, v, eps)
     draws = _tree.leaves(random.like(cotangent_key, output))
-    plain = structure.unflatten(draws)  # for what must be exact: weights make much of entries that are all rounding
+    plain = structure.unflatten(draws)  # unweighted, where rounding errors matter: weights enlarge them
     weights = _weights(numeric, eps, limit)
     u = structure.unflatten([draw * w.to(draw.dtype) for draw, w in zip(draws, weights, strict=True)])
     slope = pulled = None
@@ -86,7 +87,7 @@ def _check(
         rows = zip(structure.keystrs, _tree.leaves(slope), numeric.values, numeric.noise, strict=True)
         for path, ours, theirs, noise in rows:
             allowed = limit * torch.maximum(ours.abs(), theirs.abs()) + noise
-            if done and ours.numel():  # derivatives of derivatives cancel, p - p^2 of a softmax for example
+            if done and ours.numel():  # second derivatives cancel, such as p - p^2 of a softmax
                 allowed = allowed + 100.0 * eps * ours.abs().max()
             _compare(ours, theirs, allowed, f"{here.format('fwd')}: output{path} differs from central differences")
     if "rev" in modes:
@@ -140,13 +141,13 @@ def _difference(f: Callable, args: tuple, v: tuple, eps: float) -> _Difference:
         near, far = (high - low) / (2.0 * h), (further - lower) / (4.0 * h)
         values.append(near)
         apart = (near - far).abs()
-        common = apart.median() if apart.numel() else 0.0  # by luck an entry may have rounded alike for both steps
+        common = apart.median() if apart.numel() else 0.0  # an entry may happen to round alike for both steps
         noise.append(2.0 * apart + 4.0 * common + 4.0 * eps / h * torch.maximum(high.abs(), low.abs()))
     return _Difference(values, noise)
 
 
 def _weights(numeric: _Difference, eps: float, limit: float) -> list[Tensor]:
-    """One over the slope of each entry of the output, relative to the largest, with little of the noise in all."""
+    """One over the slope of each entry of the output, relative to the largest, and less where the slope is noise."""
     largest = max((float(value.abs().max()) for value in numeric.values if value.numel()), default=0.0)
     if not 0.0 < largest < float("inf"):
         return [torch.ones_like(value) for value in numeric.values]
@@ -158,7 +159,7 @@ def _weights(numeric: _Difference, eps: float, limit: float) -> list[Tensor]:
 
 
 def _directions(gradient: Tensor, v: Tensor) -> list[Tensor]:
-    """v, and where few entries of the gradient outweigh the others, v with these entries made small."""
+    """v; where few entries of the gradient outweigh the others, also v with these entries made small."""
     sizes = gradient.abs()[gradient != 0]
     if not sizes.numel() or not bool(sizes.isfinite().all()):
         return [v]

@@ -1,8 +1,7 @@
 """Functions with a derivative of their own, as ``jax.custom_jvp`` and ``jax.custom_vjp`` make them.
 
-A ``torch.autograd.Function`` is made here and nowhere else in fnn: only it hands a rule the tangent or cotangent,
-which a rule that runs a solver, or that is not linear, needs. It nests, maps and traces (``fnn.jit`` runs the function
-and records what it does).
+They are made of one ``torch.autograd.Function``, because only that hands a rule the tangent or cotangent itself, which
+a rule that runs a solver, or that is not linear, needs. It can be nested, mapped and traced.
 """
 
 from collections.abc import Callable
@@ -32,8 +31,8 @@ def stop_gradient(tree: Tree) -> Tree:
 def straight_through(f: Callable, surrogate: Callable = lambda x: x) -> Callable:
     """A function with the values of ``f`` and the derivatives, of every order, of ``surrogate`` (Bengio et al., 2013).
 
-    The identity unless given; both map a tree to trees of the same shapes. Costs both. Raises ``ValueError`` naming the
-    path where their outputs differ.
+    ``surrogate`` is the identity by default; both functions map a tree to trees of the same shapes. Costs one call of
+    each. Raises ``ValueError`` naming the path where their outputs differ.
 
     >>> import torch
     >>> rounded = straight_through(torch.round)
@@ -42,9 +41,9 @@ def straight_through(f: Callable, surrogate: Callable = lambda x: x) -> Callable
     """
 
     def estimated(x: Tree) -> Tree:
-        values, carrier = stop_gradient(f(stop_gradient(x))), surrogate(x)
-        check_like(values, carrier, "output of the function", "output of the surrogate")
-        return _tree.map(lambda value, path: value + (path - path.detach()), values, carrier)
+        values, differentiated = stop_gradient(f(stop_gradient(x))), surrogate(x)
+        check_like(values, differentiated, "output of the function", "output of the surrogate")
+        return _tree.map(lambda value, leaf: value + (leaf - leaf.detach()), values, differentiated)
 
     return estimated
 
@@ -57,14 +56,14 @@ def custom_jvp(f: Callable, rule: Callable, check: bool = True) -> Callable:
     the tangents, and differentiable itself where higher derivatives are taken. It may call the function that is made
     here, or a solver such as ``fnn.linalg.cg``.
 
-    Forward mode calls the rule. Reverse mode transposes it: it differentiates the rule with respect to the tangents, at
-    a place that is not zero, since solvers stop at zero. The transpose of a solver is as exact as its tolerance.
+    Forward mode calls the rule. Reverse mode transposes it: it differentiates the rule with respect to the tangents at
+    a point other than zero, where a solver would stop at once. The transpose of a solver is as exact as its tolerance.
 
-    ``check`` tests the rule at every derivative with two more calls of it: a rule that is not linear in the tangents
-    to a hundredth raises ``ValueError``, and where values cannot be read (in a trace, under vmap) it turns the
-    derivative into nan. Costs one call of f, and of the rule what its mode costs. Raises ``ValueError`` for a rule
-    whose results do not fit those of f, and for an f that closes over a tensor that is differentiated or mapped: give
-    it as an argument.
+    ``check`` tests the rule at every derivative with two more calls of it: a rule that is not linear in the tangents to
+    within one per cent raises ``ValueError``; where values cannot be read (in a trace, under vmap) the derivative
+    becomes nan instead. Costs one call of f, and what the mode of differentiation costs for the rule. Raises
+    ``ValueError`` for a rule whose results do not fit those of f, and for an f that closes over a tensor that is
+    differentiated or mapped: give it as an argument.
 
     >>> softplus = custom_jvp(
     ...     lambda x: (1 + x.exp()).log(), lambda p, t: ((1 + p[0].exp()).log(), torch.sigmoid(p[0]) * t[0])
@@ -77,23 +76,23 @@ def custom_jvp(f: Callable, rule: Callable, check: bool = True) -> Callable:
         slope = _tangent(rule, primals, tangents, output)
         if not check:
             return slope
-        place = _with_zeros(irregular_like(primals), tangents)
-        there = _tangent(rule, primals, place, output)
-        both = _tangent(rule, primals, _tree.map(lambda a, b: a - 100.0 * b, place, tangents), output)
-        expected = _tree.map(lambda a, b: a - 100.0 * b, there, slope)
-        error = _tree.global_norm(_tree.sub(both, expected))
+        other = _tree.map(lambda p, t: p.to(t.dtype), irregular_like(primals), tangents)
+        other_slope = _tangent(rule, primals, other, output)
+        combined = _tangent(rule, primals, _tree.map(lambda a, b: a - 100.0 * b, other, tangents), output)
+        expected = _tree.map(lambda a, b: a - 100.0 * b, other_slope, slope)
+        error = _tree.global_norm(_tree.sub(combined, expected))
         return _checked(slope, error, _tree.global_norm(expected), _NOT_LINEAR)
 
     def pullback(primals: tuple, cotangent: Tree, output: Tree) -> tuple:
-        place = irregular_like(_tangent_like(primals))
-        _, transposed, *_ = torch.func.vjp(lambda t: _tangent(rule, primals, t, output), place)
+        point = irregular_like(_tangent_like(primals))
+        _, transposed, *_ = torch.func.vjp(lambda t: _tangent(rule, primals, t, output), point)
         (result,) = transposed(cotangent)
         if not check:
             return result
-        # <u, J v> = <J^T u, v> for a v in the direction of J^T u, where nothing cancels: a long one and a short one
+        # compare <u, J v> with <J^T u, v> for a long and a short v along J^T u, where no terms cancel
         size = _tree.global_norm(result)
         size = torch.where(size > 0, size, 1.0)
-        long = _tree.map(lambda a, b: 100.0 * a / size + torch.flip(b, tuple(range(b.dim()))), result, place)
+        long = _tree.map(lambda a, b: 100.0 * a / size + torch.flip(b, tuple(range(b.dim()))), result, point)
         for v in (long, _tree.scale(-0.01, long)):
             slope = _tangent(rule, primals, v, output)
             error = (_tree.dot(cotangent, slope) - _tree.dot(result, v)).abs()
@@ -136,15 +135,15 @@ def custom_vjp(f: Callable, forward: Callable, backward: Callable, check: bool =
         return found
 
     def pushforward(primals: tuple, tangents: tuple, output: Tree) -> Tree:
-        place = irregular_like(output)
-        pulled, transposed, *_ = torch.func.vjp(lambda u: pullback(primals, u, output), place)
+        point = irregular_like(output)
+        pulled, transposed, *_ = torch.func.vjp(lambda u: pullback(primals, u, output), point)
         (slope,) = transposed(tangents)
         if not check:
             return slope
-        other = _tree.map(lambda a: 100.0 * torch.flip(a, tuple(range(a.dim()))) - a, place)
-        both = pullback(primals, _tree.map(lambda a, b: a - 3.0 * b, place, other), output)
+        other = _tree.map(lambda a: 100.0 * torch.flip(a, tuple(range(a.dim()))) - a, point)
+        combined = pullback(primals, _tree.map(lambda a, b: a - 3.0 * b, point, other), output)
         expected = _tree.map(lambda a, b: a - 3.0 * b, pulled, pullback(primals, other, output))
-        error = _tree.global_norm(_tree.sub(both, expected))
+        error = _tree.global_norm(_tree.sub(combined, expected))
         return _checked(slope, error, _tree.global_norm(expected), _NOT_LINEAR_BACK)
 
     return _function(f, pushforward, pullback)
@@ -182,20 +181,16 @@ def _tangent(rule: Callable, primals: tuple, tangents: tuple, output: Tree) -> T
 
 
 def _tangent_like(tree: Tree) -> Tree:
-    """Trees of the leaves, integers and bools replaced by zeros of the default dtype."""
-    return _tree.map(lambda leaf: leaf if _floats(leaf) else torch.zeros(leaf.shape, device=leaf.device), tree)
+    """The tree with zeros of the default dtype in the place of integers and bools."""
+    return _tree.map(lambda leaf: leaf if _has_tangent(leaf) else torch.zeros(leaf.shape, device=leaf.device), tree)
 
 
-def _with_zeros(place: Tree, tangents: Tree) -> Tree:
-    return _tree.map(lambda p, t: p.to(t.dtype), place, tangents)
-
-
-def _floats(leaf: Any) -> bool:
+def _has_tangent(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
 
 
 class _Call:
-    """One call of a function: its rules, and the structure of what goes in and out."""
+    """One call of a function: its rules, and the structures of its arguments and its output."""
 
     def __init__(self, f: Callable, pushforward: Callable, pullback: Callable, primals: tuple) -> None:
         self.f, self.pushforward, self.pullback = f, pushforward, pullback
@@ -223,16 +218,18 @@ class _Closure(TorchFunctionMode):
 
 
 class _Custom(torch.autograd.Function):
+    """The function on leaves. ``backward`` calls the pullback, and ``jvp`` the pushforward."""
+
     generate_vmap_rule = True
 
     @staticmethod
     def forward(call: _Call, *leaves: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        with torch.enable_grad(), _Closure():  # gradients that come in through the closure would be lost
-            still = [leaf.detach() for leaf in leaves]
-            results, call.output = _tree.flatten(call.f(*call.treedef.unflatten(still)))
+        with torch.enable_grad(), _Closure():  # to notice gradients through the closure, which would be lost
+            constants = [leaf.detach() for leaf in leaves]
+            results, call.output = _tree.flatten(call.f(*call.treedef.unflatten(constants)))
         if any(result.requires_grad for result in results):
             raise ValueError(_CLOSURE)
-        # a result that is an argument, or shares its memory, would be taken for a view of it
+        # torch would take a result that shares memory with an argument for a view of it
         return tuple(result.detach().clone() for result in results)
 
     @staticmethod
@@ -240,7 +237,7 @@ class _Custom(torch.autograd.Function):
         call, *leaves = inputs
         ctx.call = call
         ctx.count = len(leaves)
-        ctx.mark_non_differentiable(*[leaf for leaf in output if not _floats(leaf)])
+        ctx.mark_non_differentiable(*[leaf for leaf in output if not _has_tangent(leaf)])
         ctx.save_for_backward(*leaves, *output)
         ctx.save_for_forward(*leaves, *output)
 
@@ -249,7 +246,7 @@ class _Custom(torch.autograd.Function):
         call, leaves, output = _Custom.saved(ctx)
         primals = call.treedef.unflatten(leaves)
         found = _tree.leaves(call.pullback(primals, call.output.unflatten(list(cotangents)), output))
-        return (None, *[g if _floats(leaf) else None for leaf, g in zip(leaves, found, strict=True)])
+        return (None, *[g if _has_tangent(leaf) else None for leaf, g in zip(leaves, found, strict=True)])
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple:  # type: ignore[override]
@@ -262,7 +259,9 @@ class _Custom(torch.autograd.Function):
             primals = call.treedef.unflatten([_torch.without_tangent(leaf) for leaf in leaves])
             output = _tree.map(_torch.without_tangent, output)
             slopes = _tree.leaves(call.pushforward(primals, call.treedef.unflatten(filled), output))
-        return tuple(slope if _floats(leaf) else None for leaf, slope in zip(_tree.leaves(output), slopes, strict=True))
+        return tuple(
+            slope if _has_tangent(leaf) else None for leaf, slope in zip(_tree.leaves(output), slopes, strict=True)
+        )
 
     @staticmethod
     def saved(ctx: Any) -> tuple[_Call, list[Tensor], Tree]:

@@ -14,17 +14,9 @@ from torch import Tensor
 
 from fnn import tree as _tree
 from fnn._argnums import Argnums, positions
-from fnn.jacobian.arguments import (
-    NoForwardRuleError,
-    call_and_listen,
-    check_primals,
-    check_surroundings,
-    differentiable_output,
-    forward_mode,
-    mapped,
-    reverse_mode,
-)
+from fnn.jacobian.arguments import check_primals, differentiable_output, mapped
 from fnn.jacobian.products import bounds, forward_or_reverse, pull, push_forward, second_by_reverse, single
+from fnn.jacobian.torch_rules import NoForwardRuleError, call_and_listen, check_surroundings, forward_mode, reverse_mode
 from fnn.linalg.vector_space import one_hot
 from fnn.tree import Tree
 
@@ -46,9 +38,9 @@ def dense_jacobian(
     Complex numbers are as in ``jax.jacfwd`` and ``jax.jacrev``: with ``holomorphic=True`` all inputs and outputs are
     complex and J is the complex derivative df/dz; a real input may have a complex output in forward mode.
 
-    Cost 2 + 2 n or 1 + 2 m calls (and one more that chooses); memory m n numbers, and chunk_size times the largest
-    activation (forward) or the activations and chunk_size times the largest (reverse). Raises ``TypeError`` for an
-    integer or complex leaf (naming it) and for an operation without a right forward rule under ``"forward"``,
+    Cost 2 + 2 n or 1 + 2 m calls, and one more for the choice of mode; memory m n numbers, and chunk_size times the
+    largest activation (forward) or the activations and chunk_size times the largest (reverse). Raises ``TypeError`` for
+    an integer or complex leaf (naming it) and for an operation without a right forward rule under ``"forward"``,
     ``ValueError`` for another mode.
 
     >>> dense_jacobian(lambda p: p["w"] * p["b"])({"w": torch.tensor([1.0, 2.0]), "b": torch.tensor(3.0)})
@@ -83,25 +75,24 @@ def dense_jacobian(
                 f"{name}: the output is complex and the input is real, where mode='reverse' has only half of the "
                 "derivative; write mode='forward'"
             )
-        backward = mode == "reverse"
-        if mode == "auto":
-            backward = _tree.size(primals) >= _tree.size(output) and (holomorphic or not complex_output)
-        if not backward:
-            if faults.forward is None:
-                try:
-                    return single(forward_mode(forward, name))
-                except NoForwardRuleError:
-                    if mode == "forward" or (complex_output and not holomorphic):
-                        raise
-            elif mode == "forward" or (complex_output and not holomorphic):
-                raise NoForwardRuleError(name, faults.forward, wrong=True)
+        needs_forward = mode == "forward" or (complex_output and not holomorphic)
+        if mode == "reverse" or (not needs_forward and _tree.size(primals) >= _tree.size(output)):
+            return single(reverse_mode(reverse, name))
+        if faults.forward is None:
+            try:
+                return single(forward_mode(forward, name))
+            except NoForwardRuleError:
+                if needs_forward:
+                    raise
+        elif needs_forward:
+            raise NoForwardRuleError(name, faults.forward, wrong=True)
         return single(reverse_mode(reverse, name))
 
     return jacobian_of
 
 
 def _check_complex(primals: tuple, output: Tree, holomorphic: bool) -> bool:
-    """Whether a leaf of the output is complex. Raises ``TypeError`` where a holomorphic function has real numbers."""
+    """True if a leaf of the output is complex. Raises ``TypeError`` where a holomorphic function has real numbers."""
     if holomorphic:
         for what, tree in {"primals": primals, "the function's output": output}.items():
             for path, leaf in zip(_tree.keystrs(tree), _tree.leaves(tree), strict=True):
@@ -151,11 +142,11 @@ def laplacian(f: Callable, argnums: Argnums = 0, chunk_size: int | None = None) 
 
 
 def blocks_to_matrix(blocks: Tree, input: Tree) -> Tensor:
-    """The blocks of :func:`dense_jacobian` or :func:`fnn.curvature.dense_hessian` as one matrix,
-    numbered as ``fnn.tree.ravel`` does.
+    """The blocks of :func:`dense_jacobian` or :func:`fnn.curvature.dense_hessian` as one matrix.
 
-    ``input`` is what was differentiated: the argument, or a tuple of them for a sequence of ``argnums``. Raises
-    ``ValueError`` where the blocks are not those of the input.
+    Rows and columns are numbered as ``fnn.tree.ravel`` numbers entries. ``input`` is what was differentiated: the
+    argument, or a tuple of them for a sequence of ``argnums``. Raises ``ValueError`` where the blocks are not those of
+    the input.
 
     >>> params = {"w": torch.ones(2), "b": torch.ones(1)}
     >>> blocks_to_matrix(dense_jacobian(lambda p: p["w"] * p["b"])(params), params)
@@ -166,7 +157,7 @@ def blocks_to_matrix(blocks: Tree, input: Tree) -> Tensor:
     parts = _tree.leaves(blocks)
     if not columns or len(parts) % len(columns):
         raise ValueError(
-            f"blocks_to_matrix: the {len(parts)} blocks are no whole number of rows over the {len(columns)} leaves "
+            f"blocks_to_matrix: the {len(parts)} blocks are not a whole number of rows over the {len(columns)} leaves "
             "of the input"
         )
     rows = []
@@ -189,7 +180,7 @@ def blocks_to_matrix(blocks: Tree, input: Tree) -> Tensor:
 def differentiated(
     f: Callable, args: tuple, kwargs: dict, argnums: Argnums, name: str, complex_too: bool = False
 ) -> tuple:
-    """The function of the chosen arguments alone, these arguments, and ``tuple of them -> what the user sees``."""
+    """The function of the chosen arguments alone, these arguments, and what turns a tuple of trees into the result."""
     places = positions(argnums, len(args), name)
     primals = tuple(args[place] for place in places)
     check_primals(primals, name, complex_too)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from fnn import tree as _tree
-from fnn.jacobian.arguments import call_and_listen, check_floating
+from fnn.jacobian.arguments import check_floating
 from fnn.jacobian.products import along, forward_else_reverse
+from fnn.jacobian.torch_rules import call_and_listen
 from fnn.linalg.linear_operator import LinearOperator
 from fnn.tree import Tree
 
@@ -25,8 +26,8 @@ def jacobian_operator(
 
     With ``batches`` the outputs are joined along their first axis. Each product costs about three calls of the
     function. Memory: forward mode that of one call, reverse mode all activations of one batch. Where an operation has
-    no forward rule in torch, or a wrong one, ``J @ v`` is made by reverse mode as in ``linearize_by_vjp``, about five
-    calls. Raises ``TypeError`` naming a leaf of params that has no derivative or is complex, ``ValueError`` for no
+    no forward rule in torch, or a wrong one, ``J @ v`` is computed by reverse mode as in ``linearize_by_vjp``, about
+    five calls. Raises ``TypeError`` naming a leaf of params that has no derivative or is complex, ``ValueError`` for no
     batches or an iterator that can be read only once.
 
     >>> J = jacobian_operator(lambda x: x * x, torch.tensor([1.0, 2.0]))
@@ -37,9 +38,9 @@ def jacobian_operator(
     name = "jacobian_operator"
     check_floating(params, "params", name)
     calls = Calls(batch, batches)
-    heard = [call_and_listen(lambda p, args=args: f(p, *args), (params,), nested=True) for _, args in calls]
-    outputs = [result for result, _ in heard]
-    forward_is_right = all(faults.forward is None for _, faults in heard)
+    runs = [call_and_listen(lambda p, args=args: f(p, *args), (params,), nested=True) for _, args in calls]
+    outputs = [result for result, _ in runs]
+    forward_is_right = all(faults.forward is None for _, faults in runs)
     output = outputs[0] if len(outputs) == 1 else _tree.concat(outputs)
     lengths = [_tree.leaves(out)[0].shape[:1] for out in outputs]
     check_floating(output, "the function's output", name)

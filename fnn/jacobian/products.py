@@ -12,18 +12,20 @@ from torch import Tensor
 
 from fnn import tree as _tree
 from fnn.jacobian.arguments import (
-    NoForwardRuleError,
-    call_and_listen,
     check_cotangent_stack,
     check_primals,
-    check_surroundings,
     check_tangent_stack,
     check_tangents,
-    check_third,
     differentiable_output,
-    forward_mode,
     irregular_like,
     mapped,
+)
+from fnn.jacobian.torch_rules import (
+    NoForwardRuleError,
+    call_and_listen,
+    check_surroundings,
+    check_third,
+    forward_mode,
     reverse_mode,
 )
 from fnn.tree import Tree
@@ -80,7 +82,7 @@ def mjp(
 def linearize_by_vjp(f: Callable, *primals: Tree) -> tuple[Any, Callable]:
     """The output, and the function ``tangents -> J tangents`` with the activations kept.
 
-    Unlike ``torch.func.linearize`` it passes ``fnn.jit``, ``grad`` and ``vmap``, and needs backward rules alone:
+    Unlike ``torch.func.linearize`` it passes ``fnn.jit``, ``grad`` and ``vmap``, and needs only backward rules:
     the pullback is linear in its cotangent, and its own pullback is J. Cost three calls of ``f`` once and two for each
     product (four and two for convolutions); memory twice the activations, as long as the function is kept. Raises
     ``TypeError`` for an integer leaf and for an operation without a second derivative, ``ValueError`` for tangents that
@@ -162,7 +164,7 @@ def directional_derivatives(f: Callable, primals: tuple, tangents: tuple, order:
 def second_by_reverse(f: Callable, primals: tuple, tangents: tuple, name: str) -> tuple[Any, Any, Any]:
     """The output, Df[v] and D^2 f[v, v] by reverse mode, without third derivatives of any operation.
 
-    <u, D^2 f[v, v]> is linear in u, and its gradient is what is asked for.
+    <u, D^2 f[v, v]> is linear in u, so its gradient with respect to u is the second derivative.
     """
     output, derivative, *_ = linearized(f, primals, name)
 
@@ -189,7 +191,7 @@ def forward_or_reverse(f: Callable, primals: tuple, call: Callable[[bool], Any],
 
 
 def forward_else_reverse(forward_is_right: bool, call: Callable[[bool], Any], name: str) -> Any:
-    """The same where it is known whether the forward rules that exist are right."""
+    """As :func:`forward_or_reverse`, where the caller knows whether the forward rules that exist are right."""
     if forward_is_right:
         try:
             return forward_mode(lambda: call(True), name)
@@ -209,7 +211,7 @@ def push(f: Callable, primals: tuple, parts: Sequence[tuple], name: str, has_aux
 
 
 def push_forward(f: Callable, primals: tuple, parts: Sequence[tuple], name: str, has_aux: bool) -> tuple[Any, ...]:
-    """The same by forward mode alone."""
+    """As :func:`push`, by forward mode alone."""
 
     def slope(*tangents: Tree) -> tuple:
         return torch.func.jvp(f, primals, tangents, has_aux=has_aux)

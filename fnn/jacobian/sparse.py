@@ -82,9 +82,9 @@ def sparse_jacobian(
     The pattern is coloured by columns (forward mode) and by rows (reverse mode), once, and the fewer colours are taken:
     a tridiagonal Jacobian of any size takes three products. Cost one product for each colour, memory chunk_size of
     them. With ``check`` one more product, with a random vector, is compared with that of the sparse matrix, and a
-    pattern that is too small for this x raises ``ValueError``; where numbers cannot be looked at, under ``vmap`` and in
-    traced code, all values are nan then. Colouring is for Python: make the function outside compiled code, and call it
-    inside. Raises ``ValueError`` for a pattern that is not a matrix or does not fit the function.
+    pattern that is too small for this x raises ``ValueError``; under ``vmap`` and in traced code, where values cannot
+    be read, all values become nan instead. Make the function outside of traced code, since colouring runs in Python,
+    and call it inside. Raises ``ValueError`` for a pattern that is not a matrix or does not fit the function.
 
     >>> second = lambda x: x[:-2] - 2.0 * x[1:-1] + x[2:]
     >>> band = torch.ones(3, 5).triu().tril(2)
@@ -158,7 +158,7 @@ class _Coloured:
         return [torch.func.vmap(space.unravel)(vectors[a:b]) for a, b in bounds(len(vectors), chunk_size)]
 
     def _checked(self, values: Tensor, rows: Tensor, columns: Tensor, probe: Tensor, product: Tensor) -> Tensor:
-        """The values, if the sparse matrix times the probe is the product that the function itself gives."""
+        """The values, if the sparse matrix times the probe equals the product that the function itself gives."""
         to, along = (rows, columns) if self.forward else (columns, rows)
         terms = values.detach() * probe.to(values.dtype)[along]
         total = torch.zeros_like(product).index_add(0, to, terms)
@@ -172,7 +172,7 @@ class _Coloured:
             side = "row" if self.forward else "column"
             raise ValueError(
                 f"sparse_jacobian: the pattern is too small for this x: {side} {place} of the Jacobian has non-zero "
-                "entries outside it; write pattern=detect_pattern(f, x), or check=False to leave them out unseen"
+                "entries outside it; write pattern=detect_pattern(f, x), or check=False to leave them out"
             )
         return values
 

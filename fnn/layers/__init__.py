@@ -1,4 +1,4 @@
-"""Layers: pairs of pure functions (init, apply), and plain functions without parameters."""
+"""Layers: pairs of pure functions ``(init, apply)``, and functions without parameters."""
 
 from fnn.layers.activations import (
     elu,

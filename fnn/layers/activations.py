@@ -1,4 +1,4 @@
-"""Activations and other functions without parameters: plain functions of a tensor."""
+"""Activations and other functions of a tensor that have no parameters."""
 
 import math
 
@@ -86,11 +86,11 @@ def mish(x: Tensor) -> Tensor:
 
 
 def softplus(x: Tensor, beta: float = 1.0, threshold: float = math.inf) -> Tensor:
-    """log(1 + e^(beta x)) / beta, without overflow, with every derivative; x itself where beta x > threshold.
+    """log(1 + e^(beta x)) / beta without overflow, or x where beta x > threshold.
 
-    torch's threshold is 20, beyond which the two differ by less than 3e-9; here there is none unless asked for. By
-    torch's logsigmoid: the second derivative of logaddexp is not a number where e^x underflows. Raises ``ValueError``
-    for beta = 0.
+    torch's default threshold is 20, beyond which the two differ by less than 3e-9; here the default is none. The
+    function is computed by torch's ``logsigmoid``, because the second derivative of ``logaddexp`` is nan where e^x
+    underflows. Raises ``ValueError`` for beta = 0.
 
     >>> softplus(torch.tensor([0.0, 100.0]))
     tensor([  0.6931, 100.0000])
@@ -133,7 +133,7 @@ def tanh(x: Tensor) -> Tensor:
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
     """e^x / sum(e^x) along ``dim``.
 
-    16 bits are summed in float32; under autocast the result is float32, as in torch on CUDA.
+    16-bit values are summed in float32. Under autocast the result is float32, as in torch on CUDA.
 
     >>> softmax(torch.zeros(2))
     tensor([0.5000, 0.5000])
@@ -142,9 +142,9 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
-    """x - log(sum(e^x)) along ``dim``, shifted by the maximum so that nothing overflows. Dtypes as in :func:`softmax`.
+    """x - log(sum(e^x)) along ``dim``, without overflow. Dtypes are as in :func:`softmax`.
 
-    Written out because torch's own fails under compiled ``vmap(hessian)``.
+    It is written out because torch's ``log_softmax`` fails under compiled ``vmap(hessian)``.
 
     >>> log_softmax(torch.zeros(2))
     tensor([-0.6931, -0.6931])
@@ -154,7 +154,7 @@ def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
 
 def _log_softmax(x: Tensor, dim: int) -> Tensor:
     wide = widen(x)
-    if wide.numel() == 0:  # there is no maximum of nothing
+    if wide.numel() == 0:  # amax raises an error for an empty axis
         return wide - wide.sum(dim, keepdim=True)
     shifted = wide - wide.amax(dim, keepdim=True).detach()  # the shift cancels, so it needs no derivative
     return shifted - torch.log(torch.exp(shifted).sum(dim, keepdim=True))
@@ -165,7 +165,7 @@ def _in_result_dtype(wide: Tensor, x: Tensor) -> Tensor:
 
 
 def flatten(x: Tensor) -> Tensor:
-    """All axes after the first as one: (batch, ...) -> (batch, features).
+    """Flatten all axes after the first: (batch, ...) -> (batch, features).
 
     >>> flatten(torch.ones(3, 28, 28)).shape
     torch.Size([3, 784])

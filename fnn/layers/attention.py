@@ -19,14 +19,14 @@ def multi_head_attention(
     bias: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> Layer:
-    """softmax(Q K^T / sqrt(d)) V in each of ``num_heads`` heads of d = embed_dim / num_heads; self-attention.
+    """Self-attention: softmax(Q K^T / sqrt(d)) V in ``num_heads`` heads of size d = embed_dim / num_heads.
 
-    x: (batch, sequence, embed_dim) or (sequence, embed_dim) -> the same shape (Vaswani et al., 2017). With ``causal``
-    a position sees itself and those before it. The params are those of ``torch.nn.MultiheadAttention``, as are their
-    first values: ``in_proj_weight`` (3 embed_dim, embed_dim), which makes Q, K and V; ``in_proj_bias`` (3 embed_dim,);
-    ``out_proj`` with ``weight`` (embed_dim, embed_dim) and ``bias`` (embed_dim,). The scores take batch x num_heads x
-    sequence^2 numbers: they are written out, because torch's fused attention has no forward derivative. Raises
-    ``ValueError`` when num_heads does not divide embed_dim, ``ShapeError`` for other inputs.
+    x: (batch, sequence, embed_dim) or (sequence, embed_dim) -> the same shape (Vaswani et al., 2017). With ``causal`` a
+    position attends only to itself and to those before it. Params have the names and initial values of
+    ``torch.nn.MultiheadAttention``: ``in_proj_weight`` (3 embed_dim, embed_dim) and ``in_proj_bias`` (3 embed_dim,) for
+    Q, K and V, and ``out_proj`` with ``weight`` (embed_dim, embed_dim) and ``bias`` (embed_dim,). The scores, batch x
+    num_heads x sequence^2 numbers, are held in memory, because torch's fused attention has no forward derivative.
+    Raises ``ValueError`` if num_heads does not divide embed_dim, and ``ShapeError`` for other inputs.
 
     >>> layer = multi_head_attention(8, 2, causal=True)
     >>> params = layer.init(random.key(0))
@@ -57,11 +57,12 @@ def multi_head_attention(
             raise ShapeError(
                 f"multi_head_attention expects inputs of shape (batch, sequence, {embed_dim}), got {tuple(x.shape)}"
             )
-        check_params("multi_head_attention", {k: v for k, v in params.items() if k != "out_proj"}, **shapes)
+        own = {name: leaf for name, leaf in params.items() if name != "out_proj"}
+        check_params("multi_head_attention", own, **shapes)
         check_params("multi_head_attention's out_proj", params.get("out_proj", {}), **out_shapes)
         check_dtype("multi_head_attention", x, params["in_proj_weight"])
         projected = F.linear(x, params["in_proj_weight"], params.get("in_proj_bias"))
-        # torch before 2.15 traces no unflatten where taps look on
+        # reshape, because torch before 2.15 cannot trace unflatten under a TorchFunctionMode
         heads = (*x.shape[:-1], num_heads, embed_dim // num_heads)
         q, k, v = (part.reshape(heads).transpose(-3, -2) for part in projected.chunk(3, -1))
         scores = q @ k.transpose(-2, -1) / math.sqrt(embed_dim // num_heads)  # (batch, heads, sequence, sequence)

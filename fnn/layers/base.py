@@ -1,9 +1,7 @@
-"""What a layer is, the checks that all layers share, and how an error finds its place in a network."""
+"""The types of layers, the checks that layers share, and errors that name their place in a network."""
 
 import operator
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Self
 
 from torch import Tensor
@@ -15,9 +13,9 @@ from fnn.tree import Tree
 class Layer(NamedTuple):
     """A pair of pure functions.
 
-    ``init(key) -> params`` makes a tree of tensors (``{}`` for a layer without parameters).
-    ``apply(params, x, *, key=None) -> y`` computes the layer. A key turns training randomness on
-    (dropout); without one the result is deterministic.
+    ``init(key) -> params`` makes a tree of tensors, which is ``{}`` for a layer without parameters.
+    ``apply(params, x, *, key=None) -> y`` computes the layer. A key turns on the randomness of training (dropout);
+    without a key the result is deterministic.
     """
 
     init: Callable[[Tensor], Tree]
@@ -35,7 +33,7 @@ class StatefulLayer(NamedTuple):
 
 
 class _PlacedError(Exception):
-    """An error whose text starts with a layer's place in ``params``."""
+    """An error whose message starts with the path of a layer in ``params``."""
 
     def __init__(self, message: str, path: tuple[str, ...] = ()):
         self.message = message
@@ -44,16 +42,16 @@ class _PlacedError(Exception):
         super().__init__(f"{place}: {message}" if path else message)
 
     def below(self, name: str) -> Self:
-        """The same error, seen from the combinator that holds the layer under ``name``."""
+        """Return the same error with ``name`` in front of its path, for the combinator that holds the layer."""
         return type(self)(self.message, (name, *self.path))
 
 
 class ShapeError(_PlacedError, ValueError):
-    """Inputs or params do not fit a layer. The text starts with the layer's place in ``params``."""
+    """Inputs or params do not fit a layer. The message starts with the path of the layer in ``params``."""
 
 
 class ArgumentError(_PlacedError, TypeError):
-    """A layer was given something of another type than it takes. The text starts as that of :class:`ShapeError`."""
+    """An argument of a layer has a wrong type. The message starts with the path of the layer in ``params``."""
 
 
 def check_tensor(layer: str, x: Any) -> None:
@@ -75,7 +73,7 @@ def check_tensor(layer: str, x: Any) -> None:
 
 
 def check_mapping(layer: str, params: Any) -> None:
-    """Raise :class:`ArgumentError` unless ``params`` is a dict, as ``init`` makes it."""
+    """Raise :class:`ArgumentError` unless ``params`` is a dict."""
     if isinstance(params, Mapping):
         return
     if isinstance(params, Tensor):
@@ -88,7 +86,7 @@ def check_mapping(layer: str, params: Any) -> None:
 
 
 def check_params(layer: str, params: Any, **shapes: tuple[int, ...]) -> None:
-    """Raise :class:`ShapeError` unless ``params`` holds leaves of these names and shapes, and no others.
+    """Raise :class:`ShapeError` unless ``params`` has exactly the leaves of these names and shapes.
 
     >>> import torch
     >>> check_params("linear", {"weight": torch.ones(3, 2)}, weight=(2, 3))
@@ -114,7 +112,7 @@ def check_params(layer: str, params: Any, **shapes: tuple[int, ...]) -> None:
 
 
 def check_names(layer: str, params: Mapping, names: Collection[str]) -> None:
-    """Raise :class:`ShapeError` for entries that a layer would ignore. Empty ones are allowed.
+    """Raise :class:`ShapeError` for entries that the layer does not have. Empty entries are allowed.
 
     >>> import torch
     >>> check_names("linear", {"weight": torch.ones(3, 2), "bias": torch.ones(3)}, ["weight"])
@@ -131,7 +129,7 @@ def check_names(layer: str, params: Mapping, names: Collection[str]) -> None:
 
 
 def check_state(layer: str, state: Any, x: Any) -> None:
-    """Raise :class:`ArgumentError` when a layer with state is called without it."""
+    """Raise :class:`ArgumentError` if a layer with state is called without its state."""
     if x is None or isinstance(state, Tensor):
         raise ArgumentError(
             f"{layer} has state: write params, state = model.init(key) and y, state = model.apply(params, state, x, "
@@ -144,18 +142,19 @@ def check_state(layer: str, state: Any, x: Any) -> None:
 
 
 def is_empty(tree: Any) -> bool:
-    """True for an empty dict, tuple or list: the params of a part without any."""
+    """Return True for an empty dict, tuple or list, such as the params of a layer without parameters."""
     return isinstance(tree, (Mapping, tuple, list)) and len(tree) == 0
 
 
 def _a(value: Any) -> str:
+    """Return the name of a value's type with its article, for error messages."""
     kind = type(value)
     name = kind.__name__ if kind.__module__ in ("builtins", "collections") else f"{kind.__module__}.{kind.__name__}"
     return "None" if value is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def as_size(layer: str, name: str, value: Any, least: int = 1) -> int:
-    """A size given by the user as a Python integer. Raises ``TypeError`` or ``ValueError`` with its name.
+    """Return a size as a Python integer. Raises ``TypeError`` or ``ValueError`` naming the argument.
 
     >>> as_size("linear", "in_features", 2.5)
     Traceback (most recent call last):
@@ -173,7 +172,7 @@ def as_size(layer: str, name: str, value: Any, least: int = 1) -> int:
 
 
 def as_pair(layer: str, name: str, value: Any, least: int = 1) -> tuple[int, int]:
-    """One size for both axes, or a pair of sizes (height, width).
+    """Return one size for both axes, or a pair of sizes (height, width), as a pair.
 
     >>> as_pair("conv2d", "kernel_size", (3, 3, 7))
     Traceback (most recent call last):
@@ -187,7 +186,7 @@ def as_pair(layer: str, name: str, value: Any, least: int = 1) -> tuple[int, int
 
 
 def check_dtype(layer: str, x: Tensor, leaf: Tensor) -> None:
-    """Raise :class:`ShapeError` when inputs and params differ in device, or, except under autocast, in dtype."""
+    """Raise :class:`ShapeError` if inputs and params differ in device, or in dtype unless autocast is on."""
     if x.device != leaf.device:
         raise ShapeError(
             f"{layer} has params on {leaf.device} and got inputs on {x.device}; write x.to({str(leaf.device)!r}), "
@@ -221,39 +220,3 @@ def check_channels_first(layer: str, x: Tensor, channels: int) -> None:
     check_tensor(layer, x)
     if x.dim() < 2 or x.shape[1] != channels:
         raise ShapeError(f"{layer} expects inputs of shape (batch, {channels}, ...), got {tuple(x.shape)}")
-
-
-class _PerThread(threading.local):
-    """How many per-sample transforms this thread is running or tracing. torch cannot trace a ContextVar."""
-
-    def __init__(self) -> None:  # in every thread, so that a graph made in one fits the others
-        self.apart = 0
-
-
-_running = _PerThread()
-
-
-@contextmanager
-def samples_apart() -> Iterator[None]:
-    """While a per-sample transform runs the loss: the batch of one that layers see is one row of a larger batch."""
-    _running.apart += 1
-    try:
-        yield
-    finally:
-        _running.apart -= 1
-
-
-def refuse_samples_apart(layer: str) -> None:
-    """Raise ``ValueError`` inside a per-sample transform: for layers that mix the samples of a batch.
-
-    >>> with samples_apart():
-    ...     refuse_samples_apart("batch_norm")
-    Traceback (most recent call last):
-    ValueError: batch_norm in training mode normalises each sample by the statistics of the whole batch ...
-    """
-    if _running.apart:
-        raise ValueError(
-            f"{layer} in training mode normalises each sample by the statistics of the whole batch, so the loss is not "
-            "a sum over samples and has no per-sample gradient; write group_norm, layer_norm or instance_norm in its "
-            "place, or apply(params, state, x, train=False) to use the running statistics"
-        )

@@ -1,4 +1,4 @@
-"""Layers made of layers. One that holds a layer with state has state itself."""
+"""Layers made of layers. A combinator of layers of which one has state has state itself."""
 
 from collections.abc import Callable
 from typing import Any, overload
@@ -29,13 +29,13 @@ def sequential(*layers: Part, **named: Part) -> Layer: ...
 @overload
 def sequential(*layers: Part | StatefulLayer, **named: Part | StatefulLayer) -> StatefulLayer: ...
 def sequential(*layers: Part | StatefulLayer, **named: Part | StatefulLayer) -> Layer | StatefulLayer:
-    """Layers one after the other; a plain function of one tensor counts as a layer without parameters.
+    """Apply layers one after the other. A function of one tensor is a layer without parameters.
 
-    Params are numbered as in ``torch.nn.Sequential``, or named by keyword; parts without parameters have
-    no entry. A key given to ``apply`` is split, one for each part. When a part is a ``StatefulLayer`` so is the
-    whole, and its state has the names of the parts that have state. Raises ``TypeError`` for a part that is
-    neither a layer nor a function, a ``torch.nn.Module``, and a function that makes layers and was not called;
-    ``ShapeError`` for params of parts that it does not have, and puts the part's name on a part's ``ShapeError``.
+    Params are numbered as in ``torch.nn.Sequential``, or named by keyword. Parts without parameters have no entry. A
+    key given to ``apply`` is split into one key for each part. If a part is a ``StatefulLayer``, the result is one too,
+    and its state has an entry for each part with state. Raises ``TypeError`` for a part that is neither a layer nor a
+    function, for a ``torch.nn.Module``, and for a function that makes layers and was not called. Raises ``ShapeError``
+    for params of unknown parts. Errors of a part start with its path in ``params``.
 
     >>> import torch, fnn
     >>> model = sequential(fnn.layers.linear(4, 3), fnn.layers.relu, fnn.layers.linear(3, 2))
@@ -127,7 +127,7 @@ def residual(layer: Part | StatefulLayer) -> Layer | StatefulLayer:
 
 
 def _as_stateful(combinator: str, name: str, part: Part | StatefulLayer) -> StatefulLayer:
-    """Any part in the wider form, so that each combinator is written once."""
+    """Convert a part to a layer with state, so that combinators handle only one kind of layer."""
     if isinstance(part, StatefulLayer):
         return part
     if isinstance(part, Layer):
@@ -149,14 +149,14 @@ def _as_stateful(combinator: str, name: str, part: Part | StatefulLayer) -> Stat
 
 
 def _refuse_modules(combinator: str, name: str, part: Any) -> None:
-    """Refuse what looks like a function of a tensor, but holds parameters or makes layers."""
+    """Raise ``TypeError`` for modules, classes and factories of layers, which are not functions of a tensor."""
     made = {Layer, StatefulLayer, Layer | StatefulLayer}
     if getattr(part, "__annotations__", {}).get("return") in made:
         raise TypeError(
             f"{combinator}: part {name!r} makes layers and was not called; write {part.__name__}(...), with its "
             "arguments, in place of " + part.__name__
         )
-    owner = getattr(part, "__self__", part)  # a module's forward holds the module
+    owner = getattr(part, "__self__", part)  # the module of a bound method such as module.forward
     kind = owner if isinstance(owner, type) else type(owner)
     if not issubclass(kind, torch.nn.Module):
         if isinstance(part, type):

@@ -34,31 +34,31 @@ def conv2d(
     bias_init: init.Initializer | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Layer:
-    """Two-dimensional cross-correlation, ``torch.nn.Conv2d``'s arguments.
+    """Two-dimensional cross-correlation with the arguments of ``torch.nn.Conv2d``.
 
-    x: (batch, in_channels, height, width) -> y: (batch, out_channels, height', width'); a single image
-    without the batch axis also. ``padding`` is a number of pixels, "same" or "valid"; ``padding_mode`` says what
-    the added pixels hold. Params: ``weight`` (out_channels, in_channels / groups, *kernel_size) and ``bias``
-    (out_channels,); torch's default initialisation. Raises ``ShapeError`` for another number of channels, a kernel
-    larger than the padded image, and params of other names, shapes, device or dtype; ``ValueError`` when groups does
-    not divide both channel counts and for sizes that are not one integer or two.
+    x: (batch, in_channels, height, width) -> (batch, out_channels, height', width'), or a single image without the
+    batch axis. ``padding`` is a number of pixels, "same" or "valid", and ``padding_mode`` determines the values of the
+    added pixels. Params: ``weight`` (out_channels, in_channels / groups, *kernel_size) and ``bias`` (out_channels,),
+    initialised as in torch. Raises ``ShapeError`` for another number of channels, for a kernel larger than the padded
+    image, and for params of other names, shapes, device or dtype; ``ValueError`` if groups does not divide both numbers
+    of channels, and for sizes that are not one integer or two.
 
     >>> layer = conv2d(1, 6, 3)
     >>> layer.apply(layer.init(random.key(0)), torch.ones(4, 1, 32, 32)).shape
     torch.Size([4, 6, 30, 30])
     """
-    in_channels, out_channels = (
-        as_size("conv2d", "in_channels", in_channels),
-        as_size("conv2d", "out_channels", out_channels),
-    )
-    kernel, dilations = as_pair("conv2d", "kernel_size", kernel_size), as_pair("conv2d", "dilation", dilation)
-    strides, groups = as_pair("conv2d", "stride", stride), as_size("conv2d", "groups", groups)
+    in_channels = as_size("conv2d", "in_channels", in_channels)
+    out_channels = as_size("conv2d", "out_channels", out_channels)
+    kernel = as_pair("conv2d", "kernel_size", kernel_size)
+    dilations = as_pair("conv2d", "dilation", dilation)
+    strides = as_pair("conv2d", "stride", stride)
+    groups = as_size("conv2d", "groups", groups)
     if in_channels % groups or out_channels % groups:
         raise ValueError(f"groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}")
     if padding_mode not in _PADDING_MODES:
         raise ValueError(f"conv2d: padding_mode is one of {', '.join(map(repr, _PADDING_MODES))}, got {padding_mode!r}")
     margins = _margins(kernel, strides, padding, dilations)  # left, right, top, bottom
-    # torch pads with zeros itself where both sides are equal
+    # F.conv2d can pad with equally many zeros on both sides itself
     equal = padding_mode == "zeros" and margins[0] == margins[1] and margins[2] == margins[3]
     shape = (out_channels, in_channels // groups, *kernel)
     fan_in = math.prod(shape[1:])
@@ -93,7 +93,7 @@ _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 def _margins(
     kernel: tuple[int, int], strides: tuple[int, int], padding: int | tuple[int, int] | str, dilations: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """Pixels added left, right, above and below."""
+    """Return the numbers of pixels added left, right, above and below."""
     if padding == "valid":
         return 0, 0, 0, 0
     if padding == "same":

@@ -10,9 +10,10 @@ from fnn.layers.base import Layer, check_params, check_tensor
 
 
 def dropout(rate: float = 0.5) -> Layer:
-    """With a key: each entry is zero with probability ``rate``, the rest is divided by 1 - rate. Without: identity.
+    """Set each entry to zero with probability ``rate``, and divide the others by 1 - rate (Srivastava et al., 2014).
 
-    x: any shape -> the same shape (Srivastava et al., 2014). Raises ``ValueError`` unless 0 <= rate < 1.
+    x: any shape -> the same shape. Without a key ``apply`` returns x. Raises ``TypeError`` unless ``rate`` is a number,
+    and ``ValueError`` unless 0 <= rate < 1.
 
     >>> dropout(0.5).apply({}, torch.ones(3))
     tensor([1., 1., 1.])

@@ -17,13 +17,13 @@ def embedding(
     weight_init: init.Initializer | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Layer:
-    """y = weight[x]: a learned vector for each of ``num_embeddings`` numbers.
+    """y = weight[x]: a learned vector for each of ``num_embeddings`` integers.
 
     x: integers of any shape, from 0 to num_embeddings - 1 -> (*x.shape, embedding_dim). Params: ``weight``
-    (num_embeddings, embedding_dim), standard normal at first, as in torch. The row ``padding_idx`` (negative ones count
-    from the end) is zero at first and has gradient zero. Raises ``ShapeError`` unless x holds integers; a number out of
-    range is an ``IndexError`` of torch on the CPU. torch's ``max_norm`` writes into the weight while it reads, which
-    a pure function cannot: scale the rows in the loss, or after the update.
+    (num_embeddings, embedding_dim), initialised to standard normal values as in torch. The row ``padding_idx`` is
+    initialised to zero and has gradient zero; negative indices count from the end. Raises ``ShapeError`` unless x holds
+    integers. An integer out of range is torch's ``IndexError`` on the CPU. torch's ``max_norm`` is left out, because it
+    changes the weight in place: scale the rows in the loss or after the update.
 
     >>> from fnn import random
     >>> layer = embedding(1000, 16)

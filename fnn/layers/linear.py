@@ -20,9 +20,9 @@ def linear(
 ) -> Layer:
     """y = x W^T + b.
 
-    x: (..., in_features) -> y: (..., out_features). Params: ``weight`` (out_features, in_features) and,
-    with ``bias``, ``bias`` (out_features,); torch's default initialisation. Raises ``ShapeError`` when the
-    last axis of x is not in_features, and for params of other names, shapes, device or dtype.
+    x: (..., in_features) -> (..., out_features). Params: ``weight`` (out_features, in_features) and, with ``bias``,
+    ``bias`` (out_features,), initialised as in torch. Raises ``ShapeError`` for another number of features, and for
+    params of other names, shapes, device or dtype.
 
     >>> layer = linear(3, 2)
     >>> layer.apply(layer.init(random.key(0)), torch.ones(5, 3)).shape

@@ -1,4 +1,4 @@
-"""Normalisation. Only :func:`batch_norm` has state and mixes the samples of a batch."""
+"""Normalisation layers. Only :func:`batch_norm` has state and mixes the samples of a batch."""
 
 import math
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnn import init, random
+from fnn import init
 from fnn._numerics import widen
+from fnn._samples import refuse_samples_apart
 from fnn.layers.base import (
     Layer,
     ShapeError,
@@ -19,8 +20,8 @@ from fnn.layers.base import (
     check_params,
     check_state,
     check_tensor,
-    refuse_samples_apart,
 )
+from fnn.random.arguments import device_of
 
 
 def layer_norm(
@@ -30,11 +31,10 @@ def layer_norm(
     bias: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> Layer:
-    """(x - mean) / sqrt(var + eps) * weight + bias, over the last axes, for each sample and position alone.
+    """(x - mean) / sqrt(var + eps) * weight + bias, with the mean and variance over the last axes.
 
-    x: (..., *shape) -> the same shape (Ba et al., 2016). Params with ``affine``: ``weight`` and, with ``bias``,
-    ``bias``, both of ``shape``, ones and zeros at first. Raises ``ShapeError`` when the last axes of x are not
-    ``shape``.
+    x: (..., *shape) -> the same shape (Ba et al., 2016). Params with ``affine``: ``weight`` (ones) and, with ``bias``,
+    ``bias`` (zeros), both of ``shape``. Raises ``ShapeError`` if the last axes of x are not ``shape``.
 
     >>> from fnn import random
     >>> layer = layer_norm(3)
@@ -47,7 +47,7 @@ def layer_norm(
         check_mapping("layer_norm", params)
         _check_last_axes("layer_norm", x, axes)
         check_params("layer_norm", params, **_shapes(axes, affine, bias))
-        # written out: the derivative of torch's layer_norm in forward mode has a wrong derivative of its own
+        # written out, because derivatives of the forward-mode derivative of torch's layer_norm are wrong
         wide, dims = widen(x), tuple(range(-len(axes), 0))
         centred = wide - wide.mean(dims, keepdim=True)
         y = (centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)).to(x.dtype)
@@ -62,11 +62,11 @@ def rms_norm(
     affine: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> Layer:
-    """x / sqrt(mean(x^2) + eps) * weight, over the last axes.
+    """x / sqrt(mean(x^2) + eps) * weight, with the mean over the last axes.
 
-    x: (..., *shape) -> the same shape (Zhang and Sennrich, 2019). ``eps`` is the smallest step of x's dtype unless
-    given, as in torch. Params with ``affine``: ``weight`` of ``shape``, ones at first. Raises ``ShapeError`` when the
-    last axes of x are not ``shape``.
+    x: (..., *shape) -> the same shape (Zhang and Sennrich, 2019). ``eps`` defaults to the machine epsilon of x's dtype,
+    as in torch. Params with ``affine``: ``weight`` (ones) of ``shape``. Raises ``ShapeError`` if the last axes of x are
+    not ``shape``.
 
     >>> from fnn import random
     >>> layer = rms_norm(2)
@@ -95,11 +95,11 @@ def group_norm(
     bias: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> Layer:
-    """(x - mean) / sqrt(var + eps) * weight + bias, over each group of channels of each sample.
+    """(x - mean) / sqrt(var + eps) * weight + bias, with the mean and variance of each group of channels of a sample.
 
-    x: (batch, channels, ...) -> the same shape (Wu and He, 2018). Params with ``affine``: ``weight`` and, with
-    ``bias``, ``bias`` (channels,), ones and zeros at first. Raises ``ValueError`` when groups does not divide
-    channels, ``ShapeError`` for another number of channels.
+    x: (batch, channels, ...) -> the same shape (Wu and He, 2018). Params with ``affine``: ``weight`` (ones) and, with
+    ``bias``, ``bias`` (zeros), both (channels,). Raises ``ValueError`` if groups does not divide channels, and
+    ``ShapeError`` for another number of channels.
 
     >>> from fnn import random
     >>> layer = group_norm(2, 6)
@@ -120,12 +120,12 @@ def instance_norm(
     spatial: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Layer:
-    """(x - mean) / sqrt(var + eps), over each channel of each sample: :func:`group_norm` with a group per channel.
+    """(x - mean) / sqrt(var + eps), with the mean and variance of each channel of a sample (Ulyanov et al., 2016).
 
-    x: (batch, channels, ...) -> the same shape (Ulyanov et al., 2016). With ``spatial``, the number of axes after the
-    channels, a single sample (channels, ...) without the batch axis also. Params with ``affine``: ``weight`` and, with
-    ``bias``, ``bias`` (channels,). Raises ``ShapeError`` for another number of channels and for a single value per
-    channel, which would always become 0.
+    This is :func:`group_norm` with one channel per group. x: (batch, channels, ...) -> the same shape. If ``spatial``,
+    the number of axes after the channels, is given, x may also be a single sample (channels, ...). Params with
+    ``affine``: ``weight`` and, with ``bias``, ``bias`` (channels,). Raises ``ShapeError`` for another number of
+    channels, and for a single value per channel, whose result would always be 0.
 
     >>> instance_norm(1).apply({}, torch.tensor([[[1.0, 2.0, 3.0]]]))
     tensor([[[-1.2247,  0.0000,  1.2247]]])
@@ -152,16 +152,16 @@ def batch_norm(
     bias: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> StatefulLayer:
-    """(x - mean) / sqrt(var + eps) * weight + bias, over the batch and all positions of each channel.
+    """(x - mean) / sqrt(var + eps) * weight + bias, with a mean and variance for each channel.
 
-    x: (batch, channels, ...) -> the same shape (Ioffe and Szegedy, 2015). With ``train=True`` the mean and variance
-    are the batch's, and the returned state holds running = (1 - momentum) running + momentum batch (with the
-    unbiased variance; ``momentum=None`` is the plain average of all batches). Otherwise the running ones are used
-    and the state is returned as it is. Params with ``affine``: ``weight`` and, with ``bias``, ``bias`` (channels,).
-    State: ``running_mean`` and ``running_var`` (channels,), ``num_batches_tracked`` an int64 count. The state is not
-    differentiated. Without ``track_running_stats`` the state is empty and the batch's own statistics are used in
+    x: (batch, channels, ...) -> the same shape (Ioffe and Szegedy, 2015). With ``train=True`` the mean and variance of
+    the batch are used, and the running statistics in the returned state become (1 - momentum) running + momentum batch,
+    with the unbiased variance. ``momentum=None`` averages all batches. Otherwise the running statistics are used and
+    the state is returned unchanged. Params with ``affine``: ``weight`` and, with ``bias``, ``bias`` (channels,). State:
+    ``running_mean`` and ``running_var`` (channels,), and ``num_batches_tracked``, an int64 count; it is not
+    differentiated. Without ``track_running_stats`` the state is empty, and the statistics of the batch are used in
     evaluation too, as in torch. Raises ``ShapeError`` for another number of channels and for a training batch with a
-    single value per channel, ``ValueError`` in training inside a per-sample gradient.
+    single value per channel, and ``ValueError`` in training inside a per-sample gradient.
 
     >>> from fnn import random
     >>> layer = batch_norm(2)
@@ -181,11 +181,12 @@ def batch_norm(
         params = _scale_and_shift(key, (channels,), affine, bias, dtype)
         if not track_running_stats:
             return params, {}
-        device = random.device_of(key)
-        kept = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype  # averages need the digits
+        device = device_of(key)
+        # running means lose digits in 16 bits
+        wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
         state = {
-            "running_mean": torch.zeros(channels, dtype=kept, device=device),
-            "running_var": torch.ones(channels, dtype=kept, device=device),
+            "running_mean": torch.zeros(channels, dtype=wide, device=device),
+            "running_var": torch.ones(channels, dtype=wide, device=device),
             "num_batches_tracked": torch.zeros((), dtype=torch.int64, device=device),
         }
         return params, state
@@ -207,7 +208,7 @@ def batch_norm(
             refuse_samples_apart("batch_norm")
             mean, var = _batch_statistics(x)
             if track_running_stats:
-                state = state | _moved(state, mean.detach(), var.detach(), x.numel() // channels, momentum)
+                state = state | _updated(state, mean.detach(), var.detach(), x.numel() // channels, momentum)
         else:
             mean, var = state["running_mean"], state["running_var"]
         along = (1, channels, *[1] * (x.dim() - 2))
@@ -218,7 +219,7 @@ def batch_norm(
 
 
 def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel."""
+    """Return the mean and the biased variance of each channel."""
     if x.numel() <= x.shape[1]:
         raise ShapeError(
             f"batch_norm in training mode needs more than one value per channel, got inputs of {tuple(x.shape)}; "
@@ -230,10 +231,10 @@ def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean.flatten(), (wide - mean).square().mean(dims)
 
 
-def _moved(
+def _updated(
     state: dict[str, Tensor], mean: Tensor, var: Tensor, count: int, momentum: float | None
 ) -> dict[str, Tensor]:
-    """The running statistics after one more batch of ``count`` values per channel."""
+    """Return the running statistics after one more batch with ``count`` values per channel."""
     batches = state["num_batches_tracked"] + 1
 
     def mix(old: Tensor, new: Tensor) -> Tensor:
@@ -256,7 +257,7 @@ def _by_groups(
         check_params(layer, params, **_shapes((channels,), affine, bias))
         if layer == "instance_norm" and math.prod(x.shape[2:]) == 1:
             raise ShapeError(f"instance_norm needs more than one value per channel, got inputs of {tuple(x.shape)}")
-        # written out: torch's group_norm fails under compiled jvp
+        # written out, because torch's group_norm fails under compiled jvp
         grouped = widen(x).unflatten(1, (groups, -1))
         dims = tuple(range(2, grouped.dim()))
         centred = grouped - grouped.mean(dims, keepdim=True)
@@ -267,7 +268,7 @@ def _by_groups(
 
 
 def _shapes(shape: tuple[int, ...], affine: bool, bias: bool) -> dict[str, tuple[int, ...]]:
-    """The shapes of the params."""
+    """Return the shapes of the params."""
     return ({"weight": shape} if affine else {}) | ({"bias": shape} if affine and bias else {})
 
 
@@ -280,7 +281,7 @@ def _scale_and_shift(
 
 
 def _scaled(y: Tensor, params: dict[str, Tensor], along: tuple[int, ...]) -> Tensor:
-    """y * weight + bias, as far as there are any."""
+    """Return y * weight + bias, without those that are not in the params."""
     if "weight" in params:
         y = y * params["weight"].view(along)
     return y + params["bias"].view(along) if "bias" in params else y

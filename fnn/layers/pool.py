@@ -14,13 +14,13 @@ def max_pool2d(
     return_indices: bool = False,
     ceil_mode: bool = False,
 ) -> Layer:
-    """The maximum of each window; ``stride`` defaults to the window, so windows do not overlap.
+    """The maximum of each window. ``stride`` defaults to the size of the window.
 
-    x: (batch, channels, height, width) -> (batch, channels, height', width'); a single image without the batch axis
-    also. ``dilation`` is the step between the pixels of a window; with ``ceil_mode`` windows that reach over the edge
-    count too; with ``return_indices`` the result is a pair (maxima, their int64 places in height x width). Raises
-    ``ShapeError`` for another rank or a window larger than the image, ``ValueError`` for padding of more than half a
-    window.
+    x: (batch, channels, height, width) -> (batch, channels, height', width'), or a single image without the batch axis.
+    ``dilation`` is the distance between the pixels of a window. With ``ceil_mode`` windows that extend beyond the edge
+    are used too. With ``return_indices`` the result is a pair: the maxima and their int64 indices into height x width.
+    Raises ``ShapeError`` for another rank and for a window larger than the image, and ``ValueError`` for padding of
+    more than half a window.
 
     >>> import torch
     >>> max_pool2d(2).apply({}, torch.ones(4, 6, 30, 30)).shape
@@ -45,12 +45,13 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Layer:
-    """The mean of each window; ``stride`` defaults to the window, so windows do not overlap.
+    """The mean of each window. ``stride`` defaults to the size of the window.
 
-    x: (batch, channels, height, width) -> (batch, channels, height', width'); a single image without the batch axis
-    also. Padding counts as zeros unless ``count_include_pad`` is False; ``divisor_override`` takes the place of the
-    number of pixels; with ``ceil_mode`` windows that reach over the edge count too. Raises ``ShapeError`` for another
-    rank or a window larger than the image, ``ValueError`` for padding of more than half a window.
+    x: (batch, channels, height, width) -> (batch, channels, height', width'), or a single image without the batch axis.
+    The mean includes the zeros of the padding unless ``count_include_pad`` is False. ``divisor_override`` replaces the
+    number of pixels by which sums are divided. With ``ceil_mode`` windows that extend beyond the edge are used too.
+    Raises ``ShapeError`` for another rank and for a window larger than the image, and ``ValueError`` for padding of
+    more than half a window.
 
     >>> import torch
     >>> avg_pool2d(2).apply({}, torch.ones(4, 6, 28, 28)).shape
@@ -72,7 +73,7 @@ _Pair = tuple[int, int]
 def _window(
     layer: str, kernel_size: int | _Pair, stride: int | _Pair | None, padding: int | _Pair
 ) -> tuple[_Pair, _Pair, _Pair]:
-    """Window, stride and padding as pairs."""
+    """Return the window, the stride and the padding as pairs."""
     kernel = as_pair(layer, "kernel_size", kernel_size)
     margin = as_pair(layer, "padding", padding, 0)
     if 2 * margin[0] > kernel[0] or 2 * margin[1] > kernel[1]:

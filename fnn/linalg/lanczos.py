@@ -16,7 +16,7 @@ from fnn.linalg.linear_operator import LinearOperator, as_symmetric_operator
 
 
 class Eigenpairs(NamedTuple):
-    """``values`` (k,), ``vectors`` (n, k), ``residuals`` |A v - value v| (k,), and whether all is well.
+    """``values`` (k,), ``vectors`` (n, k), ``residuals`` |A v - value v| (k,), and whether the search has converged.
 
     ``converged`` is True when all residuals are small and a search from a random vector outside the span of the vectors
     has met nothing further out, such as another copy of a multiple eigenvalue.
@@ -75,22 +75,22 @@ def eigenpairs(
         raise ValueError(f"eigenpairs needs subspace > k and max_restarts >= 1, got {subspace}, {k}, {max_restarts}")
     if which not in ("largest", "smallest", "magnitude"):
         raise ValueError(f"which is 'largest', 'smallest' or 'magnitude', got {which!r}")
-    numbers = itertools.count()
+    draws = itertools.count()
 
     def draw() -> Tensor:
-        return random.normal(random.fold_in(key, next(numbers)), (n,), dtype).to(A.device)
+        return random.normal(random.fold_in(key, next(draws)), (n,), dtype).to(A.device)
 
     following = draw()
     if not _torch.readable(A.times_vector(following)):
         raise ValueError(
-            "eigenpairs looks at numbers and cannot run under vmap or in a traced function; call it outside"
+            "eigenpairs reads values of tensors and cannot run under vmap or in a traced function; call it outside"
         )
     basis, images = following.new_zeros((n, 0)), following.new_zeros((n, 0))
     searching, before, converged, worst = False, following, False, torch.full_like(following[0], torch.inf)
     for restart in range(max_restarts):
         while basis.shape[1] < size:
             v = _orthogonal(following, basis)
-            if v.norm() <= 10 * torch.finfo(dtype).eps * following.norm():  # an invariant subspace: go elsewhere
+            if v.norm() <= 10 * torch.finfo(dtype).eps * following.norm():  # an invariant subspace: start at random
                 v = _orthogonal(draw(), basis)
             v = v / v.norm()
             following = A.times_vector(v)
@@ -121,7 +121,7 @@ def eigenpairs(
             kept = min(max(k + 1, size // 2), size - 1)
             following = remainders[:, residuals[: k + searching].argmax()]
         basis, images = vectors[:, :kept], products[:, :kept]
-        if settled or stagnant:  # the rotations have added up rounding: multiply anew
+        if settled or stagnant:  # the rotations have accumulated rounding errors: multiply anew
             basis = torch.linalg.qr(basis).Q
             images = A.columns(basis, 1)
     return Eigenpairs(ritz[:k].clone(), vectors[:, :k].clone(), residuals[:k].clone(), converged)

@@ -20,7 +20,7 @@ class LinearOperator:
 
     ``matvec`` maps a tree like ``input`` to a tree like ``output``, and ``rmatvec``, the product with the transpose,
     maps back. Of the two trees only structure, shapes, dtypes and devices are read. ``output`` is ``input`` unless
-    given. A symmetric operator is its own transpose and needs no ``rmatvec``. Operators are real.
+    given. A symmetric operator is its own transpose and needs no ``rmatvec``. All numbers are real.
 
     ``A @ x`` takes a tree, a flat vector (n,), a matrix of columns (n, k), or another operator; flat vectors
     number the entries as ``fnn.tree.ravel`` does. ``A(x)`` is ``A @ x``. ``A + B, A - B, -A, c * A, A @ B, A.T`` are
@@ -101,7 +101,7 @@ class LinearOperator:
 
     @classmethod
     def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-        """What torch's functions do with an operator: ``tensor * A`` is a product, everything else is refused."""
+        """``tensor * A`` multiplies the operator; every other function of torch refuses it."""
         name = getattr(func, "__name__", "")
         if len(args) == 2 and isinstance(args[0], Tensor) and isinstance(args[1], LinearOperator):
             if name in ("mul", "__mul__", "__rmul__"):
@@ -169,8 +169,8 @@ class LinearOperator:
             first, second = self.rmatvec, other.rmatvec
             back = lambda u: second(first(u))
         factors = self._factors + other._factors
-        palindrome = back is not None and _same_factors(factors, _transposed(factors))
-        product = LinearOperator(lambda v: outer(inner(v)), other.input, self.output, back, palindrome)
+        symmetric = back is not None and _same_factors(factors, _transposed(factors))
+        product = LinearOperator(lambda v: outer(inner(v)), other.input, self.output, back, symmetric)
         product._factors = factors
         return product
 
@@ -219,7 +219,7 @@ class LinearOperator:
     def __sub__(self, other: "LinearOperator") -> "LinearOperator":
         return self + (-other if isinstance(other, LinearOperator) else other)
 
-    __radd__ = __rsub__ = __add__  # reached with what is not an operator, to say so
+    __radd__ = __rsub__ = __add__  # called only with something that is not an operator, which is refused
 
     def damped(self, damping: float | Tensor) -> "LinearOperator":
         """``A + damping * I``. Raises ``ValueError`` for an operator whose input and output differ."""
@@ -289,7 +289,7 @@ def matrix_operator(matrix: Tensor, symmetric: bool | None = None) -> LinearOper
 
     Unless ``symmetric`` says so, a square matrix counts as symmetric when it differs from its transpose by no more than
     the rounding of its dtype, ``sqrt(n) * 8 * eps`` times its largest entry, as ``B @ B.T`` does. Under ``vmap`` and
-    where a function is traced its numbers cannot be looked at, and it counts as symmetric only if you say so.
+    where a function is traced its entries cannot be read, and it counts as symmetric only with ``symmetric=True``.
     Raises ``ValueError`` for a tensor that is not a matrix, ``TypeError`` for one that is not of real floating numbers.
 
     >>> matrix_operator(torch.eye(2)).symmetric
@@ -320,13 +320,13 @@ def as_operator(operator: Any, name: str) -> LinearOperator:
 
 
 def as_symmetric_operator(operator: Any, name: str, instead: str) -> LinearOperator:
-    """The same, raising ``ValueError`` for an operator that is not known to be symmetric."""
+    """As :func:`as_operator`, raising ``ValueError`` for an operator that is not known to be symmetric."""
     A = as_operator(operator, name)
     if A.symmetric:
         return A
     if isinstance(operator, Tensor) and A.shape[0] == A.shape[1] and not _torch.readable(operator):
         raise ValueError(
-            f"{name} needs a symmetric operator, and under vmap or in a traced function it cannot look at the numbers "
+            f"{name} needs a symmetric operator, and under vmap or in a traced function it cannot read the entries "
             "of a matrix; write matrix_operator(matrix, symmetric=True)"
         )
     raise ValueError(
@@ -380,7 +380,7 @@ def _check_chunk_size(chunk_size: int | None) -> None:
 
 
 def _selection(like: Tree, choice: Any) -> tuple[Callable, Callable, Tree]:
-    """How to take the chosen leaves out of a tree, put them back among zeros, and what they look like."""
+    """A function that takes the chosen leaves out of a tree, one that puts them back among zeros, and their tree."""
     if choice is None:
         return (lambda tree: tree), (lambda tree: tree), like
     leaves, treedef = _tree.flatten(like)

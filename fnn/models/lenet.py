@@ -1,4 +1,4 @@
-"""LeNet, as PyTorch's tutorial has it and as LeCun et al. (1998) have it."""
+"""LeNet, in the versions of PyTorch's tutorial and of LeCun et al. (1998)."""
 
 from torch import Tensor
 
@@ -34,11 +34,11 @@ def lenet() -> Layer:
 
 
 def lenet5() -> Layer:
-    """LeNet-5 (LeCun et al., 1998): 5x5 kernels, tanh, average pooling; full connections from 6 to 16 maps.
+    """LeNet-5 (LeCun et al., 1998): 5x5 kernels, tanh, average pooling, all 6 maps connected to all 16.
 
-    x: (batch, 1, 32, 32) -> logits (batch, 10); 61,706 parameters. 6@28x28 -> 6@14x14 -> 16@10x10 -> 16@5x5
-    -> 120 -> 84 -> 10. The paper's trained pooling scale, partial connection table and radial-basis output
-    are left out, as is usual since. Raises ``ShapeError`` for images of another size.
+    x: (batch, 1, 32, 32) -> logits (batch, 10); 61,706 parameters. 6@28x28 -> 6@14x14 -> 16@10x10 -> 16@5x5 -> 120 ->
+    84 -> 10. As is usual today, it leaves out the trained scales of the pooling, the partial connection table and the
+    radial-basis output of the paper. Raises ``ShapeError`` for images of another size.
 
     >>> import fnn, torch
     >>> fnn.tree.size(lenet5().init(fnn.random.key(0)))

@@ -11,11 +11,11 @@ from fnn.tree import Tree
 
 
 def mlp(*sizes: int, activation: Callable[[Tensor], Tensor] = relu) -> Layer:
-    """Linear layers of the given sizes with an activation between them, none after the last.
+    """Linear layers of the given sizes with an activation between them.
 
-    x: (batch, ...) whose axes after the first have sizes[0] entries in all, such as images; or (sizes[0],).
-    -> (batch, sizes[-1]). Params are those of ``torch.nn.Sequential(Linear, ReLU, Linear, ...)``:
-    "0", "2", "4". Raises ``ValueError`` for fewer than two sizes, ``ShapeError`` for other inputs.
+    x: (batch, ...) -> (batch, sizes[-1]), where the axes after the first, such as those of an image, have sizes[0]
+    entries in total; or (sizes[0],) -> (sizes[-1],). Params are named as in ``torch.nn.Sequential(Linear, ReLU, Linear,
+    ...)``: "0", "2", "4". Raises ``ValueError`` for fewer than two sizes and ``ShapeError`` for other inputs.
 
     >>> import fnn, torch
     >>> model = mlp(784, 512, 512, 10)

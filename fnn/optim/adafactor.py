@@ -1,4 +1,4 @@
-"""Adafactor: the second moments of a matrix by the means of its rows and columns."""
+"""Adafactor: second moments of a matrix factored into the means of its rows and columns."""
 
 import torch
 from torch import Tensor
@@ -17,13 +17,13 @@ def adafactor(
     weight_decay: Choice = 0.0,
     maximize: bool = False,
 ) -> Optimizer:
-    """Adafactor (Shazeer and Stern, 2018), ``torch.optim.Adafactor``: the second moment of a matrix by its margins.
+    """Adafactor (Shazeer and Stern, 2018), ``torch.optim.Adafactor``: Adam with a factored second moment.
 
-    For leaves of two axes and more, r and c are the running means (weight t^beta2_decay for the new value) of g^2 over
-    columns and rows of the last two axes, and v = r c / mean(r); a vector keeps v whole.
-    u = g / max(sqrt(v), eps[0]), divided by max(1, rms(u) / d); update = -a u - learning_rate weight_decay p with
-    a = max(eps[1], rms(p)) min(learning_rate, 1 / sqrt(t)). ``eps[0]`` None is the dtype's epsilon. State: n + m
-    numbers for an n by m matrix.
+    For leaves of two or more axes, r and c are the running means of g^2 over the columns and rows of the last two axes,
+    in which the new value has the weight t^beta2_decay, and v = r c / mean(r). For vectors v is the running mean of
+    g^2. u = g / max(sqrt(v), eps[0]), divided by max(1, rms(u) / d); update = -a u - learning_rate weight_decay p with
+    a = max(eps[1], rms(p)) min(learning_rate, 1 / sqrt(t)). ``eps[0] = None`` means the machine epsilon of the dtype.
+    The state has n + m numbers for an n by m matrix.
 
     >>> opt = adafactor(0.1)
     >>> params = {"w": torch.ones(3, 2)}
@@ -56,9 +56,9 @@ def adafactor(
 
     hyperparams = {"learning_rate": learning_rate, "beta2_decay": beta2_decay, "d": d}
     hyperparams |= {"weight_decay": weight_decay} if is_set(weight_decay) else {}
-    margins = {
+    slots = {
         "row": lambda p: p.new_zeros((*p.shape[:-1], 1) if p.dim() > 1 else p.shape),
         "column": lambda p: p.new_zeros((*p.shape[:-2], 1, p.shape[-1]) if p.dim() > 1 else ()),
     }
-    steps = needs_params(from_rule(rule, hyperparams, margins, real_only="adafactor"), "adafactor")
+    steps = needs_params(from_rule(rule, hyperparams, slots, real_only="adafactor"), "adafactor")
     return chain(negate(), steps) if maximize else steps

@@ -1,4 +1,4 @@
-"""AdEMAMix, ADOPT and NovoGrad: Adam with a second, slow mean, with another order, with one second moment a leaf."""
+"""AdEMAMix, ADOPT and NovoGrad, which are variants of Adam."""
 
 import torch
 from torch import Tensor
@@ -156,7 +156,7 @@ def novograd(
     weight_decay: Choice = 0.0,
     maximize: bool = False,
 ) -> Optimizer:
-    """NovoGrad (Ginsburg et al., 2019); see :func:`fnn.optim.scale_by_novograd`, which the decay enters.
+    """NovoGrad (Ginsburg et al., 2019); see :func:`fnn.optim.scale_by_novograd`, which applies the weight decay.
 
     >>> opt = novograd(0.1, eps=0.0)
     >>> params = {"w": torch.tensor([3.0, 4.0])}

@@ -1,10 +1,10 @@
 """Optimizers with ``torch.optim``'s names, arguments, defaults and formulas.
 
-Each is a chain of transforms. ``learning_rate`` and every other number may be a float, a 0-d tensor or a schedule, a
-function of the count of updates; ``maximize`` climbs. ``weight_decay`` is added to the gradient where the optimizer is
-torch's, and decoupled (it shrinks the params by learning_rate weight_decay) where the docstring says so. A weight decay
-or momentum of exactly 0 leaves its part out, with its hyperparameter. Learning rates, weight decays and all other
-hyperparameters may also be trees of numbers like the params, or prefixes of them: ``sgd({"body": 0.01, "head": 0.1})``.
+Each optimizer is a chain of transforms. ``learning_rate`` and all other hyperparameters may be floats, 0-d tensors,
+schedules (functions of the count of updates), or trees of these like the params or prefixes of them: ``sgd({"body":
+0.01, "head": 0.1})``. ``maximize`` maximizes the loss. ``weight_decay`` is added to the gradient, or is decoupled (it
+shrinks the params by learning_rate weight_decay) where the docstring says so. A weight decay or momentum of exactly 0
+leaves out its transform and its hyperparameter.
 """
 
 import torch
@@ -25,7 +25,7 @@ def descend(
     decoupled: bool = False,
     maximize: bool = False,
 ) -> Optimizer:
-    """A chain: the sign of the gradient, coupled decay, ``direction``, decoupled decay, the learning rate."""
+    """Chain the sign of the gradient, coupled decay, ``direction``, decoupled decay and the learning rate."""
     decay = [add_decayed_weights(weight_decay)] if is_set(weight_decay) else []
     return chain(
         *([negate()] if maximize else []),

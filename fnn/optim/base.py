@@ -1,4 +1,4 @@
-"""What an optimizer is, and how several become one."""
+"""The type of optimizers, chains of optimizers, and applying updates."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -16,8 +16,8 @@ class Optimizer(NamedTuple):
     """A pair of pure functions.
 
     ``init(params) -> opt_state`` and ``update(grads, opt_state, params, **extra) -> (updates, opt_state)``, where
-    updates are added to params by :func:`apply_updates`. ``extra`` is what a few optimizers ask for by name, such as
-    ``loss``; all others ignore it.
+    :func:`apply_updates` adds the updates to the params. A few optimizers need ``extra`` values, such as ``loss``; all
+    others ignore them.
     """
 
     init: Callable[[Tree], Tree]
@@ -25,13 +25,13 @@ class Optimizer(NamedTuple):
 
 
 class ListForm:
-    """The update of an optimizer for flat lists of leaves. Called, it works on trees.
+    """The update of an optimizer, written for flat lists of leaves. Calling it updates trees.
 
     ``on_lists(layout, grads, state, params, **extra) -> (updates, state)`` is the update for lists of working leaves
-    (see :class:`fnn.optim.layout.Layout`), with a list in the place of each slot, which is a tree like the params, of
-    the state. ``map_slots(f, layout, state)`` returns the state with ``f(layout, slot, name, shape_of)`` for each
-    slot, always in the same order. Optimizers made of others call ``on_lists`` and ``map_slots`` of their parts, so
-    that the whole takes its trees apart once.
+    (see :class:`fnn.optim.layout.Layout`). In its state, lists replace the slots, which are trees like the params.
+    ``map_slots(f, layout, state)`` returns the state with ``f(layout, slot, name, shape_of)`` in place of each slot,
+    and visits the slots always in the same order. Optimizers made of others call ``on_lists`` and ``map_slots`` of
+    their parts, so trees are flattened only once, however deeply optimizers are nested.
     """
 
     __slots__ = ("map_slots", "on_lists")
@@ -83,25 +83,25 @@ def from_lists(
 
 
 def _owned(leaves: list[Tensor], given: set[int]) -> list[Tensor]:
-    """The leaves, copied where they are, or may share memory with, one of the given ones, which they then join.
+    """Copy the leaves that are, or may share memory with, one of the given leaves, and add all leaves to these.
 
-    Traced code leaves this to what replays or compiles the graph.
+    Traced code does not copy: the executable of the graph gives each result its own memory.
     """
     if torch.compiler.is_compiling():
         return leaves
     new = set(map(id, leaves))
     if len(new) < len(leaves) or not given.isdisjoint(new) or any(map(_torch.is_view, leaves)):
-        kept = []
+        owned = []
         for x in leaves:
-            kept.append(x.clone() if id(x) in given or _torch.is_view(x) else x)
-            given.add(id(kept[-1]))
-        return kept
+            owned.append(x.clone() if id(x) in given or _torch.is_view(x) else x)
+            given.add(id(owned[-1]))
+        return owned
     given |= new
     return leaves
 
 
 def list_form(optimizer: Optimizer) -> ListForm:
-    """The update of any optimizer for lists: its own, or one that calls an update which only knows trees."""
+    """Return the update of an optimizer for lists. If it has none, the result calls its update for trees."""
     update = optimizer.update
     if hasattr(update, "lists"):
         return update.lists  # pyright: ignore[reportFunctionMemberAccess]
@@ -115,10 +115,10 @@ def list_form(optimizer: Optimizer) -> ListForm:
 
 
 def chain(*parts: Optimizer) -> Optimizer:
-    """The parts one after the other, each working on the updates of the one before; the state is a tuple.
+    """Apply optimizers one after the other, each to the updates of the previous one. The state is a tuple.
 
-    Parts may be chains themselves, and pairs ``Optimizer(init, update)`` of one's own. Raises ``TypeError`` for a part
-    that is not an optimizer, and ``ValueError`` for a state of another length.
+    Parts may be chains and any other pairs ``Optimizer(init, update)``. Raises ``TypeError`` for a part that is not an
+    optimizer, and ``ValueError`` for a state of another length.
 
     >>> from fnn.optim import clip_by_global_norm, sgd
     >>> opt = chain(clip_by_global_norm(1.0), sgd(0.1))
@@ -150,7 +150,7 @@ def chain(*parts: Optimizer) -> Optimizer:
 
 
 def check_optimizers(name: str, *parts: Any) -> None:
-    """Raise ``TypeError`` for an argument of ``name`` that is not an optimizer."""
+    """Raise ``TypeError`` unless all arguments of the function ``name`` are optimizers."""
     for part in parts:
         if not isinstance(part, Optimizer):
             hint = f"; call it: {part.__name__}(...)" if hasattr(part, "__name__") else ""
@@ -158,7 +158,7 @@ def check_optimizers(name: str, *parts: Any) -> None:
 
 
 def needs_params(optimizer: Optimizer, what: str) -> Optimizer:
-    """The same optimizer, with a sentence for an update without params."""
+    """Return the optimizer with an update that raises ``ValueError`` if it is called without params."""
     inner = list_form(optimizer)
 
     def on_lists(layout: Layout, grads: list, state: Tree, params: list | None, **extra: Any) -> tuple[list, Tree]:
@@ -170,9 +170,9 @@ def needs_params(optimizer: Optimizer, what: str) -> Optimizer:
 
 
 def apply_updates(params: Tree, updates: Tree) -> Tree:
-    """params + updates, each leaf in the dtype of the param.
+    """Return params + updates, with each leaf in the dtype of the param.
 
-    Raises ``ValueError`` naming the path at which structure or shape differ.
+    Raises ``ValueError`` naming the first path at which the structures or shapes differ.
 
     >>> apply_updates({"w": torch.ones(1)}, {"w": torch.ones(1)})
     {'w': tensor([2.])}
@@ -187,5 +187,5 @@ def apply_updates(params: Tree, updates: Tree) -> Tree:
 
 
 def runs_together(*lists: Iterable[Tensor]) -> bool:
-    """Whether kernels of lists of tensors may be called on these: nothing transforms, records or fuses what happens."""
+    """Return True if multi-tensor kernels may be called: no transform, autograd graph or compiler is involved."""
     return _torch.multi_tensor_kernels() and True not in [x.requires_grad for tensors in lists for x in tensors]

@@ -1,4 +1,4 @@
-"""Gradients held within limits, by element, leaf, unit or as a whole."""
+"""Clipping of gradients by element, leaf, unit or global norm."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from fnn.tree import global_norm
 
 
 def clip(limit: Number) -> Optimizer:
-    """Each element held within [-limit, limit].
+    """Clip each element to [-limit, limit].
 
     >>> clip(1.0).update({"w": torch.tensor([-3.0, 0.5])}, clip(1.0).init({"w": torch.ones(2)}))[0]
     {'w': tensor([-1.0000,  0.5000])}
@@ -34,10 +34,10 @@ def clip(limit: Number) -> Optimizer:
 
 
 def clip_by_global_norm(max_norm: Number) -> Optimizer:
-    """All leaves times min(1, max_norm / norm), norm being that of all leaves as one vector.
+    """Multiply all leaves by min(1, max_norm / norm), where norm is the Euclidean norm of all leaves as one vector.
 
-    Without an epsilon, so that the clipped norm is max_norm itself; ``torch.nn.utils.clip_grad_norm_`` adds 1e-6 to the
-    norm. If one element is not a number, none is afterwards.
+    There is no epsilon, so the clipped norm is max_norm itself; ``torch.nn.utils.clip_grad_norm_`` adds 1e-6 to the
+    norm. If one element is nan, all elements of the result are nan.
 
     >>> opt = clip_by_global_norm(1.0)
     >>> opt.update({"w": torch.tensor([3.0, 4.0])}, opt.init({"w": torch.ones(2)}))[0]
@@ -64,18 +64,18 @@ def clip_by_global_norm(max_norm: Number) -> Optimizer:
 
 
 def shrink(norm: Tensor, limit: Tensor) -> Tensor:
-    """min(1, limit / norm), nan for a norm that is nan, with finite slopes at a norm of 0.
+    """Return min(1, limit / norm), or nan if the norm is nan. The derivative at a norm of 0 is finite.
 
     >>> shrink(torch.tensor([0.0, 2.0, float("nan")]), torch.tensor(1.0))
     tensor([1.0000, 0.5000,    nan])
     """
-    limit = limit.clamp(min=0.0)  # a limit that is a tensor below 0 turns no sign
+    limit = limit.clamp(min=0.0)  # tensors are not checked, and a negative limit must not change signs
     large = ~(norm <= limit)
     return torch.where(large, limit / torch.where(large, norm, 1.0), 1.0)
 
 
 def clip_by_block(max_rms: Number) -> Optimizer:
-    """Each leaf divided by max(1, rms / max_rms), rms the root of the mean of its squares (Shazeer and Stern, 2018).
+    """Divide each leaf by max(1, rms / max_rms), where rms is its root mean square (Shazeer and Stern, 2018).
 
     >>> opt = clip_by_block(1.0)
     >>> opt.update({"w": torch.tensor([3.0, 3.0])}, opt.init({"w": torch.ones(2)}))[0]
@@ -90,9 +90,9 @@ def clip_by_block(max_rms: Number) -> Optimizer:
 
 
 def adaptive_gradient_clip(clipping: Number = 0.01, eps: Number = 1e-3) -> Optimizer:
-    """Each unit's gradient held to ``clipping`` times the norm of the unit's weights (Brock et al., 2021).
+    """Clip the gradient of each unit to ``clipping`` times the norm of its weights (Brock et al., 2021).
 
-    A unit is a row along the first axis of a leaf of two axes and more (an output of a linear layer or convolution),
+    A unit is an index into the first axis of a leaf of two or more axes (an output of a linear layer or convolution),
     and the whole leaf otherwise: g min(1, clipping max(norm(p), eps) / norm(g)). Needs params.
 
     >>> opt = adaptive_gradient_clip(0.1)
@@ -116,7 +116,7 @@ def adaptive_gradient_clip(clipping: Number = 0.01, eps: Number = 1e-3) -> Optim
 
 
 def zero_nans() -> Optimizer:
-    """Zero in place of every element that is not a number; infinities stay.
+    """Replace every nan by zero. Infinities stay.
 
     >>> opt = zero_nans()
     >>> opt.update({"w": torch.tensor([float("nan"), 1.0])}, opt.init({"w": torch.ones(2)}))[0]
@@ -126,7 +126,7 @@ def zero_nans() -> Optimizer:
 
 
 def norm(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """The Euclidean norm over some axes, which stay with length 1; its slope at 0 is 0.
+    """Return the Euclidean norm over some axes, which are kept with length 1. Its derivative at 0 is 0.
 
     >>> norm(torch.tensor([[3.0, 4.0]]), (1,))
     tensor([[5.]])

@@ -1,4 +1,4 @@
-"""Hyperparameters: 0-d tensors by name in the state of an optimizer, whatever it is made of."""
+"""Hyperparameters: named 0-d tensors in the state of an optimizer."""
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -22,8 +22,7 @@ _FIELDS = ("hyperparams", "scheduled")
 class Hyperparams:
     """The hyperparameters that an optimizer was made with.
 
-    A tree of numbers counts as one hyperparameter for each of its leaves, whose name has the path behind it,
-    ``learning_rate.head``.
+    A tree of numbers is one hyperparameter for each leaf, named by its path, such as ``learning_rate.head``.
     """
 
     def __init__(self, choices: Mapping[str, Choice]) -> None:
@@ -37,7 +36,7 @@ class Hyperparams:
         self.groups = lru_cache(maxsize=8)(self._groups)
 
     def init(self, params: Tree, count: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The values in a new state: those that are fixed, and those of schedules at the first update."""
+        """Return the values in a new state: the fixed ones, and those of the schedules at the first update."""
         self.groups(_tree.structure(params))
         fixed = {name: x for name, x in self.numbers.items() if not _is_schedule(x)}
         first = {name: schedule(as_time(count)) for name, schedule in self.schedules}
@@ -47,7 +46,7 @@ class Hyperparams:
     def values(
         self, count: Tensor, fixed: dict[str, Tensor], scheduled: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """All values of the update after ``count`` others, and those of schedules alone."""
+        """Return all values for the update after ``count`` others, and those of the schedules alone."""
         if not self.schedules:
             return fixed, {}
         time = as_time(count)
@@ -57,9 +56,9 @@ class Hyperparams:
         return {name: now[name] if name in now else fixed[name] for name in self.numbers}, now
 
     def _groups(self, treedef: TreeDef) -> list[tuple[tuple[int, ...] | None, dict[str, str]]]:
-        """Leaves that share all values: their places (None for all), and the name of each hyperparameter's value.
+        """Group the leaves that share all values: their indices (None for all leaves), and the names of the values.
 
-        Raises ``ValueError`` where a tree of values does not fit the params.
+        Raises ``ValueError`` if a tree of values does not fit the params.
         """
         if not self.trees or not treedef.num_leaves:
             return [(None, {})]
@@ -89,15 +88,15 @@ def _is_number(value: Any) -> bool:
 
 
 def counter(params: Tree) -> Tensor:
-    """A count of 0 on the device of the params: int64, 0-d, and one for each when mapped over params."""
+    """Return a count of 0 on the device of the params: int64, 0-d. Under ``vmap`` each member has its own count."""
     leaves = _tree.leaves(params)
     return leaves[0].new_zeros((), dtype=torch.int64) if leaves else torch.zeros((), dtype=torch.int64)
 
 
 def as_hyperparam(name: str, value: Any, count: Tensor) -> Tensor:
-    """A 0-d tensor of its own, beside that count; of a number float64 where the device has it.
+    """Return a value as a new 0-d tensor on the device of the count.
 
-    So float64 params get the number that was given.
+    Python numbers become float64 where the device has it, so that they are exact for float64 params.
 
     >>> as_hyperparam("learning_rate", 0.1, torch.tensor(0))
     tensor(0.1000, dtype=torch.float64)
@@ -118,14 +117,14 @@ def as_hyperparam(name: str, value: Any, count: Tensor) -> Tensor:
 
 
 def carry(hyperparams: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The hyperparameters of a state for the next one, which owns its leaves."""
-    if torch.compiler.is_compiling():  # what runs the graph sees to it
+    """Copy the hyperparameters for the next state, which must not share memory with this one."""
+    if torch.compiler.is_compiling():  # the executable of a graph gives each result its own memory
         return hyperparams
     return {name: value.clone() for name, value in hyperparams.items()}
 
 
 def as_time(count: Tensor) -> Tensor:
-    """A count as a floating number for formulas."""
+    """Convert a count to a floating dtype."""
     return count.to(_wide(count.device))
 
 
@@ -134,7 +133,7 @@ def _wide(device: torch.device) -> torch.dtype:
 
 
 def check_range(name: str, value: Choice, low: float = 0.0, high: float = float("inf")) -> None:
-    """Raise ``ValueError`` for a plain number outside [low, high); tensors and schedules are not looked at.
+    """Raise ``ValueError`` for a Python number outside [low, high). Tensors and schedules are not checked.
 
     >>> check_range("learning_rate", -1.0)
     Traceback (most recent call last):
@@ -147,7 +146,7 @@ def check_range(name: str, value: Choice, low: float = 0.0, high: float = float(
 
 
 def is_set(value: Choice) -> bool:
-    """Whether a part of an optimizer is wanted: not with a number that is exactly 0.
+    """Return False for a Python number that is exactly 0, which leaves out a part of an optimizer.
 
     >>> is_set(0.0), is_set(torch.tensor(0.0))
     (False, True)
@@ -156,7 +155,7 @@ def is_set(value: Choice) -> bool:
 
 
 def one_number(name: str, value: Choice) -> Number:
-    """The value again. Raises ``TypeError`` for a tree, where all leaves share one number.
+    """Return the value. Raises ``TypeError`` for a tree, where all leaves must share one number.
 
     >>> one_number("max_norm", 1.0)
     1.0
@@ -167,10 +166,10 @@ def one_number(name: str, value: Choice) -> Number:
 
 
 def get_hyperparams(opt_state: Tree) -> dict[str, Tensor]:
-    """Every hyperparameter in an optimizer's state, 0-d tensors by name.
+    """Return every hyperparameter in an optimizer's state, as a dict of 0-d tensors by name.
 
-    A name that occurs once stands alone: ``learning_rate``. Where several parts have it, the place in the state stands
-    before it: ``parts.head.1.learning_rate``. What a schedule decides is shown with its value at the last update.
+    A name that occurs once is used alone: ``learning_rate``. If several parts have it, their paths in the state precede
+    it: ``parts.head.1.learning_rate``. A hyperparameter with a schedule has its value at the last update.
 
     >>> import fnn
     >>> opt = fnn.optim.adam(1e-3)
@@ -182,10 +181,10 @@ def get_hyperparams(opt_state: Tree) -> dict[str, Tensor]:
 
 
 def set_hyperparams(opt_state: Tree, **values: float | Tensor) -> Tree:
-    """The state with new values for some hyperparameters, by the names of :func:`get_hyperparams`.
+    """Return the state with new values for some hyperparameters, by the names of :func:`get_hyperparams`.
 
-    A plain name sets it in every part that has it. All other leaves are those of the given state, not copies. Raises
-    ``ValueError`` for a name that is not there, and for one that a schedule decides.
+    A name without a path sets the value in every part that has it. All other leaves are those of the given state, not
+    copies. Raises ``ValueError`` for an unknown name, and for a hyperparameter with a schedule.
 
     >>> import fnn
     >>> opt = fnn.optim.sgd(0.1)
@@ -213,7 +212,7 @@ def set_hyperparams(opt_state: Tree, **values: float | Tensor) -> Tree:
 
 @lru_cache(maxsize=64)
 def _found(treedef: TreeDef) -> dict[str, tuple[int, bool, str]]:
-    """Shown name: (place among the leaves, whether it may be set, plain name)."""
+    """Map names of :func:`get_hyperparams` to the index of the leaf, whether it may be set, and the short name."""
     rows = []
     for i, path in enumerate(treedef.entries):
         names = [entry.name for entry in path]

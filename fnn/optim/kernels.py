@@ -1,9 +1,9 @@
-"""Kernels of lists of tensors whose numbers are 0-d tensors.
+"""Multi-tensor kernels whose scalar arguments are 0-d tensors.
 
-torch's own take Python numbers, which a graph cannot hold when they are the values of tensors. Each of these reads its
-numbers when it runs. In a graph that will be replayed it is one operation, ``torch.ops.fnn.foreach_lerp`` for example.
-Where arguments may be overwritten, the operation with an underscore at its end, ``foreach_lerp_``, computes the same
-in place: its first argument, and Adam's two or three running means, become the results.
+torch's kernels take Python numbers, and a graph cannot contain a Python number that is the value of a tensor. The
+kernels here read the values when they run. In a graph that will be replayed, each is one operation, such as
+``torch.ops.fnn.foreach_lerp``. An in-place operation such as ``foreach_lerp_`` computes the same and writes the results
+into its first argument, or into the running means for Adam; it is used where arguments may be overwritten.
 """
 
 from collections.abc import Callable
@@ -41,12 +41,12 @@ def adam(
     beta2: Tensor,
     eps: Tensor,
 ) -> tuple[Tensors, Tensors, Tensors, Tensors]:
-    """Adam's directions and the new running means; ``largest`` is empty without amsgrad."""
+    """Return Adam's directions and the new running means. ``largest`` is empty without amsgrad."""
     return _run("foreach_adam", _adam, grads, mean, square, largest, t, beta1, beta2, eps)
 
 
 def _run(name: str, function: Callable, *args: Tensors | Tensor):
-    """The function in eager code; where a graph is recorded, the operation that stands for it."""
+    """Call the function in eager code, and the operation that represents it where a graph is recorded."""
     return getattr(torch.ops.fnn, name)(*args) if _torch.dispatch_modes() else function(*args)
 
 
@@ -92,7 +92,7 @@ def _adam_(
     beta2: Tensor,
     eps: Tensor,
 ) -> Tensors:
-    # torch's kernel changes params in place: zeros and a learning rate of -1 leave the direction itself
+    # torch's kernel updates params in place: from zeros, with a learning rate of -1, they become the direction
     directions = [torch.zeros_like(g) for g in grads]
     _torch.fused_adam(  # pyright: ignore[reportCallIssue]
         directions, grads, mean, square, largest, [t.float()] * len(grads), lr=-1.0, beta1=beta1.item(),
@@ -102,30 +102,30 @@ def _adam_(
 
 
 def _on_host(number: Tensor) -> bool:
-    """Whether reading the value costs no wait for a device."""
+    """Return True if reading the value does not wait for an accelerator."""
     return number.device.type == "cpu"
 
 
-def _copied(results: Tensors, into: Tensors) -> None:
+def _copy(results: Tensors, into: Tensors) -> None:
     for old, new in zip(into, results, strict=True):
         old.copy_(new)
 
 
 def _lerp_(start: Tensors, end: Tensors, weight: Tensor) -> None:
     if not _on_host(weight):
-        return _copied(_lerp(start, end, weight), start)
+        return _copy(_lerp(start, end, weight), start)
     _torch.foreach["lerp_"](start, end, weight.item())
 
 
 def _add_scaled_(start: Tensors, other: Tensors, factor: Tensor) -> None:
     if not _on_host(factor):
-        return _copied(_add_scaled(start, other, factor), start)
+        return _copy(_add_scaled(start, other, factor), start)
     _torch.foreach["add_"](start, other, alpha=factor.item())
 
 
 def _add_product_(start: Tensors, first: Tensors, second: Tensors, factor: Tensor) -> None:
     if not _on_host(factor):
-        return _copied(_add_product(start, first, second, factor), start)
+        return _copy(_add_product(start, first, second, factor), start)
     _torch.foreach["addcmul_"](start, first, second, factor.item())
 
 

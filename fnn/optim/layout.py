@@ -1,4 +1,4 @@
-"""How the leaves of the params are laid out, and the form in which optimizers compute with them."""
+"""The structure, shapes and dtypes of params, and the form of the leaves with which optimizers compute."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,13 +13,13 @@ _WIDE = {torch.float32, torch.float64}
 
 
 class Layout:
-    """The structure, shapes and dtypes of the params, or of the part of them that an optimizer is for.
+    """The structure, shapes and dtypes of the params, or of the part of them that an optimizer updates.
 
-    Optimizers compute with flat lists of *working leaves*: real, float32 or float64, of at least one axis. Numbers
-    of 16 bits are widened to float32, so that sums, squares and running means do not lose digits; complex numbers are
-    pairs of real ones along a last axis of length 2, as in ``torch.optim``; a 0-d leaf has shape (1,), so that 0-d
-    hyperparameters never decide its dtype. :meth:`leaves` takes a tree apart into working leaves, and :meth:`tree`
-    puts it together in the dtypes and shapes of the params.
+    Optimizers compute with flat lists of *working leaves*, which are real, of float32 or float64, and have at least one
+    axis. 16-bit numbers are widened to float32, so that sums, squares and running means do not lose digits. Complex
+    numbers become pairs of real numbers along a last axis of length 2, as in ``torch.optim``. A 0-d leaf gets the shape
+    (1,), so that 0-d hyperparameters do not affect its dtype. :meth:`leaves` converts a tree to working leaves, and
+    :meth:`tree` converts working leaves to a tree with the dtypes and shapes of the params.
 
     >>> layout = Layout.of({"w": torch.ones(2, dtype=torch.bfloat16)})
     >>> layout.leaves({"w": torch.zeros(2, dtype=torch.bfloat16)}, "grads")
@@ -38,12 +38,12 @@ class Layout:
         """The leaves as they are in the tree."""
         self.shapes = [x.shape for x in params]
         self.plain = _WIDE.issuperset([x.dtype for x in params]) and () not in self.shapes
-        """Whether the leaves of the params are working leaves as they are."""
+        """Whether the leaves of the params are working leaves without conversion."""
         self.parent = parent
         self.chosen = chosen
-        """The places of these leaves among those of the parent."""
+        """The indices of these leaves among those of the parent."""
         self.memo: dict = {}
-        """What optimizers have worked out about this layout."""
+        """A cache for optimizers."""
 
     @classmethod
     def of(cls, params: Tree, name: str = "params") -> "Layout":
@@ -56,14 +56,14 @@ class Layout:
         return cls(treedef, leaves)
 
     def part(self, chosen: Sequence[int], treedef: TreeDef) -> "Layout":
-        """The layout of some of the leaves, which make a tree of that structure."""
+        """Return the layout of the chosen leaves, which form a tree of the structure ``treedef``."""
         return Layout(treedef, [self.params[i] for i in chosen], self, chosen)
 
     def leaves(self, tree: Tree, name: str) -> list[Tensor]:
-        """The working leaves of a tree like the params, which errors call ``name``.
+        """Return the working leaves of a tree like the params, which errors call ``name``.
 
-        Raises ``ValueError`` naming the first path at which structure or shape differ, and ``TypeError`` for a leaf
-        that is not a tensor, or of complex numbers where the param is real.
+        Raises ``ValueError`` naming the first path at which the structure or a shape differs, and ``TypeError`` for a
+        leaf that is not a tensor, or is complex where the param is real.
         """
         leaves = self.stored(tree, name)
         if self.plain and _WIDE.issuperset([x.dtype for x in leaves]):
@@ -74,9 +74,9 @@ class Layout:
         return [_working(x.to(p.dtype) if p.is_complex() else x) for x, p in zip(leaves, self.params, strict=True)]
 
     def stored(self, tree: Tree, name: str, shape_of: Callable[[Tensor], torch.Size] | None = None) -> list[Tensor]:
-        """The leaves of a tree like the params as they are, checked as in :meth:`leaves`.
+        """Return the leaves of a tree like the params without conversion, checked as in :meth:`leaves`.
 
-        Where they have other shapes than those of the params, ``shape_of`` says which, from a leaf of the params.
+        The shapes must be those of the params, or ``shape_of(param)`` for each param.
         """
         leaves = self.treedef.flatten_up_to(tree, ("params", name))
         shapes = self.shapes if shape_of is None else [shape_of(param) for param in self.params]
@@ -92,15 +92,15 @@ class Layout:
         return leaves
 
     def tree(self, leaves: list[Tensor]) -> Tree:
-        """The tree with these working leaves, in the dtypes and shapes of the params."""
+        """Return the tree of these working leaves, in the dtypes and shapes of the params."""
         return self.treedef.unflatten(stored_like(leaves, self.params))
 
     def as_given(self) -> Tree:
-        """The tree of the params as they were given, or of this part of them."""
+        """Return the tree of the params, or of this part of them, as they were given."""
         return self.treedef.unflatten(self.params)
 
     def whole(self, leaves: list[Tensor]) -> Tree:
-        """All params, with these working leaves in the place of those that the optimizer is for."""
+        """Return all params, in which these working leaves replace those that the optimizer updates."""
         return self._whole(stored_like(leaves, self.params))
 
     def _whole(self, leaves: list[Tensor]) -> Tree:
@@ -112,14 +112,14 @@ class Layout:
         return self.parent._whole(full)
 
     def leaves_of_whole(self, tree: Tree, name: str) -> list[Tensor]:
-        """The working leaves, of those that the optimizer is for, from a tree like all params."""
+        """Return the working leaves, for the params that the optimizer updates, from a tree like all params."""
         if self.parent is None:
             return self.leaves(tree, name)
-        found = self.parent.leaves_of_whole(tree, name)
-        return [found[i] for i in self.chosen]
+        leaves = self.parent.leaves_of_whole(tree, name)
+        return [leaves[i] for i in self.chosen]
 
     def refuse_complex(self, name: str) -> None:
-        """Raise ``TypeError`` naming a leaf of complex numbers."""
+        """Raise ``TypeError`` naming a complex leaf, if there is one."""
         if self.plain:
             return
         for keystr, leaf in zip(self.treedef.keystrs, self.params, strict=True):
@@ -132,7 +132,7 @@ def _are_tensors(leaves: list) -> bool:
 
 
 def working(leaves: list[Tensor]) -> list[Tensor]:
-    """Leaves as working leaves; see :class:`Layout`.
+    """Convert leaves to working leaves; see :class:`Layout`.
 
     >>> working([torch.ones((), dtype=torch.float16)])
     [tensor([1.])]
@@ -148,7 +148,7 @@ def _working(x: Tensor) -> Tensor:
 
 
 def stored_like(leaves: list[Tensor], old: list[Tensor]) -> list[Tensor]:
-    """Working leaves in the dtypes and shapes of the leaves that they are for. Raises ``ValueError`` if one cannot be.
+    """Convert working leaves to the dtypes and shapes of the old leaves. Raises ``ValueError`` for another shape.
 
     >>> stored_like([torch.ones(1)], [torch.zeros((), dtype=torch.bfloat16)])
     [tensor(1., dtype=torch.bfloat16)]
@@ -165,7 +165,7 @@ def _stored(x: Tensor, like: Tensor) -> Tensor:
         raise ValueError(
             f"the rule of an optimizer gave shape {tuple(x.shape)} for a leaf of shape {tuple(like.shape)}"
         )
-    if _torch.is_view(x):  # of an argument, perhaps
+    if _torch.is_view(x):  # it may share memory with an argument
         x = x.clone()
     if like.is_complex():
         return torch.view_as_complex(x.to(like.real.dtype).contiguous())

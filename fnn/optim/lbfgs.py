@@ -136,7 +136,7 @@ def lbfgs(
             elif iteration < max_iter:
                 after = evaluate(point.x + step * new.direction)
                 used += 1
-            else:  # the last one is not looked at
+            else:  # nothing uses the loss after the last iteration
                 after = point._replace(x=point.x + step * new.direction)
             new = new._replace(step_size=step)
             state = _where(active, new, state, plain)
@@ -156,7 +156,7 @@ def lbfgs(
 
 
 def _own(state: LBFGSState, given: set[int]) -> LBFGSState:
-    """The state, with copies of what the state before it holds. Traced code leaves this to what runs the graph."""
+    """Copy the leaves that the previous state holds too. Traced code does not copy: the executable does."""
     if torch.compiler.is_compiling():
         return state
     return _tree.map(lambda x: x.clone() if id(x) in given else x, state)
@@ -191,7 +191,9 @@ def _prepare(state: LBFGSState, point: _Point, plain: bool) -> LBFGSState:
     )
     state = _where(useful, pushed, state, plain)
     q, weights = -gradient, []
-    pairs = list(zip(state.steps, state.changes, strict=True))  # empty ones are zeros, and change nothing
+    pairs = list(
+        zip(state.steps, state.changes, strict=True)
+    )  # pairs that are not filled yet are zeros and have no effect
     pairs = pairs[len(pairs) - int(state.filled) :] if plain else pairs
     for s, y in reversed(pairs):
         ys = y @ s

@@ -30,7 +30,7 @@ def strong_wolfe(
     ``evaluate(x)`` gives a point with ``loss`` and ``gradient``; ``start`` is the point at t = 0, ``slope`` its
     gradient along ``direction``. A bracket is grown from the first t by cubic extrapolation, then narrowed by cubic
     interpolation, as in Schmidt's minFunc, which torch follows; when the evaluations are used up the best end of the
-    bracket is returned. Looks at values, so it runs in eager code alone.
+    bracket is returned. The search depends on values, so it runs in eager code only.
 
     >>> import torch
     >>> square = lambda x: _Point(x, (x**2).sum(), 2 * x)
@@ -79,7 +79,7 @@ def strong_wolfe(
         left, right = min(ends[0].t, ends[1].t), max(ends[0].t, ends[1].t)
         t = cubic_minimum(ends[0], ends[1], left, right)
         margin = 0.1 * (right - left)
-        if min(right - t, t - left) < margin:  # so near to an end that little is gained: once is allowed
+        if min(right - t, t - left) < margin:  # too near to an end, which is allowed once
             if stuck or t >= right or t <= left:
                 t = right - margin if abs(t - right) < abs(t - left) else left + margin
                 stuck = False
@@ -103,7 +103,7 @@ def strong_wolfe(
 
 
 def cubic_minimum(first: _Trial, second: _Trial, low: Any, high: Any) -> Any:
-    """Where the cubic with these two values and slopes is least, held within [low, high]; the middle if nowhere."""
+    """Return the minimum in [low, high] of the cubic with these two values and slopes, or the middle if it has none."""
     if first.t > second.t:
         first, second = second, first
     d1 = first.slope + second.slope - 3 * (first.loss - second.loss) / (first.t - second.t)

@@ -23,9 +23,9 @@ class MultiTransformState(NamedTuple):
 
 
 def multi_transform(optimizers: Mapping[str, Optimizer], labels: Labels) -> Optimizer:
-    """Each leaf's optimizer by its label.
+    """Update each leaf with the optimizer of its label.
 
-    An optimizer sees its own leaves alone, so that a global norm, for example, is that of its part. ``labels`` is a
+    Each optimizer gets only its own leaves, so a global norm, for example, is the norm of its part. ``labels`` is a
     function of the dotted path, ``lambda path: "head" if path.startswith("fc3") else "body"``, or of path and leaf, or
     a tree of labels like the params or a prefix of them, ``{"body": "slow", "head": "fast"}``. Labels may depend on the
     shape and dtype of a leaf, not on its values. Raises ``ValueError`` for a label without an optimizer and for a leaf
@@ -87,13 +87,13 @@ def _by_label(optimizers: Mapping[str, Optimizer], labels: Callable[[Layout], li
 
 @lru_cache(maxsize=64)
 def _part_of(treedef: TreeDef, chosen: tuple[int, ...]) -> TreeDef:
-    """The structure of the tree of some leaves alone."""
-    places = range(treedef.num_leaves)
-    return _tree.structure(select(treedef, list(places), [i in chosen for i in places]))
+    """Return the structure of the tree of the chosen leaves."""
+    indices = range(treedef.num_leaves)
+    return _tree.structure(select(treedef, list(indices), [i in chosen for i in indices]))
 
 
 def _labels_of(labels: Labels, layout: Layout, optimizers: Mapping[str, Optimizer]) -> list:
-    """The label of every leaf. Raises ``ValueError`` for one without an optimizer."""
+    """Return the label of every leaf. Raises ``ValueError`` for a label without an optimizer."""
     found = _values(labels, layout, "labels")
     for path, label in zip(layout.treedef.paths, found, strict=True):
         if label not in optimizers:
@@ -102,7 +102,7 @@ def _labels_of(labels: Labels, layout: Layout, optimizers: Mapping[str, Optimize
 
 
 def _values(choice: Any, layout: Layout, name: str) -> list:
-    """What a function of path, or of path and leaf, or a tree says of each leaf."""
+    """Return the value for each leaf, chosen by a function of the path, or of path and leaf, or by a tree."""
     if callable(choice) and not isinstance(choice, (Tensor, Mapping)) and _takes_two(choice):
         return [choice(path, leaf) for path, leaf in zip(layout.treedef.paths, layout.params, strict=True)]
     return _tree.leaf_values(choice, layout.as_given(), name)
@@ -114,7 +114,7 @@ def _takes_two(function: Callable) -> bool:
 
 
 def _chosen(choice: Any, layout: Layout, name: str) -> list[bool]:
-    """Whether each leaf is chosen. Raises ``TypeError`` for a tree of anything but bools."""
+    """Return whether each leaf is chosen. Raises ``TypeError`` for a tree of other values than bools."""
     found = _values(choice, layout, name)
     if not callable(choice):
         for place, value in zip(layout.treedef.keystrs, found, strict=True):
@@ -124,7 +124,7 @@ def _chosen(choice: Any, layout: Layout, name: str) -> list[bool]:
 
 
 def zero() -> Optimizer:
-    """No update at all, and no state. Optax calls it ``set_to_zero``.
+    """Replace updates by zeros. It has no state. Optax calls it ``set_to_zero``.
 
     >>> zero().update({"w": torch.ones(1)}, zero().init({"w": torch.ones(1)}))[0]
     {'w': tensor([0.])}
@@ -133,7 +133,7 @@ def zero() -> Optimizer:
 
 
 def identity() -> Optimizer:
-    """Gradients passed on as they are, and no state.
+    """Return the gradients unchanged. It has no state.
 
     >>> identity().update({"w": torch.ones(1)}, identity().init({"w": torch.ones(1)}))[0]
     {'w': tensor([1.])}
@@ -147,11 +147,11 @@ def _without_state(f: Callable[[list[Tensor]], list[Tensor]]) -> Optimizer:
 
 
 def mask(optimizer: Optimizer, choice: Any, rest: str) -> Optimizer:
-    """The optimizer for some of the leaves.
+    """Apply an optimizer to some of the leaves.
 
     ``choice`` is a function of the dotted path, or of path and leaf, or a tree of bools like the params or a prefix of
-    them. ``rest`` says what the other leaves get: "zero" updates, or "pass" for their gradients as they are, for a
-    transform inside a chain.
+    them. ``rest`` is "zero" for updates of zero for the other leaves, or "pass" for their unchanged gradients, which is
+    meant for transforms inside a chain.
 
     >>> import fnn
     >>> decay = mask(fnn.optim.add_decayed_weights(0.1), lambda path: path.endswith("weight"), rest="pass")
@@ -171,12 +171,12 @@ def mask(optimizer: Optimizer, choice: Any, rest: str) -> Optimizer:
 
 
 def freeze(optimizer: Optimizer, choice: Any) -> Optimizer:
-    """The optimizer for all leaves except the chosen ones, which stay as they are.
+    """Apply an optimizer to all leaves except the chosen ones, which stay unchanged.
 
     ``choice`` is a function of the dotted path, or of path and leaf, or a tree of bools like the params or a prefix of
     them: ``freeze(optimizer, {"body": True, "head": False})``. Frozen leaves get updates of zero: no step, no decay, no
     state, and no share in a global norm. Their gradients are still computed; ``fnn.tree.partition`` on the params saves
-    that too. Raises ``ValueError`` where the choice is true of no leaf.
+    that too. Raises ``ValueError`` if no leaf is chosen.
 
     >>> import fnn
     >>> opt = freeze(fnn.optim.adamw(0.1), lambda path: path.startswith("body"))
@@ -200,7 +200,7 @@ class NamedChainState(NamedTuple):
 
 
 def named_chain(**parts: Optimizer) -> Optimizer:
-    """Like :func:`fnn.optim.chain`, with a name for each part's state.
+    """Chain optimizers as :func:`fnn.optim.chain` does, with a name for the state of each part.
 
     >>> import fnn
     >>> opt = named_chain(clip=fnn.optim.clip(1.0), descend=fnn.optim.sgd(0.1))

@@ -1,4 +1,4 @@
-"""Muon: momentum made orthogonal, for matrices."""
+"""Muon: orthogonalized momentum for matrices."""
 
 import math
 from collections.abc import Callable
@@ -21,7 +21,7 @@ COEFFICIENTS = (3.4445, -4.775, 2.0315)
 def orthogonalize(
     x: Tensor, coefficients: tuple[float, float, float] = COEFFICIENTS, steps: int = 5, eps: float = 1e-7
 ) -> Tensor:
-    """Nearly U V' of the singular value decomposition x = U S V', by Newton-Schulz iteration in bfloat16.
+    """Approximate U V' of the singular value decomposition x = U S V' by Newton-Schulz iteration in bfloat16.
 
     x: (n, m). Each step is X = a X + (b A + c A A) X with A = X X', from X = x / norm(x); the usual coefficients
     bring singular values into about [0.7, 1.2], not to 1.

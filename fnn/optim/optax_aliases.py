@@ -57,9 +57,9 @@ def lars(
     eps: Number = 0.0,
     maximize: bool = False,
 ) -> Optimizer:
-    """LARS (You et al., 2017): SGD whose gradient, each leaf's, has trust_coefficient times the norm of its params.
+    """LARS (You et al., 2017): SGD in which each gradient is scaled to trust_coefficient times the norm of its params.
 
-    Weight decay is added to the gradient first; momentum comes last, behind the learning rate.
+    Weight decay is added to the gradient first. Momentum is applied last, after the learning rate.
 
     >>> import torch, fnn
     >>> opt = lars(1.0, trust_coefficient=0.1)
@@ -144,7 +144,7 @@ def sophia(
 ) -> Optimizer:
     """Sophia (Liu et al., 2023): give ``hessian_diagonal=`` to some updates; see :func:`fnn.optim.scale_by_sophia`.
 
-    With ``maximize`` the estimate is that of the function to maximize, less its sign.
+    With ``maximize`` give the negative of the estimate for the function to maximize.
 
     >>> import torch
     >>> opt = sophia(0.1, weight_decay=0.0)

@@ -1,4 +1,4 @@
-"""A learning rate that falls when a figure stops improving."""
+"""A learning rate that is reduced when a metric stops improving."""
 
 import math
 from collections.abc import Callable
@@ -32,12 +32,12 @@ def reduce_on_plateau(
     eps: float = 1e-8,
     mode: Literal["min", "max"] = "min",
 ) -> Plateau:
-    """A learning rate that falls when a figure stops improving. ``ReduceLROnPlateau``, as a pair of pure functions.
+    """Reduce a learning rate when a metric stops improving: ``ReduceLROnPlateau`` as a pair of pure functions.
 
-    ``state = plateau.init()``; then, mostly once an epoch, ``learning_rate, state = plateau.update(value, state)`` and
+    ``state = plateau.init()``; then, usually once an epoch, ``learning_rate, state = plateau.update(value, state)`` and
     ``opt_state = fnn.optim.set_hyperparams(opt_state, learning_rate=learning_rate)``. After more than ``patience``
-    values in a row that are not better than the best by ``threshold`` (a share of it, or absolute), the rate is
-    multiplied by ``factor``, down to ``min_lr``, and ``cooldown`` values are not counted; a change below ``eps`` is not
+    consecutive values that are not better than the best by ``threshold`` (relative or absolute), the rate is multiplied
+    by ``factor``, down to ``min_lr``, and the next ``cooldown`` values are not counted. Changes below ``eps`` are not
     made.
 
     >>> plateau = reduce_on_plateau(1.0, factor=0.5, patience=0)

@@ -1,4 +1,4 @@
-"""Optimizers from their formula for one leaf."""
+"""Optimizers made from their formula for one leaf."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ class State(NamedTuple):
     hyperparams: dict[str, Tensor]
     """0-d, by name; see :func:`fnn.optim.get_hyperparams`."""
     scheduled: dict[str, Tensor]
-    """0-d, by name: the values that schedules gave at the last update."""
+    """0-d, by name: the values of the schedules at the last update."""
     slots: dict[str, Tree]
     """By name, trees like the params: momentum, running squares, ..."""
 
@@ -37,24 +37,24 @@ def from_rule(
     kernel: Callable | None = None,
     real_only: str = "",
 ) -> Optimizer:
-    """An optimizer from its formula for one leaf.
+    """Make an optimizer from its formula for one leaf.
 
-    ``rule(t, **hyperparams)`` computes what all leaves share, and returns ``leaf(g, p, *slots) -> (update, *slots)``,
-    a function of a gradient, its param (None where ``update`` is called without params) and the slots. t is the number
-    of this update, 1 the first; it and the hyperparameters are 0-d tensors. A hyperparameter may be given as a number,
-    a 0-d tensor, a schedule (a function of the count of updates, 0 the first), or a tree of these like the params or a
-    prefix of them. Each of ``slots`` is a function of a leaf of the params, which returns the first value of that slot.
-    ``extra`` names trees like the params that ``update`` may be given by keyword; ``leaf`` gets their leaves behind the
-    slots, None without them.
+    ``rule(t, **hyperparams)`` computes the values that all leaves share. It returns a function ``leaf(g, p, *slots) ->
+    (update, *slots)`` of a gradient, its param (None if ``update`` is called without params) and the slots. t is the
+    number of this update, starting at 1; t and the hyperparameters are 0-d tensors. A hyperparameter is given as a
+    number, a 0-d tensor, a schedule (a function of the count of updates, starting at 0), or a tree of these like the
+    params or a prefix of them. Each of ``slots`` is a function that returns the initial value of the slot for a leaf of
+    the params. ``extra`` lists keyword arguments of ``update`` that are trees like the params; ``leaf`` gets their
+    leaves after the slots, or None for a missing argument.
 
-    A rule sees real leaves of float32 or float64 with at least one axis: 16-bit leaves are widened and the results
-    rounded to the dtypes of params and slots; complex leaves are pairs of real numbers along a last axis, as in
-    ``torch.optim``, or refused with ``real_only="name of the optimizer"``.
+    Rules compute with real leaves of float32 or float64 that have at least one axis. 16-bit leaves are widened, and the
+    results are rounded to the dtypes of params and slots. Complex leaves are pairs of real numbers along a last axis,
+    as in ``torch.optim``; with ``real_only="name of the optimizer"`` they raise ``TypeError``.
 
-    In eager code the rule is applied to all leaves at once, as a :class:`fnn.optim.tensor_list.TensorList`, for which
-    torch has multi-tensor kernels, and leaf by leaf where it asks what differs between leaves, such as ``g.ndim``.
-    ``kernel(t, grads, *slots, **hyperparams) -> (updates, *slots)`` may compute the same as the rule for contiguous
-    lists of leaves of one dtype on the CPU.
+    In eager code the rule is applied to all leaves at once as a :class:`fnn.optim.tensor_list.TensorList`, whose
+    operations are multi-tensor kernels. It is applied leaf by leaf if it depends on values that differ between leaves,
+    such as ``g.ndim``. ``kernel(t, grads, *slots, **hyperparams) -> (updates, *slots)`` may compute the same as the
+    rule for contiguous lists of leaves of one dtype on the CPU.
 
     >>> double = from_rule(lambda t, factor: lambda g, p: (factor * g,), {"factor": 2.0})
     >>> params = {"w": torch.ones(1)}
@@ -62,7 +62,7 @@ def from_rule(
     {'w': tensor([2.])}
     """
     numbers, starts = Hyperparams(hyperparams or {}), dict(slots or {})
-    leafwise = False  # whether the rule has asked for what differs between leaves
+    leafwise = False  # becomes True when the rule cannot be applied to all leaves at once
 
     def init(params: Tree) -> State:
         layout = Layout.of(params)
@@ -102,14 +102,15 @@ def from_rule(
                 try:
                     results.append(_checked(_all_at_once(leaf, part), 1 + len(starts)))
                     continue
-                except Exception:  # the rule's own mistakes are raised again, and are easier to read, leaf by leaf
+                except Exception:  # a mistake in the rule is raised again below, where the error is easier to read
                     leafwise = True
             results.append(_checked(_leaf_by_leaf(leaf, part, 1 + len(starts)), 1 + len(starts)))
-        found = (
-            results[0] if len(groups) == 1 else _scattered([chosen or () for chosen, _ in groups], results, len(grads))
-        )
-        after = dict(zip(starts, found[1:], strict=True))
-        return found[0], State(count, carry(state.hyperparams), scheduled, after)
+        if len(groups) == 1:
+            result = results[0]
+        else:
+            result = _scattered([chosen or () for chosen, _ in groups], results, len(grads))
+        after = dict(zip(starts, result[1:], strict=True))
+        return result[0], State(count, carry(state.hyperparams), scheduled, after)
 
     def map_slots(f: Callable, layout: Layout, state: State) -> State:
         if not isinstance(state, State) or state.slots.keys() != starts.keys():
@@ -129,7 +130,7 @@ def from_rule(
 
 
 class Filled(NamedTuple):
-    """The first value of a slot that is one number; of complex leaves in the real and in the imaginary part.
+    """The initial value of a slot that is filled with one number, in the real and imaginary parts of complex leaves.
 
     >>> Filled(0.5)(torch.zeros(2))
     tensor([0.5000, 0.5000])
@@ -144,7 +145,7 @@ class Filled(NamedTuple):
 
 
 def _fresh(value: Tensor, param: Tensor) -> Tensor:
-    """The first value of a slot, in memory of its own."""
+    """Copy the initial value of a slot if it is the param itself."""
     return value.clone() if value is param else value
 
 
@@ -153,7 +154,7 @@ def _described(state: Any) -> str:
 
 
 def _all_at_once(leaf: Callable, columns: list) -> list[list]:
-    """The updates and slots of all leaves from one call of the rule."""
+    """Return the updates and slots of all leaves from one call of the rule."""
     results = leaf(*[None if column is None else TensorList(column) for column in columns])
     return [r.tensors if isinstance(r, TensorList) else [r] * len(columns[0]) for r in results]
 
@@ -165,7 +166,7 @@ def _leaf_by_leaf(leaf: Callable, columns: list, results: int) -> list[list]:
 
 
 def _checked(columns: list[list], expected: int) -> list[list]:
-    """What a rule returned. Raises ``ValueError`` or ``TypeError`` unless it is an update and each slot."""
+    """Return the results of a rule. Raises ``ValueError`` or ``TypeError`` unless they are an update and all slots."""
     if len(columns) != expected:
         raise ValueError(
             f"a rule must return a tuple of the update and {expected - 1} slots, got {len(columns)} values"
@@ -177,17 +178,17 @@ def _checked(columns: list[list], expected: int) -> list[list]:
 
 
 def _scattered(groups: Sequence[Sequence[int]], results: list[list[list]], count: int) -> list[list]:
-    """The results of groups of leaves in the order of the leaves."""
+    """Put the results of groups of leaves into the order of the leaves."""
     columns = [[None] * count for _ in results[0]]
-    for chosen, found in zip(groups, results, strict=True):
-        for column, values in zip(columns, found, strict=True):
+    for chosen, group in zip(groups, results, strict=True):
+        for column, values in zip(columns, group, strict=True):
             for i, x in zip(chosen, values, strict=True):
                 column[i] = x
     return columns  # type: ignore[return-value]
 
 
 def _fits_kernel(*lists: Sequence[Tensor]) -> bool:
-    """Whether torch's fused kernels, which see only addresses and counts, may be given these lists of leaves."""
+    """Return True if torch's fused CPU kernels, which require contiguous leaves of one dtype, may be called."""
     first = lists[0][0] if lists[0] else None
     return first is not None and False not in [
         x.is_contiguous() and x.dtype is first.dtype and x.device.type == "cpu" for tensors in lists for x in tensors

@@ -64,7 +64,7 @@ def sam(optimizer: Optimizer, rho: float | Tensor = 0.05, adaptive: bool = False
 def needs_loss(name: str, loss: Callable | None) -> Callable:
     if loss is None:
         raise ValueError(
-            f"{name} looks at the loss at other params; write update(grads, opt_state, params, "
+            f"{name} evaluates the loss at other params; write update(grads, opt_state, params, "
             "loss=lambda params: loss(params, batch))"
         )
     return loss

@@ -1,8 +1,8 @@
 """Directions from running means of gradients and of their squares.
 
-In the formulas g is a gradient, p its param, t = 1, 2, ... the number of the update; a slot's new value stands left.
-Each transform returns the direction of ascent; :func:`fnn.optim.scale_by_learning_rate` behind it makes it a step of
-descent.
+In the formulas g is a gradient, p its param, and t = 1, 2, ... the number of the update; the left side of an equation
+is the new value of a slot. Each transform returns the direction of ascent, which
+:func:`fnn.optim.scale_by_learning_rate` turns into a step of descent.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """Adam's direction and those of its relatives.
 
-In the formulas g is a gradient, p its param, t = 1, 2, ... the number of the update; a slot's new value stands left.
-Each transform returns the direction of ascent; :func:`fnn.optim.scale_by_learning_rate` behind it makes it a step of
-descent.
+In the formulas g is a gradient, p its param, and t = 1, 2, ... the number of the update; the left side of an equation
+is the new value of a slot. Each transform returns the direction of ascent, which
+:func:`fnn.optim.scale_by_learning_rate` turns into a step of descent.
 """
 
 import torch
@@ -16,7 +16,7 @@ from fnn.optim.tensor_list import add_product, lerp, root
 
 
 def unbias(beta: Tensor, t: Tensor) -> Tensor:
-    """1 - beta^t without cancellation: what the weights of a running mean of t values sum to.
+    """Return 1 - beta^t, the sum of the weights of a running mean of t values, without cancellation.
 
     >>> unbias(torch.tensor(0.999, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64))
     tensor(0.0010, dtype=torch.float64)
@@ -99,7 +99,7 @@ def scale_by_nadam(
 
         return leaf
 
-    def one(p: Tensor) -> Tensor:  # 0-d, and wide like every number that all elements share
+    def one(p: Tensor) -> Tensor:  # 0-d, because all elements share it, and in float32 for 16-bit params
         return p.new_ones((), dtype=torch.promote_types(p.real.dtype, torch.float32))
 
     hyperparams = {"beta1": beta1, "beta2": beta2, "eps": eps, "momentum_decay": momentum_decay}

@@ -1,4 +1,4 @@
-"""Schedule-free learning: an average of the iterates takes the place of a learning rate that falls."""
+"""Schedule-free learning: averaging the iterates replaces a decaying learning rate."""
 
 from typing import Any, NamedTuple
 
@@ -20,16 +20,16 @@ class ScheduleFreeState(NamedTuple):
     largest_rate: Tensor
     weights: Tensor
     base: Tree
-    """z, the iterates of the optimizer within."""
+    """z, the iterates of the wrapped optimizer."""
     inner: Tree
 
 
 def schedule_free(optimizer: Optimizer, beta1: float | Tensor = 0.9, weight_power: float = 2.0) -> Optimizer:
-    """Schedule-free learning (Defazio et al., 2024): an average x of the iterates z takes the place of a decaying rate.
+    """Schedule-free learning (Defazio et al., 2024): an average x of the iterates z replaces a decaying rate.
 
-    The params that are trained, and that gradients are taken at, are y = beta1 x + (1 - beta1) z; predict with x, from
-    :func:`schedule_free_params`. z follows ``optimizer``, which must have a hyperparameter ``learning_rate`` and no
-    momentum; x = (1 - c) x + c z with c = w / (sum of all w), w = (largest learning rate so far)^weight_power.
+    The params, at which gradients are computed, are y = beta1 x + (1 - beta1) z. Predict with x, which
+    :func:`schedule_free_params` returns. z follows ``optimizer``, which must have a hyperparameter ``learning_rate``
+    and no momentum; x = (1 - c) x + c z with c = w / (sum of all w), w = (largest learning rate so far)^weight_power.
 
     >>> import fnn
     >>> opt = schedule_free(fnn.optim.sgd(1.0), beta1=0.5)
@@ -39,7 +39,7 @@ def schedule_free(optimizer: Optimizer, beta1: float | Tensor = 0.9, weight_powe
     """
     check_range("beta1", beta1, 0.0, 1.0)
     if not isinstance(beta1, Tensor) and beta1 == 0:
-        raise ValueError("schedule_free needs beta1 > 0, got 0; with 0 the params hold nothing of the average")
+        raise ValueError("schedule_free needs beta1 > 0, got 0; with 0 the params do not depend on the average")
 
     update = list_form(optimizer).on_lists
 
@@ -80,7 +80,7 @@ def _learning_rate(state: Tree) -> Tensor:
 
 
 def schedule_free_params(state: ScheduleFreeState, params: Tree) -> Tree:
-    """The average x, which predicts: (y - (1 - beta1) z) / beta1, from the state and the params y.
+    """Return the average x = (y - (1 - beta1) z) / beta1, with which to predict, from the state and the params y.
 
     >>> import fnn
     >>> opt = schedule_free(fnn.optim.sgd(1.0))
@@ -117,7 +117,7 @@ def schedule_free_adamw(
     weight_decay: Choice = 0.0,
     weight_power: float = 2.0,
 ) -> Optimizer:
-    """AdamW without a schedule, and without Adam's momentum, whose part the average plays; see :func:`schedule_free`.
+    """AdamW without a schedule; see :func:`schedule_free`. The average replaces Adam's momentum.
 
     >>> opt = schedule_free_adamw(0.1)
     >>> params = {"w": torch.ones(1)}

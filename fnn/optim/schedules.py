@@ -1,4 +1,4 @@
-"""Learning rates as functions of the count of updates, 0 at the first.
+"""Learning rates as functions of the count of updates, which is 0 at the first update.
 
 A schedule takes the count as a 0-d tensor or a number and returns a 0-d tensor (float64 where the device has it), so it
 is traced, vmapped and differentiated like everything else; give it to an optimizer as its ``learning_rate``, or as any
@@ -37,7 +37,7 @@ def _at_least(name: str, value: float, least: float) -> None:
 
 
 def constant(value: float) -> Schedule:
-    """value.
+    """The same value at every update.
 
     >>> constant(0.1)(7)
     tensor(0.1000, dtype=torch.float64)
@@ -144,7 +144,7 @@ def cosine_restarts(start: float, steps: int, multiply: int = 1, end: float = 0.
         if multiply == 1:
             inside, length = time % steps, torch.zeros_like(time) + steps
         else:
-            # the cycle is the whole part of a logarithm, which rounding may put one too low just where one starts
+            # the index of the cycle is a rounded-down logarithm; 1e-9 makes it exact at the start of a cycle
             cycle = torch.floor(torch.log(time / steps * (multiply - 1) + 1) / math.log(multiply) + 1e-9)
             length = steps * multiply**cycle
             inside = time - steps * (multiply**cycle - 1) / (multiply - 1)
@@ -203,7 +203,7 @@ def cyclic(low: float, high: float, up: int, down: int | None = None) -> Schedul
 def warmup(schedule: Schedule, steps: int, start_factor: float = 0.0) -> Schedule:
     """The schedule, times a factor that rises from ``start_factor`` to 1 over the first ``steps`` updates.
 
-    The schedule runs from the first update on; to put it behind the rise write
+    The schedule starts at the first update. To start it after the rise, write
     ``join([linear(0.0, rate, steps), schedule], [steps])``.
 
     >>> warmup(constant(0.1), 10)(5)

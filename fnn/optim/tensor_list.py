@@ -1,8 +1,8 @@
-"""A list of tensors that computes like one tensor, by torch's multi-tensor kernels.
+"""A list of tensors that behaves like one tensor, computed by torch's multi-tensor kernels.
 
-A rule for one leaf then serves everywhere. In code that is traced or transformed it is applied to each leaf, and the
-compiler fuses what it does. In eager code it is applied once to the list of all leaves, and each operation is one call
-for all of them, which is what makes the ``foreach`` of ``torch.optim`` fast.
+Optimizers are written as rules for one leaf. In compiled or transformed code a rule is applied to each leaf, and the
+compiler fuses the operations. In eager code it is applied once to the list of all leaves, so each operation is one call
+for all leaves, as in the ``foreach`` implementations of ``torch.optim``.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,16 +17,19 @@ from fnn.optim import kernels
 
 
 class LeafwiseError(TypeError):
-    """A question that the tensors of a list answer differently. Rules that ask one are run leaf by leaf."""
+    """The result of an operation is not a tensor and differs between the tensors of a list.
+
+    A rule that raises this error is run leaf by leaf.
+    """
 
 
 class TensorList:
-    """Tensors that compute like one tensor: what is done to the list is done to each tensor in it.
+    """A list of tensors that behaves like one tensor: each operation is applied to every tensor of the list.
 
-    Operators, the methods and attributes of a tensor, and all functions of torch work, and mean what they would mean
-    for each tensor alone. Plain tensors and numbers in the same expression act on every tensor of the list. What is not
-    a tensor, such as ``x.ndim``, ``x.dtype`` or ``bool(x.any())``, is returned where all tensors agree on it, and
-    raises :class:`LeafwiseError` otherwise. ``isinstance(x, torch.Tensor)`` is false.
+    All operators, methods and attributes of a tensor and all functions of torch work. Tensors and numbers in the same
+    expression are combined with every tensor of the list. A result that is not a tensor, such as ``x.ndim``,
+    ``x.dtype`` or ``bool(x.any())``, is returned if it is equal for all tensors; otherwise :class:`LeafwiseError` is
+    raised. ``isinstance(x, torch.Tensor)`` is false.
 
     >>> (2 * TensorList([torch.ones(1), torch.ones(2)]) + 1).sqrt().tensors
     [tensor([1.7321]), tensor([1.7321, 1.7321])]
@@ -38,9 +41,9 @@ class TensorList:
     """
 
     __slots__ = ("tensors",)
-    __array_ufunc__ = None  # a NumPy number on the left leaves the operation to this class
+    __array_ufunc__ = None  # makes NumPy numbers on the left defer to the operators of this class
 
-    if TYPE_CHECKING:  # these two and all other operators are set below
+    if TYPE_CHECKING:  # all operators are set below
 
         def __add__(self, other: Any) -> "TensorList": ...
         def __mul__(self, other: Any) -> "TensorList": ...
@@ -93,7 +96,7 @@ class TensorList:
 
 
 def _each(function: Callable, args: Sequence, kwargs: dict) -> Any:
-    """The results of a function for each tensor of the lists among its arguments."""
+    """Call a function once for each tensor of the lists among its arguments, and gather the results."""
     lengths = {len(x.tensors) for x in _lists((args, kwargs))}
     if len(lengths) != 1:
         raise LeafwiseError(f"lists of {sorted(lengths)} tensors in one call of {function}")
@@ -109,11 +112,11 @@ def _lists(value: Any) -> list[TensorList]:
         return [value]
     if isinstance(value, dict):
         value = list(value.values())
-    return [found for x in value for found in _lists(x)] if isinstance(value, (list, tuple)) else []
+    return [tensors for x in value for tensors in _lists(x)] if isinstance(value, (list, tuple)) else []
 
 
 def _pick(value: Any, i: int) -> Any:
-    """An argument for the call with the tensor at place i."""
+    """Replace the lists in an argument by their tensors at index i."""
     if isinstance(value, TensorList):
         return value.tensors[i]
     if type(value) in (list, tuple):
@@ -124,7 +127,7 @@ def _pick(value: Any, i: int) -> Any:
 
 
 def _gather(rows: list, name: str) -> Any:
-    """One value from those for each tensor: a list of tensors, or what all of them agree on."""
+    """Combine the results for each tensor into a list of tensors, or into the one value that all of them have."""
     first = rows[0] if rows else None
     if isinstance(first, Tensor):
         return TensorList(rows)
@@ -170,7 +173,7 @@ def _binary(name: str, commutes: bool = False) -> Callable:
     return call
 
 
-# the functions of torch that have a kernel of lists; all others are called for each tensor
+# the functions of torch that have a multi-tensor kernel; all others are called for each tensor
 _KERNELS: dict[Callable, Callable] = {}
 for _name in ("abs", "exp", "log", "neg", "reciprocal", "sign", "sqrt"):
     _KERNELS |= dict.fromkeys((getattr(torch, _name), getattr(Tensor, _name)), _unary(_name))

@@ -25,7 +25,7 @@ def scale(factor: Number) -> Optimizer:
 
 
 def negate() -> Optimizer:
-    """-g: ascent in place of descent, what ``maximize`` does.
+    """-g, which turns descent into ascent, as ``maximize`` does.
 
     >>> negate().update({"w": torch.ones(1)}, negate().init({"w": torch.ones(1)}))[0]
     {'w': tensor([-1.])}
@@ -34,7 +34,7 @@ def negate() -> Optimizer:
 
 
 def scale_by_learning_rate(learning_rate: Number) -> Optimizer:
-    """-learning_rate g: the step of descent. A function is a schedule of the count, which is 0 at the first update.
+    """-learning_rate g, the step of gradient descent. A function is a schedule of the count, which starts at 0.
 
     >>> opt = scale_by_learning_rate(0.5)
     >>> opt.update({"w": torch.ones(1)}, opt.init({"w": torch.ones(1)}))[0]
@@ -85,7 +85,7 @@ def scale_by_trust_ratio(coefficient: Number = 1.0, eps: Number = 0.0) -> Optimi
 
 
 def add_decayed_weights(weight_decay: Number) -> Optimizer:
-    """g + weight_decay p: before a preconditioner the L2 penalty, behind it decoupled decay. Needs params.
+    """g + weight_decay p: an L2 penalty before a preconditioner, decoupled weight decay after it. Needs params.
 
     >>> opt = add_decayed_weights(0.1)
     >>> params = {"w": torch.ones(1)}
@@ -101,7 +101,9 @@ def add_decayed_weights(weight_decay: Number) -> Optimizer:
 
 
 def centralize() -> Optimizer:
-    """Gradients of leaves with two axes and more less their mean over all axes but the first (Yong et al., 2020).
+    """Subtract from the gradient of each leaf its mean over all axes but the first (Yong et al., 2020).
+
+    Leaves with fewer than two axes are unchanged.
 
     >>> opt = centralize()
     >>> opt.update({"w": torch.tensor([[1.0, 3.0]])}, opt.init({"w": torch.ones(1, 2)}))[0]
@@ -117,11 +119,11 @@ def centralize() -> Optimizer:
 class NoiseState(NamedTuple):
     numbers: State
     key: Tensor
-    """Of the next draws."""
+    """The key of the next draws."""
 
 
 def add_noise(key: Tensor, eta: Number, gamma: Number = 0.55) -> Optimizer:
-    """g + normal noise of variance eta / t^gamma (Neelakantan et al., 2015), drawn from a key that the state carries.
+    """Add normal noise of variance eta / t^gamma (Neelakantan et al., 2015). The state holds the key of the next draws.
 
     >>> opt = add_noise(random.key(0), eta=0.0)
     >>> opt.update({"w": torch.ones(1)}, opt.init({"w": torch.ones(1)}))[0]

@@ -1,4 +1,4 @@
-"""Optimizers around optimizers: accumulation, guards, averages, look-ahead, and the dtype of the state."""
+"""Optimizers that wrap another: accumulation, finite updates, averages, lookahead, and the dtype of the state."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,10 +17,10 @@ from fnn.tree import Tree, describe
 def around(
     name: str, optimizer: Optimizer, init: Callable[[Tree], Tree], on_lists: Callable, slots: tuple[str, ...] = ()
 ) -> Optimizer:
-    """An optimizer around another one.
+    """Make an optimizer that wraps another one.
 
-    Its state is a NamedTuple whose field ``inner`` is the other's state, and in which ``slots`` are the fields that are
-    trees like the params; ``on_lists`` is as in :class:`fnn.optim.base.ListForm`.
+    Its state is a NamedTuple. The field ``inner`` is the state of the wrapped optimizer, and ``slots`` lists the fields
+    that are trees like the params. ``on_lists`` is as in :class:`fnn.optim.base.ListForm`.
     """
     check_optimizers(name, optimizer)
     inner = list_form(optimizer)
@@ -35,14 +35,13 @@ def around(
 
 
 def lerp_leaves(start: list[Tensor], end: list[Tensor], weight: Tensor) -> list[Tensor]:
-    """start + weight (end - start)."""
+    """Return start + weight (end - start) for each leaf."""
     return [a + (b - a) * weight.to(a.dtype) for a, b in zip(start, end, strict=True)]
 
 
-def _count_of(value: Any, name: str) -> int:
+def _check_at_least_one(value: int, name: str) -> None:
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
-    return value
 
 
 class AccumulateState(NamedTuple):
@@ -53,10 +52,11 @@ class AccumulateState(NamedTuple):
 
 
 def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
-    """One step of the optimizer with the mean gradient of each ``every`` calls; the calls between update by zero.
+    """Update once every ``every`` calls, with the mean of their gradients. The other calls return updates of zero.
 
-    It equals a step on the whole batch where micro-batches are of one size and the loss is a mean. The formula of the
-    optimizer runs at every call and its result is used at the last: nothing depends on a value, so it compiles.
+    If all micro-batches have one size and the loss is a mean, the update equals that of the whole batch. The optimizer
+    is computed at every call, and its result is used at the last one. So the code does not depend on values and
+    compiles.
 
     >>> import fnn
     >>> opt = accumulate(fnn.optim.sgd(1.0), 2)
@@ -65,7 +65,7 @@ def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
     >>> first, opt.update({"w": torch.tensor([3.0])}, state, params)[0]
     ({'w': tensor([0.])}, {'w': tensor([-2.])})
     """
-    _count_of(every, "accumulate: every")
+    _check_at_least_one(every, "accumulate: every")
     update = list_form(optimizer).on_lists
 
     def init(params: Tree) -> AccumulateState:
@@ -76,7 +76,7 @@ def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
         layout: Layout, grads: list, state: AccumulateState, params: list | None, **extra: Any
     ) -> tuple[list, AccumulateState]:
         count = state.count + 1
-        total = [sum_ + g for sum_, g in zip(state.total, grads, strict=True)]
+        total = [x + g for x, g in zip(state.total, grads, strict=True)]
         last = count % every == 0
         updates, inner = update(layout, [x / every for x in total], state.inner, params, **extra)
         updates = [torch.where(last, x, 0.0) for x in updates]
@@ -88,16 +88,16 @@ def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
 
 class FiniteState(NamedTuple):
     skipped: Tensor
-    """int64: updates left out so far."""
+    """int64: the number of skipped updates."""
     in_a_row: Tensor
     inner: Tree
 
 
 def apply_if_finite(optimizer: Optimizer, max_in_a_row: int = 5) -> Optimizer:
-    """The optimizer's update where all gradients are finite; otherwise zero, with its state as it was.
+    """Skip updates whose gradients are not all finite: the update is zero and the state stays unchanged.
 
-    After ``max_in_a_row`` such calls one after the other the next is let through, so that a run that is lost is seen to
-    be lost. ``state.skipped`` counts.
+    After ``max_in_a_row`` consecutive skipped updates the next one is applied, so that a diverged run is noticed.
+    ``state.skipped`` is the number of skipped updates.
 
     >>> import fnn
     >>> opt = apply_if_finite(fnn.optim.sgd(1.0))
@@ -131,14 +131,14 @@ class AverageState(NamedTuple):
     count: Tensor
     hyperparams: dict[str, Tensor]
     average: Tree
-    """In float32 for 16-bit params, whose steps are too coarse for a running mean."""
+    """In float32 for 16-bit params, whose spacing is too coarse for a running mean."""
     inner: Tree
 
 
 def ema_params(optimizer: Optimizer, decay: float | Tensor = 0.999) -> Optimizer:
-    """The optimizer, with a running mean of the params in ``state.average``: decay average + (1 - decay) params.
+    """Keep a running mean of the params in ``state.average``: decay average + (1 - decay) params.
 
-    The first update sets the average to the params that it leads to, as ``torch.optim.swa_utils.AveragedModel`` does
+    The first update sets the average to the updated params, as ``torch.optim.swa_utils.AveragedModel`` does
     with ``get_ema_multi_avg_fn``. Use the average to predict.
 
     >>> import fnn
@@ -178,9 +178,9 @@ class LookaheadState(NamedTuple):
 
 
 def lookahead(optimizer: Optimizer, every: int = 5, slow_rate: float | Tensor = 0.5) -> Optimizer:
-    """Lookahead (Zhang et al., 2019): after each ``every`` steps, go back to slow + slow_rate (params - slow).
+    """Lookahead (Zhang et al., 2019): every ``every`` steps, set the params to slow + slow_rate (params - slow).
 
-    ``state.slow`` are the slow params, which that point becomes.
+    That point becomes the new value of the slow params, ``state.slow``.
 
     >>> import fnn
     >>> opt = lookahead(fnn.optim.sgd(1.0), every=1, slow_rate=0.5)
@@ -188,7 +188,7 @@ def lookahead(optimizer: Optimizer, every: int = 5, slow_rate: float | Tensor = 
     >>> opt.update(params, opt.init(params), params)[0]
     {'w': tensor([-0.5000])}
     """
-    _count_of(every, "lookahead: every")
+    _check_at_least_one(every, "lookahead: every")
     update = list_form(optimizer).on_lists
 
     def init(params: Tree) -> LookaheadState:
@@ -213,11 +213,11 @@ def lookahead(optimizer: Optimizer, every: int = 5, slow_rate: float | Tensor = 
 
 
 def with_state_dtype(optimizer: Optimizer, dtype: torch.dtype) -> Optimizer:
-    """The optimizer with the trees of its state in one dtype, and its arithmetic in that or the params', the wider.
+    """Keep the state of an optimizer in one dtype. The arithmetic is in the wider of this dtype and that of the params.
 
-    ``with_state_dtype(adam(), torch.float32)`` for bfloat16 params keeps the moments, which bfloat16 cannot add small
-    numbers to, in float32; ``torch.bfloat16`` for float32 params halves the state's memory. Updates have the dtype of
-    the params. Hyperparameters and counts stay as they are. Raises ``ValueError`` for an integer dtype.
+    For bfloat16 params, ``with_state_dtype(adam(), torch.float32)`` keeps the moments in float32, because in bfloat16
+    small additions are lost. For float32 params, ``torch.bfloat16`` halves the memory of the state. Updates have the
+    dtype of the params. Hyperparameters and counts keep their dtypes. Raises ``ValueError`` for an integer dtype.
 
     >>> import fnn
     >>> opt = with_state_dtype(fnn.optim.sgd(0.1, momentum=0.9), torch.float32)
@@ -231,15 +231,15 @@ def with_state_dtype(optimizer: Optimizer, dtype: torch.dtype) -> Optimizer:
         raise ValueError(f"with_state_dtype needs a floating dtype, got {dtype}")
     inner = list_form(optimizer)
 
-    def kept(x: Tensor) -> Tensor:
+    def stored(x: Tensor) -> Tensor:
         return x.to(_as_complex(x, dtype)) if x.is_floating_point() or x.is_complex() else x
 
     def wide(x: Tensor) -> Tensor:
         return widen(x.to(torch.promote_types(x.dtype, dtype))) if x.is_floating_point() else x
 
     def init(params: Tree) -> Tree:
-        state = _tree.map(lambda x: kept(x) if x.dim() else x, optimizer.init(params))
-        to_dtype = lambda layout, slot, name, shape_of=None: _tree.map(kept, slot)
+        state = _tree.map(lambda x: stored(x) if x.dim() else x, optimizer.init(params))
+        to_dtype = lambda layout, slot, name, shape_of=None: _tree.map(stored, slot)
         return inner.map_slots(to_dtype, Layout.of(params), state)
 
     def on_lists(layout: Layout, grads: list, state: Tree, params: list | None, **extra: Any) -> tuple[list, Tree]:

@@ -1,11 +1,11 @@
 """Pytrees: nested dicts, lists, tuples, NamedTuples and registered containers whose leaves are tensors.
 
 ``leaves, treedef = flatten(tree)`` takes a tree apart and ``treedef.unflatten(leaves)`` puts it together, as in JAX.
-A *path* is written in two forms. The dotted form, ``"conv1.bias"``, is the key of torch's ``state_dict`` and what
-predicates are given. The other, ``"['conv1']['bias']"``, is what errors use, as it can be pasted behind a variable.
+Paths are written in two forms. The dotted form, ``"conv1.bias"``, is the key in torch's ``state_dict``, and predicates
+are called with it. Errors use the other form, ``"['conv1']['bias']"``, which can be pasted behind a variable.
 
-Dicts are visited in the order of their keys, numbers in a key counted as numbers (``"2"`` before
-``"10"``), so no result depends on the order in which a dict was filled; a dict of any class comes back as it was.
+The keys of a dict are sorted, and numbers within keys are compared as numbers (``"2"`` comes before ``"10"``), so no
+result depends on the insertion order of a dict. Dicts of every class are restored with their class and their order.
 """
 
 from fnn.tree.maps import (

@@ -1,4 +1,4 @@
-"""Functions of the leaves: maps, reductions, trees like another."""
+"""Functions of the leaves: maps, reductions, and trees of the same structure as another."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ _map = map  # the builtin, whose name the function below takes
 
 
 def map(f: Callable, tree: Tree, *others: Tree) -> Tree:
-    """``f`` of the leaves at each path, as a tree like the first.
+    """Apply ``f`` to the leaves at each path. The result has the structure of the first tree.
 
-    Raises ``ValueError`` when the trees differ, naming the path and both sides.
+    Raises ``ValueError`` naming the first path at which the structures differ.
 
     >>> map(lambda p, g: p - 0.5 * g, {"w": torch.ones(2)}, {"w": torch.ones(2)})
     {'w': tensor([0.5000, 0.5000])}
@@ -26,7 +26,7 @@ def map(f: Callable, tree: Tree, *others: Tree) -> Tree:
 
 
 def map_with_path(f: Callable, tree: Tree, *others: Tree) -> Tree:
-    """Like :func:`map`, with the dotted path as the first argument of ``f``.
+    """Apply ``f`` as in :func:`map`, with the dotted path as its first argument.
 
     >>> map_with_path(lambda path, leaf: path, {"a": {"w": torch.ones(2)}})
     {'a': {'w': 'a.w'}}
@@ -37,11 +37,12 @@ def map_with_path(f: Callable, tree: Tree, *others: Tree) -> Tree:
 
 
 def leaf_values(choice: Any, tree: Tree, name: str = "choice") -> list:
-    """What is chosen for each leaf of a tree, in the order of the leaves.
+    """Return the value that is chosen for each leaf of a tree, in the order of the leaves.
 
-    ``choice`` is a function of the dotted path, or a tree like the given one, or a *prefix* of it: where the prefix has
-    a leaf, all leaves of the given tree below that place get it. A single value is the shortest prefix. Raises
-    ``ValueError`` naming a leaf without a choice or a choice without a leaf; ``name`` is what it calls the choice.
+    ``choice`` is a function of the dotted path, or a tree of the same structure, or a *prefix* of that structure: a
+    leaf of the prefix is the value for all leaves of the tree below its path. A single value is the shortest prefix.
+    Raises ``ValueError`` for a leaf without a value and for a value without a leaf; the message calls the choice
+    ``name``.
 
     >>> params = {"body": {"weight": 0, "bias": 0}, "head": 0}
     >>> leaf_values(lambda path: path.endswith("bias"), params)
@@ -53,24 +54,24 @@ def leaf_values(choice: Any, tree: Tree, name: str = "choice") -> list:
     if callable(choice) and not isinstance(choice, (Tensor, Mapping)):
         return [choice(path) for path in treedef.paths]
     chosen, prefix = flatten(choice)
-    by_place = dict(zip(prefix.entries, chosen, strict=True))
+    by_path = dict(zip(prefix.entries, chosen, strict=True))
     unused = dict.fromkeys(prefix.entries)
     values = []
     for path, keystr in zip(treedef.entries, treedef.keystrs, strict=True):
-        place = next((path[:i] for i in range(len(path) + 1) if path[:i] in by_place), None)
-        if place is None:
-            raise ValueError(f"{name} says nothing about the leaf {keystr or 'at the root'}")
-        unused.pop(place, None)
-        values.append(by_place[place])
+        start = next((path[:i] for i in range(len(path) + 1) if path[:i] in by_path), None)
+        if start is None:
+            raise ValueError(f"{name} has no value for the leaf {keystr or 'at the root'}")
+        unused.pop(start, None)
+        values.append(by_path[start])
     if unused:
         place = "".join(entry.bracket for entry in next(iter(unused)))
-        raise ValueError(f"{name}{place} stands where the tree has no leaf; its leaves are {list(treedef.keystrs)}")
+        raise ValueError(f"{name}{place} is a value for no leaf of the tree, whose leaves are {list(treedef.keystrs)}")
     return values
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a leaf is, without its numbers."""
+    """The shape, dtype and device of a leaf."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -78,7 +79,7 @@ class Spec:
 
 
 def spec(tree: Tree) -> Tree:
-    """The same tree with ``Spec(shape, dtype, device)`` for every leaf.
+    """Return the tree with ``Spec(shape, dtype, device)`` in place of every leaf.
 
     >>> spec({"bias": torch.zeros(6)})["bias"].shape
     (6,)
@@ -87,7 +88,7 @@ def spec(tree: Tree) -> Tree:
 
 
 def size(tree: Tree) -> int:
-    """The number of scalars in all leaves.
+    """Return the number of elements in all leaves.
 
     >>> size({"weight": torch.zeros(10, 20), "bias": torch.zeros(10)})
     210
@@ -96,7 +97,7 @@ def size(tree: Tree) -> int:
 
 
 def nbytes(tree: Tree) -> int:
-    """The number of bytes that the leaves' elements take.
+    """Return the number of bytes that the elements of all leaves occupy.
 
     >>> nbytes({"bias": torch.zeros(10)})
     40
@@ -105,7 +106,7 @@ def nbytes(tree: Tree) -> int:
 
 
 def dot(first: Tree, second: Tree) -> Tensor:
-    """The inner product of two trees, a 0-d tensor: the sum of conj(a) b over all entries.
+    """Return the inner product of two trees, the sum of conj(a) b over all entries, as a 0-d tensor.
 
     16-bit leaves are multiplied and summed in float32.
 
@@ -118,7 +119,7 @@ def dot(first: Tree, second: Tree) -> Tensor:
 
 
 def global_norm(tree: Tree) -> Tensor:
-    """The Euclidean norm of all leaves as one vector, a real 0-d tensor. Its gradient at zero is zero.
+    """Return the Euclidean norm of all leaves as one vector, a real 0-d tensor. Its gradient at zero is zero.
 
     16-bit leaves are squared and summed in float32.
 
@@ -130,9 +131,9 @@ def global_norm(tree: Tree) -> Tensor:
 
 
 def allclose(first: Tree, second: Tree, *, rtol: float | None = None, atol: float | None = None) -> bool:
-    """Whether |a - b| <= atol + rtol |b| for all entries, of leaves of the same shapes.
+    """Return True if all leaves have equal shapes and |a - b| <= atol + rtol |b| for all entries.
 
-    Without tolerances they are torch's, rtol 1e-5 and atol 1e-8; where one is given, the other is 0.
+    The default tolerances are torch's, rtol 1e-5 and atol 1e-8. If only one of them is given, the other is 0.
 
     >>> allclose({"w": torch.ones(2)}, {"w": torch.ones(2) + 1e-7})
     True
@@ -149,7 +150,7 @@ def allclose(first: Tree, second: Tree, *, rtol: float | None = None, atol: floa
 
 
 def max_difference(first: Tree, second: Tree) -> Tensor:
-    """The largest |a - b| over all entries, a 0-d tensor; nan where an entry is nan.
+    """Return the largest |a - b| over all entries as a 0-d tensor, which is nan if an entry is nan.
 
     >>> max_difference({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([1.0, 5.0])})
     tensor(3.)
@@ -159,7 +160,7 @@ def max_difference(first: Tree, second: Tree) -> Tensor:
 
 
 def add(first: Tree, second: Tree) -> Tree:
-    """The sum, leaf by leaf.
+    """Add two trees leaf by leaf.
 
     >>> add({"w": torch.ones(1)}, {"w": torch.ones(1)})
     {'w': tensor([2.])}
@@ -168,7 +169,7 @@ def add(first: Tree, second: Tree) -> Tree:
 
 
 def sub(first: Tree, second: Tree) -> Tree:
-    """The difference, leaf by leaf.
+    """Subtract the second tree from the first, leaf by leaf.
 
     >>> sub({"w": torch.ones(1)}, {"w": torch.ones(1)})
     {'w': tensor([0.])}
@@ -177,7 +178,7 @@ def sub(first: Tree, second: Tree) -> Tree:
 
 
 def scale(factor: float | Tensor, tree: Tree) -> Tree:
-    """Every leaf times one number.
+    """Multiply every leaf by one number.
 
     >>> scale(2.0, {"w": torch.ones(1)})
     {'w': tensor([2.])}
@@ -186,7 +187,7 @@ def scale(factor: float | Tensor, tree: Tree) -> Tree:
 
 
 def lerp(first: Tree, second: Tree, weight: float | Tensor) -> Tree:
-    """first + weight (second - first), leaf by leaf, in the dtypes of the first.
+    """Return first + weight (second - first), leaf by leaf, in the dtypes of the first tree.
 
     >>> lerp({"w": torch.zeros(1)}, {"w": torch.ones(1)}, 0.25)
     {'w': tensor([0.2500])}
@@ -199,7 +200,7 @@ def lerp(first: Tree, second: Tree, weight: float | Tensor) -> Tree:
 
 
 def where(condition: Tensor, first: Tree, second: Tree) -> Tree:
-    """The leaves of the first tree where a bool tensor is true, those of the second elsewhere.
+    """Select the leaves of the first tree where a bool tensor is true, and those of the second elsewhere.
 
     >>> where(torch.tensor(True), {"w": torch.zeros(1)}, {"w": torch.ones(1)})
     {'w': tensor([0.])}
@@ -208,7 +209,7 @@ def where(condition: Tensor, first: Tree, second: Tree) -> Tree:
 
 
 def zeros_like(tree: Tree, dtype: torch.dtype | None = None) -> Tree:
-    """Zeros of the same shapes, dtypes (or ``dtype``) and devices.
+    """Return zeros of the same shapes, dtypes (or ``dtype``) and devices.
 
     >>> zeros_like({"w": torch.ones(2)})
     {'w': tensor([0., 0.])}
@@ -217,7 +218,7 @@ def zeros_like(tree: Tree, dtype: torch.dtype | None = None) -> Tree:
 
 
 def ones_like(tree: Tree, dtype: torch.dtype | None = None) -> Tree:
-    """Ones of the same shapes, dtypes (or ``dtype``) and devices.
+    """Return ones of the same shapes, dtypes (or ``dtype``) and devices.
 
     >>> ones_like({"w": torch.zeros(2)})
     {'w': tensor([1., 1.])}
@@ -226,9 +227,9 @@ def ones_like(tree: Tree, dtype: torch.dtype | None = None) -> Tree:
 
 
 def cast(tree: Tree, dtype: torch.dtype) -> Tree:
-    """A copy with floating leaves in another dtype; integer leaves (labels, keys, counts) keep theirs.
+    """Copy a tree, with floating leaves in another dtype. Integer leaves (labels, keys, counts) keep their dtypes.
 
-    Raises ``TypeError`` for a dtype that is not a ``torch.dtype`` of floating numbers.
+    Raises ``TypeError`` unless ``dtype`` is a floating ``torch.dtype``.
 
     >>> cast({"w": torch.ones(1), "count": torch.tensor(3)}, torch.float64)
     {'w': tensor([1.], dtype=torch.float64), 'count': tensor(3)}
@@ -239,7 +240,7 @@ def cast(tree: Tree, dtype: torch.dtype) -> Tree:
 
 
 def to(tree: Tree, device: torch.device | str) -> Tree:
-    """A copy with every leaf on a device.
+    """Copy every leaf to a device.
 
     >>> to({"w": torch.ones(1)}, "cpu")["w"].device
     device(type='cpu')
@@ -248,10 +249,10 @@ def to(tree: Tree, device: torch.device | str) -> Tree:
 
 
 def leading_length(tree: Tree, name: str = "batch", what: str = "samples") -> int:
-    """The length of the first axis, which all leaves must share: the number of samples of a batch, for example.
+    """Return the common length of the first axis of all leaves, such as the number of samples of a batch.
 
-    Raises ``TypeError`` naming a leaf that is not a tensor; ``ValueError`` naming a leaf without axes or of another
-    length, and for a tree without leaves.
+    Raises ``TypeError`` for a leaf that is not a tensor, and ``ValueError`` for a 0-d leaf, for leaves of different
+    lengths and for a tree without leaves. The messages call the tree ``name`` and its entries ``what``.
 
     >>> leading_length({"image": torch.zeros(3, 2), "label": torch.zeros(4)})
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""Many trees as one, and a tree as a vector."""
+"""Stacking several trees into one, and flattening a tree into a vector."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,9 +10,9 @@ from fnn.tree.treedef import Tree, flatten
 
 
 def stack(trees: Sequence[Tree]) -> Tree:
-    """Trees of equal structure as one tree with a new leading axis: an ensemble for ``vmap``.
+    """Stack trees of equal structure along a new leading axis, for example into an ensemble for ``vmap``.
 
-    Raises ``ValueError`` for no trees, for different structures, and for different shapes at a path.
+    Raises ``ValueError`` for an empty sequence, for different structures, and for different shapes at a path.
 
     >>> stack([{"w": torch.ones(2)}, {"w": torch.zeros(2)}])["w"].shape
     torch.Size([2, 2])
@@ -21,9 +21,9 @@ def stack(trees: Sequence[Tree]) -> Tree:
 
 
 def concat(trees: Sequence[Tree], dim: int = 0) -> Tree:
-    """Trees of equal structure joined along an existing axis: batches into one batch.
+    """Concatenate trees of equal structure along an existing axis, for example batches into one batch.
 
-    Raises what :func:`stack` raises.
+    Raises the same errors as :func:`stack`.
 
     >>> concat([{"x": torch.ones(2, 3)}, {"x": torch.ones(1, 3)}])["x"].shape
     torch.Size([3, 3])
@@ -50,9 +50,9 @@ def _join(trees: Sequence[Tree], join: Callable, name: str) -> Tree:
 
 
 def unstack(tree: Tree) -> list[Tree]:
-    """The inverse of :func:`stack`: one tree for each entry of the leading axis.
+    """Return one tree for each entry of the leading axis: the inverse of :func:`stack`.
 
-    Raises ``ValueError`` when leaves disagree about its length.
+    Raises ``ValueError`` for leaves of different lengths.
 
     >>> len(unstack({"w": torch.ones(3, 2)}))
     3
@@ -64,10 +64,11 @@ def unstack(tree: Tree) -> list[Tree]:
 
 
 def ravel(tree: Tree) -> tuple[Tensor, Callable[[Tensor], Tree]]:
-    """All leaves as one vector (their promoted dtype), and the function that turns it back.
+    """Concatenate all leaves into one vector, and return it with the function ``unravel`` that makes trees of vectors.
 
-    ``unravel(vector)`` gives each leaf its shape and dtype and raises ``ValueError`` for a vector of
-    another length. Both are differentiable and may be vmapped.
+    The vector has the dtype to which the dtypes of the leaves promote. ``unravel(vector)`` restores the shape and dtype
+    of each leaf, and raises ``ValueError`` for a vector of another length. Both directions are differentiable and may
+    be vmapped.
 
     >>> vector, unravel = ravel({"w": torch.ones(2, 2), "b": torch.zeros(1)})
     >>> vector
@@ -92,7 +93,7 @@ def ravel(tree: Tree) -> tuple[Tensor, Callable[[Tensor], Tree]]:
 
 
 def result_type(tree: Tree) -> torch.dtype:
-    """The dtype that the leaves of a tree promote to, that of their :func:`ravel`; torch's default without leaves.
+    """Return the dtype to which the leaves of a tree promote. Without leaves it is torch's default dtype.
 
     >>> result_type({"w": torch.ones(1), "b": torch.ones(1, dtype=torch.float64)})
     torch.float64

@@ -1,4 +1,4 @@
-"""Trees as flat dicts with dotted paths, and single places in a tree by such a path."""
+"""Conversion between trees and flat dicts with dotted paths, and access to a tree by such a path."""
 
 from collections.abc import Mapping
 
@@ -8,9 +8,9 @@ from fnn.tree.treedef import Tree, close_node, entries_of, flatten, items, open_
 
 
 def to_state_dict(tree: Tree) -> dict[str, Tensor]:
-    """A flat dict with dotted paths as keys: the ``state_dict`` of the same torch network.
+    """Return a flat dict with dotted paths as keys, like the ``state_dict`` of a torch network.
 
-    Raises ``ValueError`` where two leaves have the same dotted path.
+    Raises ``ValueError`` if two leaves have the same dotted path.
 
     >>> import torch
     >>> to_state_dict({"fc": {"bias": torch.zeros(1), "weight": torch.ones(1)}})
@@ -25,9 +25,10 @@ def to_state_dict(tree: Tree) -> dict[str, Tensor]:
 
 
 def from_state_dict(flat: Mapping[str, Tensor], like: Tree = None) -> Tree:
-    """The inverse of :func:`to_state_dict`: nested dicts, or the containers of ``like`` where it is given.
+    """Make a tree from a flat dict: the inverse of :func:`to_state_dict`.
 
-    Raises ``ValueError`` when ``flat`` lacks a path of ``like`` or has one more.
+    The result consists of nested dicts, or has the structure of ``like``. Raises ``ValueError`` if the paths of
+    ``flat`` and ``like`` differ.
 
     >>> import torch
     >>> from_state_dict({"fc.bias": torch.zeros(1)})
@@ -56,9 +57,9 @@ def from_state_dict(flat: Mapping[str, Tensor], like: Tree = None) -> Tree:
 
 
 def get(tree: Tree, path: str) -> Tree:
-    """The leaf or subtree at a dotted path; the empty path is the tree itself.
+    """Return the leaf or subtree at a dotted path. The empty path is the tree itself.
 
-    Raises ``ValueError`` where there is no such path, listing those that there are.
+    Raises ``ValueError`` listing the existing paths if there is no such path.
 
     >>> get({"fc": [1, 2]}, "fc.1")
     2
@@ -69,9 +70,9 @@ def get(tree: Tree, path: str) -> Tree:
 
 
 def replace(tree: Tree, path: str, value: Tree) -> Tree:
-    """A new tree with ``value`` at a dotted path; the given tree is unchanged.
+    """Return a new tree with ``value`` at a dotted path. The given tree is unchanged.
 
-    Raises ``ValueError`` where there is no such path, listing those that there are.
+    Raises ``ValueError`` listing the existing paths if there is no such path.
 
     >>> replace({"fc": {"bias": 0}}, "fc.bias", 1)
     {'fc': {'bias': 1}}
@@ -94,7 +95,7 @@ def _steps_to(tree: Tree, path: str) -> list[int]:
 
 
 def _find(tree: Tree, path: str) -> list[int] | None:
-    """The numbers of the children on the way to a path; keys may hold dots themselves."""
+    """Return the indices of the children along a path, or None if there is no such path. Keys may contain dots."""
     if not path:
         return []
     node, children = open_node(tree) or (None, [])
@@ -109,5 +110,5 @@ def _find(tree: Tree, path: str) -> list[int] | None:
 
 def _open(tree: Tree) -> tuple:
     opened = open_node(tree)
-    assert opened is not None  # _find has been there
+    assert opened is not None  # _steps_to has found a child here
     return opened

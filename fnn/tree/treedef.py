@@ -1,9 +1,9 @@
 """The structure of a tree: how it is taken apart into leaves and put together again.
 
-A tree is a nested dict, list, tuple, NamedTuple or container registered with torch's pytree; anything else is a leaf.
-:func:`flatten` is the only function that walks a tree of unknown structure. It returns the leaves and a
-:class:`TreeDef`, whose own ``flatten`` and ``unflatten`` are Python functions written for that one structure, as
-``collections.namedtuple`` writes a class: no recursion, a few bytecodes for each container.
+Dicts, lists, tuples, NamedTuples and the containers registered with torch's pytree are containers. Anything else is a
+leaf. :func:`flatten` is the only function that walks a tree of unknown structure. It returns the leaves and a
+:class:`TreeDef`, which flattens and unflattens further trees of the same structure with generated functions
+(:mod:`fnn.tree.codegen`).
 """
 
 import collections
@@ -17,19 +17,21 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from fnn import _torch
+from fnn.tree.codegen import write_flatten, write_unflatten
 
 Tree = Any
-"""A pytree: a dict, list, tuple, NamedTuple or registered container of trees, or a leaf, which is a tensor."""
+"""A pytree: a leaf, usually a tensor, or a dict, list, tuple, NamedTuple or registered container of trees."""
 
 _DICTS = (dict, collections.OrderedDict, collections.defaultdict)
 
 
 class TreeDef:
-    """The structure of a tree, without its leaves. Made by :func:`flatten` and :func:`structure`.
+    """The structure of a tree, as returned by :func:`flatten` and :func:`structure`.
 
-    Two are equal when the trees have the same containers and keys; the class of a dict, and the order in which it was
-    filled, do not count, though :meth:`unflatten` restores both. Structures are interned, so that comparing and hashing
-    cost as much as for integers. ``children`` are the structures of the root's entries in the order of the leaves.
+    Two structures are equal if the trees have the same containers and keys. The classes and the insertion orders of
+    dicts are not compared, though :meth:`unflatten` restores both. Structures are interned, so comparing and hashing
+    them costs as much as for integers. ``children`` are the structures of the entries of the root, in the order of the
+    leaves.
 
     >>> import torch
     >>> leaves, treedef = flatten({"b": torch.tensor(2), "a": [torch.tensor(1)]})
@@ -47,7 +49,7 @@ class TreeDef:
         self.node = node
         self.children = children
         self.num_leaves = sum(child.num_leaves for child in children) if node else 1
-        self._canonical = canonical  # None where it is this one
+        self._canonical = canonical  # the equal structure with plain dicts, or None if it is this one
         self._entries: tuple[tuple[Entry, ...], ...] | None = None
         self._flatten: Callable[[Tree], list | None] | None = None
         self._unflatten: Callable[[Iterable], Tree] | None = None
@@ -65,18 +67,19 @@ class TreeDef:
         return structure, (self.unflatten([None] * self.num_leaves),)
 
     def unflatten(self, leaves: Iterable) -> Tree:
-        """The tree with these leaves, which may be anything. Raises ``ValueError`` for another number of them."""
+        """Make a tree of these leaves, which may be any objects. Raises ``ValueError`` for a wrong number of leaves."""
         if self._unflatten is None:
-            self._unflatten = _write_unflatten(self)
+            self._unflatten = write_unflatten(self)
         leaves = leaves if isinstance(leaves, (list, tuple)) else list(leaves)
         if len(leaves) != self.num_leaves:
             raise ValueError(f"a tree of {self.num_leaves} leaves cannot be made of {len(leaves)}")
         return self._unflatten(leaves)
 
     def flatten_up_to(self, tree: Tree, names: tuple[str, str] = ("first tree", "second tree")) -> list:
-        """The leaves of another tree of this structure.
+        """Return the leaves of another tree of this structure.
 
-        Raises ``ValueError`` naming the first path where that tree differs, in which ``names`` are this and that tree.
+        Raises ``ValueError`` naming the first path at which the trees differ. The message calls this tree ``names[0]``
+        and the other one ``names[1]``.
 
         >>> structure({"a": 0, "b": 0}).flatten_up_to({"b": 2, "a": 1})
         [1, 2]
@@ -89,31 +92,31 @@ class TreeDef:
         return leaves
 
     def flatten_exact(self, tree: Tree) -> list | None:
-        """The leaves, or None for a tree that differs in any way, be it in the order of the keys of a dict."""
+        """Return the leaves, or None for a tree that differs in any way, even in the insertion order of a dict."""
         if self._flatten is None:
-            self._flatten = _write_flatten(self)
+            self._flatten = write_flatten(self, _leaf_types)
         return self._flatten(tree)
 
     @property
     def entries(self) -> tuple[tuple["Entry", ...], ...]:
-        """For each leaf the keys that lead to it."""
+        """The path of each leaf: the entries that lead to it from the root."""
         if self._entries is None:
             self._entries = tuple(_entries(self))
         return self._entries
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The dotted path of each leaf, ``"conv1.bias"``: the keys of the ``state_dict`` of the same torch network."""
+        """The dotted path of each leaf, such as ``"conv1.bias"``: its key in the ``state_dict`` of a torch network."""
         return tuple(".".join(entry.name for entry in path) for path in self.entries)
 
     @property
     def keystrs(self) -> tuple[str, ...]:
-        """The path of each leaf as Python writes it behind the name of the tree, ``"['conv1']['bias']"``."""
+        """The path of each leaf as a Python expression behind the tree, such as ``"['conv1']['bias']"``."""
         return tuple("".join(entry.bracket for entry in path) for path in self.entries)
 
 
 class Entry(NamedTuple):
-    """One step of a path, in its dotted form and as Python writes it."""
+    """One step of a path, in the dotted form and as a Python expression."""
 
     name: str
     bracket: str
@@ -125,12 +128,15 @@ class Node(NamedTuple):
     style: Literal["dict", "sequence", "namedtuple", "registered"]
     kind: type
     keys: tuple  # in the order of the leaves
-    order: tuple = ()  # of a dict: its keys in the order in which it was filled
-    context: Any = None  # of a defaultdict its factory, of a registered container what torch's pytree keeps
+    order: tuple = ()  # for a dict, its keys in insertion order
+    context: Any = None  # for a defaultdict, its factory; for a registered container, the context of torch's pytree
 
 
 class _Registered:
-    """The context of a container registered with torch's pytree, which need not be hashable, and its entries."""
+    """The context and the entries of a container registered with torch's pytree.
+
+    The context need not be hashable, so all objects of this class have one hash.
+    """
 
     def __init__(self, value: Any, entries: tuple[Entry, ...]) -> None:
         self.value = value
@@ -144,26 +150,28 @@ class _Registered:
 
 
 class _Star:
+    """The leaf of a printed structure."""
+
     def __repr__(self) -> str:
         return "*"
 
 
 _STAR = _Star()
 LEAF = TreeDef(None, (), None)
-"""The structure of a tree that is one leaf."""
+"""The structure of a tree that is a single leaf."""
 
 _lock = threading.RLock()
 _interned: weakref.WeakValueDictionary[tuple, TreeDef] = weakref.WeakValueDictionary()
-_leaf_types: set[type] = set()  # seen in a tree and known to be no container
-_registered_then = 0  # how many containers torch knew when these were noted
-_recent: dict[Any, list[TreeDef]] = {}  # by a mark that is cheap to take: structures to try first
+_leaf_types: set[type] = set()  # types that are known not to be containers
+_registered_count = 0  # the number of classes registered with torch's pytree when _leaf_types was filled
+_recent: dict[Any, list[TreeDef]] = {}  # recently used structures, by a key that is cheap to compute from a tree
 
 
 def flatten(tree: Tree) -> tuple[list, TreeDef]:
-    """The leaves and the structure.
+    """Return the leaves and the structure of a tree.
 
-    The keys of a dict are visited sorted, numbers in them counted as numbers ("2" before "10"), so that nothing depends
-    on the order in which a dict was filled. As in torch, None is a leaf.
+    The keys of a dict are sorted, and numbers within keys are compared as numbers ("2" comes before "10"), so the order
+    of the leaves does not depend on the insertion order. As in torch, None is a leaf.
 
     >>> import torch
     >>> leaves, treedef = flatten({"b": torch.tensor(2), "a": torch.tensor(1)})
@@ -173,10 +181,15 @@ def flatten(tree: Tree) -> tuple[list, TreeDef]:
     kind = type(tree)
     if kind is Tensor:
         return [tree], LEAF
-    if len(_torch.pytree_containers) != _registered_then:
+    if len(_torch.pytree_containers) != _registered_count:
         _forget()
-    mark = (*tree,) if kind is dict else (kind, len(tree)) if kind is tuple or kind is list else kind
-    for treedef in _recent.get(mark, ()):
+    if kind is dict:
+        cache_key = tuple(tree)
+    elif kind is tuple or kind is list:
+        cache_key = kind, len(tree)
+    else:
+        cache_key = kind
+    for treedef in _recent.get(cache_key, ()):
         leaves = treedef.flatten_exact(tree)
         if leaves is not None:
             return leaves, treedef
@@ -186,22 +199,22 @@ def flatten(tree: Tree) -> tuple[list, TreeDef]:
         if treedef.node:
             if len(_recent) > 1000:
                 _recent.clear()
-            known = _recent.get(mark, [])
-            _recent[mark] = [treedef, *[other for other in known if other is not treedef][:7]]
+            known = _recent.get(cache_key, [])
+            _recent[cache_key] = [treedef, *[other for other in known if other is not treedef][:7]]
     return leaves, treedef
 
 
 def _forget() -> None:
-    """Start again after a class was registered with torch's pytree, whose objects may have been leaves before."""
-    global _registered_then
+    """Empty the caches after a class was registered with torch's pytree: its objects may have been leaves before."""
+    global _registered_count
     with _lock:
         _leaf_types.clear()
         _recent.clear()
-        _registered_then = len(_torch.pytree_containers)
+        _registered_count = len(_torch.pytree_containers)
 
 
 def structure(tree: Tree) -> TreeDef:
-    """The tree without its leaves: equal for two trees exactly when :func:`fnn.tree.map` accepts both.
+    """Return the structure of a tree. Trees of equal structures can be mapped together by :func:`fnn.tree.map`.
 
     >>> structure({"a": 1, "b": 2}) == structure({"b": 1, "a": 2})
     True
@@ -210,7 +223,7 @@ def structure(tree: Tree) -> TreeDef:
 
 
 def leaves(tree: Tree) -> list:
-    """The leaves, in the order of :func:`paths`.
+    """Return the leaves, in the order of :func:`paths`.
 
     >>> leaves({"b": 2, "a": 1})
     [1, 2]
@@ -219,7 +232,7 @@ def leaves(tree: Tree) -> list:
 
 
 def paths(tree: Tree) -> tuple[str, ...]:
-    """The dotted path of every leaf; that of a tree which is one leaf is empty.
+    """Return the dotted path of every leaf. The path of a tree that is a single leaf is empty.
 
     >>> paths({"conv1": {"bias": 0, "weight": 0}})
     ('conv1.bias', 'conv1.weight')
@@ -228,7 +241,7 @@ def paths(tree: Tree) -> tuple[str, ...]:
 
 
 def keystrs(tree: Tree) -> tuple[str, ...]:
-    """The path of every leaf as Python writes it, for error messages.
+    """Return the path of every leaf as a Python expression, for error messages.
 
     >>> keystrs({"conv1": {"bias": 0}})
     ("['conv1']['bias']",)
@@ -237,17 +250,17 @@ def keystrs(tree: Tree) -> tuple[str, ...]:
 
 
 def items(tree: Tree) -> list[tuple[str, Any]]:
-    """The leaves with their dotted paths.
+    """Return pairs of the dotted path and the leaf.
 
     >>> items({"b": 2, "a": [1]})
     [('a.0', 1), ('b', 2)]
     """
-    found, treedef = flatten(tree)
-    return list(zip(treedef.paths, found, strict=True))
+    values, treedef = flatten(tree)
+    return list(zip(treedef.paths, values, strict=True))
 
 
 def check_same_structure(first: Tree, second: Tree, names: tuple[str, str] = ("first tree", "second tree")) -> None:
-    """Raise ``ValueError`` naming the first path at which two trees differ, and what each has there.
+    """Raise ``ValueError`` naming the first path at which two trees differ, and what each tree has there.
 
     >>> check_same_structure({"w": 0}, {"v": 0}, ("params", "grads"))
     Traceback (most recent call last):
@@ -261,7 +274,7 @@ def check_same_structure(first: Tree, second: Tree, names: tuple[str, str] = ("f
 
 
 def open_node(tree: Tree) -> tuple[Node, Sequence[Tree]] | None:
-    """The container at the root of a tree and its children in the order of the leaves; None for a leaf."""
+    """Return the container at the root of a tree and its children, in the order of the leaves, or None for a leaf."""
     kind = type(tree)
     registered = _torch.pytree_containers.get(kind)
     if kind in _DICTS or (registered is None and isinstance(tree, Mapping)):
@@ -283,13 +296,13 @@ def open_node(tree: Tree) -> tuple[Node, Sequence[Tree]] | None:
 
 
 def close_node(node: Node, children: Iterable[Tree]) -> Tree:
-    """The container with these children, given in the order of the leaves: the inverse of :func:`open_node`."""
+    """Make the container with these children, in the order of the leaves: the inverse of :func:`open_node`."""
     children = list(children)
     return _intern(node, (LEAF,) * len(children)).unflatten(children)
 
 
 def entries_of(node: Node) -> Sequence[Entry]:
-    """The steps from a container to its children."""
+    """Return the entries of the paths from a container to its children."""
     if node.style == "registered":
         return node.context.entries
     form = ".{}" if node.style == "namedtuple" else "[{!r}]"
@@ -297,7 +310,7 @@ def entries_of(node: Node) -> Sequence[Entry]:
 
 
 def _as_entry(key: Any) -> Entry:
-    """From a key of torch's pytree: of a mapping, a sequence, or an attribute."""
+    """Convert a key of torch's pytree, which is of a mapping, a sequence or an attribute."""
     if hasattr(key, "key"):
         return Entry(str(key.key), f"[{key.key!r}]")
     if hasattr(key, "idx"):
@@ -306,28 +319,29 @@ def _as_entry(key: Any) -> Entry:
 
 
 def natural_order(keys: Iterable) -> tuple:
-    """Keys sorted, numbers within them counted as numbers. Raises ``ValueError`` for two that cannot be told apart.
+    """Sort keys, comparing numbers within keys as numbers. Raises ``ValueError`` for keys that print alike.
 
     >>> natural_order(["w10", "w2", "w02", "bias"])
     ('bias', 'w02', 'w2', 'w10')
     """
-    marks = {key: _natural(key) for key in keys}
-    if len(set(marks.values())) < len(marks):
-        raise ValueError(f"keys of a dict in a tree must differ in how they print, got {list(marks)}")
-    return tuple(sorted(marks, key=marks.__getitem__))
+    ranks = {key: _natural_rank(key) for key in keys}
+    if len(set(ranks.values())) < len(ranks):
+        raise ValueError(f"keys of a dict in a tree must differ in how they print, got {list(ranks)}")
+    return tuple(sorted(ranks, key=ranks.__getitem__))
 
 
-def _natural(key: Any) -> tuple:
+def _natural_rank(key: Any) -> tuple:
     text = str(key)
     pieces = re.split(r"([0-9]+)", text)
     order = tuple((0, int(piece), "") if i % 2 else (1, 0, piece) for i, piece in enumerate(pieces) if piece)
     return order, text, type(key).__name__
 
 
-# The walk, and what is written for each structure
+# Trees of unknown structure
 
 
 def _walk(tree: Tree, leaves: list) -> TreeDef:
+    """Append the leaves of a tree to a list and return its structure."""
     opened = open_node(tree)
     if opened is None:
         _leaf_types.add(type(tree))
@@ -338,6 +352,7 @@ def _walk(tree: Tree, leaves: list) -> TreeDef:
 
 
 def _intern(node: Node, children: tuple[TreeDef, ...]) -> TreeDef:
+    """Return the one structure with this root and these children, making it if there is none yet."""
     key = node, tuple(map(id, children))
     treedef = _interned.get(key)
     if treedef is None:
@@ -356,115 +371,11 @@ def _entries(treedef: TreeDef) -> list[tuple[Entry, ...]]:
     return [(entry, *rest) for entry, child in steps for rest in _entries(child)]
 
 
-class _Source:
-    """Lines of a function, and the values that they refer to."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.values: dict[str, Any] = {}
-        self.variables = 0
-
-    def variable(self) -> str:
-        self.variables += 1
-        return f"v{self.variables}"
-
-    def constant(self, value: Any) -> str:
-        if type(value) in (str, int, bool, type(None)):
-            return repr(value)
-        name = f"c{len(self.values)}"
-        self.values[name] = value
-        return name
-
-    def function(self, argument: str) -> Callable:
-        parameters = ", ".join([argument, *(f"{name}={name}" for name in self.values)])  # locals are fast to look up
-        body = "".join(f"    {line}\n" for line in self.lines)
-        scope = dict(self.values)
-        exec(f"def written({parameters}):\n{body}", scope)
-        return scope["written"]
-
-
-def _write_flatten(treedef: TreeDef) -> Callable[[Tree], list | None]:
-    source = _Source()
-    found: list[str] = []
-    _write_checks(treedef, "tree", source, found)
-    known = source.constant(_leaf_types)
-    source.lines.append(f"leaves = [{', '.join(found)}]")
-    source.lines.append(f"return leaves if {known}.issuperset(map(type, leaves)) else None")
-    return source.function("tree")
-
-
-def _write_checks(treedef: TreeDef, name: str, source: _Source, found: list[str]) -> None:
-    node = treedef.node
-    if node is None:
-        found.append(name)
-        return
-    kind, values = source.constant(node.kind), name
-    names = {key: source.variable() for key in node.keys}
-    if node.style == "dict":
-        source.lines.append(
-            f"if type({name}) is not {kind} or [*{name}] != {source.constant([*node.order])}: return None"
-        )
-        if node.kind is collections.defaultdict:
-            source.lines.append(f"if {name}.default_factory is not {source.constant(node.context)}: return None")
-        values = f"{name}.values()"
-    elif node.style == "registered":
-        values, context = source.variable(), source.variable()
-        flatten_fn = source.constant(_torch.pytree_containers[node.kind].flatten_fn)
-        source.lines.append(f"if type({name}) is not {kind}: return None")
-        source.lines.append(f"{values}, {context} = {flatten_fn}({name})")
-        wanted = source.constant(node.context.value)
-        source.lines.append(f"if {context} != {wanted} or len({values}) != {len(names)}: return None")
-    else:
-        source.lines.append(f"if type({name}) is not {kind} or len({name}) != {len(names)}: return None")
-    if names:
-        source.lines.append(f"{', '.join(names[key] for key in node.order or node.keys)}, = {values}")
-    for key, child in zip(node.keys, treedef.children, strict=True):
-        _write_checks(child, names[key], source, found)
-
-
-def _write_unflatten(treedef: TreeDef) -> Callable[[Iterable], Tree]:
-    source = _Source()
-    leaves: list[str] = []
-    result = _write_container(treedef, source, leaves)
-    if leaves:
-        source.lines.insert(0, f"{', '.join(leaves)}, = leaves")
-    source.lines.append(f"return {result}")
-    return source.function("leaves")
-
-
-def _write_container(treedef: TreeDef, source: _Source, leaves: list[str]) -> str:
-    """Write the lines that make a tree, and return the variable that holds it."""
-    name, node = source.variable(), treedef.node
-    if node is None:
-        leaves.append(name)
-        return name
-    children = [_write_container(child, source, leaves) for child in treedef.children]
-    kind, items = source.constant(node.kind), ", ".join(children)
-    if node.style == "dict":
-        by_key = dict(zip(node.keys, children, strict=True))
-        made = "{" + ", ".join(f"{source.constant(key)}: {by_key[key]}" for key in node.order) + "}"
-        if node.kind is collections.defaultdict:
-            made = f"{kind}({source.constant(node.context)}, {made})"
-        elif node.kind is not dict:
-            made = f"{kind}({made})"
-    elif node.style == "registered":
-        unflatten_fn = source.constant(_torch.pytree_containers[node.kind].unflatten_fn)
-        made = f"{unflatten_fn}([{items}], {source.constant(node.context.value)})"
-    elif node.kind is list:
-        made = f"[{items}]"
-    elif node.kind is tuple:
-        made = f"({items},)" if items else "()"
-    else:
-        made = f"{kind}({items})"
-    source.lines.append(f"{name} = {made}")
-    return name
-
-
-# What differs between two trees
+# Differences between trees
 
 
 def describe(tree: Tree) -> str:
-    """What stands at the root of a tree, for error messages.
+    """Describe the root of a tree, for error messages.
 
     >>> describe({"w": 1})
     "a dict with keys ['w']"
@@ -483,19 +394,25 @@ def describe(tree: Tree) -> str:
 
 
 def _difference(first: Tree, second: Tree, names: tuple[str, str]) -> ValueError:
-    path, mine, other = _first_difference(first, second, "") or ("", "one structure", "another")
+    path, in_first, in_second = _first_difference(first, second, "") or ("", "one structure", "another")
     place = path or "the root"
-    return ValueError(f"{names[0]} and {names[1]} differ at {place}: {names[0]} has {mine}, {names[1]} has {other}")
+    return ValueError(
+        f"{names[0]} and {names[1]} differ at {place}: {names[0]} has {in_first}, {names[1]} has {in_second}"
+    )
 
 
 def _first_difference(first: Tree, second: Tree, path: str) -> tuple[str, str, str] | None:
-    mine, other = open_node(first), open_node(second)
-    if mine is None and other is None:
+    """Return the path of the first difference and the descriptions of both sides, or None if there is none."""
+    one, other = open_node(first), open_node(second)
+    if one is None and other is None:
         return None
-    if mine is None or other is None:
+    if one is None or other is None:
         return path, describe(first), describe(second)
-    children = [dict(zip((e.bracket for e in entries_of(node)), kids, strict=True)) for node, kids in (mine, other)]
-    kinds = [dict if node.style == "dict" else (node.kind, node.context) for node, _ in (mine, other)]
+    children = [
+        dict(zip([entry.bracket for entry in entries_of(node)], subtrees, strict=True))
+        for node, subtrees in (one, other)
+    ]
+    kinds = [dict if node.style == "dict" else (node.kind, node.context) for node, _ in (one, other)]
     if kinds[0] != kinds[1]:
         return path, describe(first), describe(second)
     for step in dict.fromkeys((*children[0], *children[1])):
@@ -503,7 +420,7 @@ def _first_difference(first: Tree, second: Tree, path: str) -> tuple[str, str, s
             return path + step, describe(children[0][step]), "nothing"
         if step not in children[0]:
             return path + step, "nothing", describe(children[1][step])
-        found = _first_difference(children[0][step], children[1][step], path + step)
-        if found:
-            return found
+        difference = _first_difference(children[0][step], children[1][step], path + step)
+        if difference:
+            return difference
     return None

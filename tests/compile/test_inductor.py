@@ -20,7 +20,7 @@ def momentum(params, state, x):
 
 
 def trees():
-    params = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3)}
+    params = {"w": torch.arange(6.0).reshape(2, 3).clone(), "b": torch.ones(3)}
     return params, fnn.tree.zeros_like(params), torch.tensor([0.5, 0.25])
 
 

@@ -658,5 +658,5 @@ def test_the_compiler_takes_the_graph(problem):
     args = PARAMS, H, XS
     through = lambda scan: gradient(lambda *args: problem(scan, *args))
     graph, _ = traced(through(fnn.scan), *args)
-    got = torch.compile(graph, fullgraph=True, backend="aot_eager")(*fnn.tree.leaves(args))
+    got = torch.compile(graph, fullgraph=True)(*fnn.tree.leaves(args))
     close(list(got), fnn.tree.leaves(through(plain_scan)(*args)))

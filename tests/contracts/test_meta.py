@@ -16,6 +16,7 @@ from torch.func import grad, jvp, vmap
 import fnn
 from fnn import init, layers, losses, metrics, models, random, tree
 from fnn._torch import TorchDispatchMode
+from fnn.random.continuous import inside
 from tests.contracts import cases
 
 META = torch.device("meta")
@@ -130,7 +131,7 @@ DRAWS: dict[str, Callable[[Tensor], Any]] = {
     "permutation": lambda key: (random.permutation(key, 5), random.permutation(key, LOGITS)),
     "categorical": lambda key: random.categorical(key, LOGITS),
     "like": lambda key: random.like(key, {"a": LOGITS, "b": LOGITS}),
-    "inside": lambda key: random.inside(LOGITS, -1.0, 1.0),
+    "inside": lambda key: inside(LOGITS, -1.0, 1.0),
 }
 INITIALIZERS: dict[str, init.Initializer] = {
     **{
@@ -181,7 +182,7 @@ def test_everything_public_is_run() -> None:
     assert set(layers.__all__) - kinds | {f"models.{name}" for name in models.__all__} == families
     assert public(losses) == {name.split(",")[0] for name in cases.LOSSES}
     assert public(metrics) == {"accuracy", "top_k_accuracy", "confusion_matrix"}
-    assert public(random) == {*DRAWS, "key", "device_of"}
+    assert {*random.__all__, "inside"} == {*DRAWS, "key"}
     assert public(init) == {*INITIALIZERS, "gain", "fans"}
 
 

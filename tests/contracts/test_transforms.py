@@ -199,10 +199,10 @@ def page(cells: dict[tuple[str, str], str]) -> str:
     introduction = """
 # Layers and transforms
 
-`python -m tests.contracts.test_transforms` runs every cell in float64 and writes down what came out: forward and
+`python -m tests.contracts.test_transforms` runs every cell in float64 and writes the result here: forward and
 gradient against `torch.nn` and ordinary autograd, `vmap(grad)` against a loop, `jvp`, `jvp(grad)` and `grad(jvp)`
 against central differences, `vmap` over params against a loop of `torch.nn`, and one graph of all against eager.
-`yes`: equal to the reference. Anything else is the error. The tests run the same cells and compare them with this
+`yes` means equal to the reference; anything else is the error. The tests run the same cells and compare them with this
 page. torch """
     lines = [
         f"{introduction.lstrip()}{torch.__version__.split('+')[0]}.",

@@ -233,16 +233,16 @@ OBJECTS: dict[str, tuple[str, Callable[[Problem], Tensor]]] = {
             mjp(p.predict, (p.params,), torch.eye(p.predict(p.params).numel()).double().unflatten(1, (4, -1)))[1]
         ),
     ),
-    "linearize": ("J", lambda p: columns(linearize_by_vjp(p.predict, p.params)[1], p)),
-    "jacobian, forward": (
+    "linearize_by_vjp": ("J", lambda p: columns(linearize_by_vjp(p.predict, p.params)[1], p)),
+    "dense_jacobian, forward": (
         "J",
         lambda p: blocks_to_matrix(dense_jacobian(p.predict, mode="forward")(p.params), p.params),
     ),
-    "jacobian, reverse": (
+    "dense_jacobian, reverse": (
         "J",
         lambda p: blocks_to_matrix(dense_jacobian(p.predict, mode="reverse", chunk_size=5)(p.params), p.params),
     ),
-    "hessian": ("H", lambda p: blocks_to_matrix(dense_hessian(p.loss, chunk_size=50)(p.params), p.params)),
+    "dense_hessian": ("H", lambda p: blocks_to_matrix(dense_hessian(p.loss, chunk_size=50)(p.params), p.params)),
     "hessian_diagonal": ("H", lambda p: fnn.tree.ravel(hessian_diagonal(p.loss)(p.params))[0]),
     "ggn_diagonal": ("G", lambda p: fnn.tree.ravel(ggn_diagonal(p.predict, p.compare)(p.params))[0]),
     "jacobian_operator": ("J", lambda p: jacobian_operator(p.predict, p.params).dense()),
@@ -367,13 +367,13 @@ def page() -> str:
     worst = max(difference(name, thing, maker) for name in NETWORKS for thing in OBJECTS for maker in MAKERS)
     return (
         "# Curvature beside dense matrices\n\n"
-        "Made by `python tests/curvature/test_networks.py` in float64: the largest difference between what fnn makes\n"
-        "and the dense matrix of plain torch.func / curvlinops / `jax.jacobian` and `jax.hessian`, over the matrix's\n"
-        f"largest entry; the largest of all is {worst:.0e}. Parameters: {sizes}\n"
+        "Made by `python tests/curvature/test_networks.py` in float64. Each cell gives the largest difference between\n"
+        "fnn's result and the dense matrix of plain torch.func / curvlinops / `jax.jacobian` and `jax.hessian`, over\n"
+        f"the matrix's largest entry; the largest of all is {worst:.0e}. Parameters: {sizes}\n"
         "(of LeNet the first convolution's weight and the biases of the last two layers).\n\n"
-        "torch's own `layer_norm` would put 0.3 to 0.6 into the column of the attention network, with torch.func and\n"
-        "curvlinops alike: where reverse mode differentiates its forward mode, or the other way round under `vmap`,\n"
-        "its second derivative is wrong. fnn's is written out.\n\n" + "\n".join(lines) + "\n"
+        "With torch's own `layer_norm` the column of the attention network would be 0.3 to 0.6 for torch.func and\n"
+        "curvlinops alike, because its second derivative is wrong where reverse mode differentiates its forward mode,\n"
+        "or the other way round under `vmap`. fnn's `layer_norm` is written out.\n\n" + "\n".join(lines) + "\n"
     )
 
 

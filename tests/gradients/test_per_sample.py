@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import fnn
+from fnn._samples import refuse_samples_apart
 
 key = fnn.random.key
 
@@ -149,7 +150,7 @@ def test_per_leaf(case, method):
 def test_gram_matrices_and_products_agree(case, monkeypatch):
     params, loss, batch, reference = case
     ghost = fnn.gradients.ghost_plan.__globals__["_ghost"]
-    monkeypatch.setattr(ghost, "_cheaper", lambda uses, leaf: fnn.gradients.LeafPlan("gram", "forced"))
+    monkeypatch.setattr(ghost, "_gram_or_direct", lambda uses, leaf: fnn.gradients.LeafPlan("gram", "forced"))
     mine = fnn.gradients.per_sample_norms(loss, method="ghost")(params, batch)
     torch.testing.assert_close(mine, norms_of(reference), rtol=1e-9, atol=1e-12)
 
@@ -218,7 +219,7 @@ def test_convolutions(name, monkeypatch):
     expected = norms_of(fnn.tree.stack([reference_grad(loss, params, x[i : i + 1]) for i in range(3)]))
     ghost = fnn.gradients.ghost_plan.__globals__["_ghost"]
     for method in ("gram", "direct"):
-        monkeypatch.setattr(ghost, "_cheaper", lambda uses, leaf, m=method: fnn.gradients.LeafPlan(m, "forced"))
+        monkeypatch.setattr(ghost, "_gram_or_direct", lambda uses, leaf, m=method: fnn.gradients.LeafPlan(m, "forced"))
         norms = fnn.gradients.per_sample_norms(loss, method="ghost")(params, x)
         torch.testing.assert_close(norms, expected, rtol=1e-11, atol=0)
 
@@ -235,7 +236,7 @@ def test_embeddings(options, scale_grad_by_freq, monkeypatch):
     total = sum(reference_grad(loss, params, words[i : i + 1]) * min(1, 0.7 / expected[i]) for i in range(3))
     ghost = fnn.gradients.ghost_plan.__globals__["_ghost"]
     for method in ("gram", "direct"):
-        monkeypatch.setattr(ghost, "_cheaper", lambda uses, leaf, m=method: fnn.gradients.LeafPlan(m, "forced"))
+        monkeypatch.setattr(ghost, "_gram_or_direct", lambda uses, leaf, m=method: fnn.gradients.LeafPlan(m, "forced"))
         norms = fnn.gradients.per_sample_norms(loss, method="ghost")(params, words)
         torch.testing.assert_close(norms, expected, rtol=1e-11, atol=0)
         torch.testing.assert_close(fnn.clipped_grad(loss, 0.7, method="ghost")(params, words), total)
@@ -492,7 +493,7 @@ def test_refusals(call, words):
 
 def test_layers_that_mix_samples_are_refused():
     def loss(params, x):
-        fnn.layers.base.refuse_samples_apart("batch_norm")
+        refuse_samples_apart("batch_norm")
         return quadratic(params, x)
 
     fnn.grad(loss)(ONES, torch.ones(4, 3))
@@ -514,7 +515,7 @@ def test_threads_know_nothing_of_each_other():
     other.start()
     assert inside.wait(10)
     try:
-        fnn.layers.base.refuse_samples_apart("batch_norm")
+        refuse_samples_apart("batch_norm")
     except ValueError as error:
         refused.append(error)
     leave.set()

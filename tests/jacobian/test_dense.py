@@ -102,7 +102,7 @@ def everything(params, x):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["replay", "inductor"])
 def test_one_graph_equals_eager(backend):
     close(fnn.jit(everything, backend=backend)(PARAMS, X), everything(PARAMS, X))
 
@@ -298,3 +298,21 @@ def test_errors_are_sentences(name):
     call, kind, words = ERRORS[name]
     with pytest.raises(kind, match=words):
         call()
+
+
+def noisy(x):
+    return x * torch.rand_like(x)
+
+
+DRAWS = {
+    "jmp": lambda: jmp(noisy, (ONE,), (torch.stack([ONE, ONE]),)),
+    "dense_jacobian, forward": lambda: dense_jacobian(noisy, mode="forward")(ONE),
+    "dense_jacobian, dropout": lambda: dense_jacobian(F.dropout, mode="forward")(ONE),
+    "laplacian": lambda: laplacian(noisy)(ONE),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_function_that_draws_from_torch_is_refused(name):
+    with pytest.raises(TypeError, match=r"draws random numbers from torch's generator.* key of fnn.random"):
+        DRAWS[name]()

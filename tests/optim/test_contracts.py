@@ -103,7 +103,7 @@ QUICK = {"sgd, momentum", "adam", "rmsprop, all", "adafactor", "lookahead", "mul
 def test_one_graph_for_all_rates_and_counts(case: Case) -> None:
     params = tree.cast(start(), torch.float32)
     opt = case.make(0.05)
-    jitted = fnn.jit(lambda params, state: step(opt, params, state), backend="aot_eager")
+    jitted = fnn.jit(lambda params, state: step(opt, params, state))
     state = expected_state = opt.init(params)
     expected = params
     for i in range(3):
@@ -123,7 +123,7 @@ def test_one_graph_for_all_rates_and_counts(case: Case) -> None:
 )
 def test_two_donated_steps_equal_eager_ones(case: Case) -> None:
     opt = case.make(0.05)
-    jitted = fnn.jit(lambda params, state: step(opt, params, state), donate_argnums=(0, 1), backend="aot_eager")
+    jitted = fnn.jit(lambda params, state: step(opt, params, state), donate_argnums=(0, 1))
     params = tree.cast(start(), torch.float32)
     state = opt.init(params)
     expected, expected_state = tree.map(torch.clone, (params, state))

@@ -73,7 +73,7 @@ def test_a_schedule_is_a_function_of_tensors(name: str) -> None:
     counts = torch.arange(0, 200, 7)
     alone = torch.stack([schedule(count) for count in counts])
     torch.testing.assert_close(fnn.vmap(schedule)(counts), alone)
-    step = fnn.jit(schedule, backend="aot_eager")
+    step = fnn.jit(schedule)
     assert [float(step(count)) for count in counts] == pytest.approx(alone.tolist(), rel=1e-12)
     assert fnn.compile_count(step) == 1
 

@@ -104,7 +104,7 @@ def test_a_state_of_other_shapes_is_refused_before_any_kernel(case: Case, traced
             call(other)
     more = opt.init(params | {"extra": torch.zeros(2, dtype=torch.float64)})
     with pytest.raises(
-        ValueError, match=r"differ at \['extra'\]|numbers, but the params have|says nothing|has the label"
+        ValueError, match=r"differ at \['extra'\]|numbers, but the params have|has no value|has the label"
     ):
         call(more)
     with pytest.raises(ValueError, match=r"opt_state|got a state that is|State"):
@@ -349,9 +349,9 @@ def test_rates_and_decays_may_be_trees(traced: bool) -> None:
     }  # fmt: skip
     state = optim.set_hyperparams(state, **{"learning_rate.body": 10.0})
     assert call(state, 0)[0]["body"]["b"].tolist() == [-10.0] * 3
-    with pytest.raises(ValueError, match=r"learning_rate says nothing about the leaf \['head'\]"):
+    with pytest.raises(ValueError, match=r"learning_rate has no value for the leaf \['head'\]"):
         optim.adam({"body": 0.1}).init(params)
-    with pytest.raises(ValueError, match=r"limit\['tail'\] stands where the tree has no leaf"):
+    with pytest.raises(ValueError, match=r"limit\['tail'\] is a value for no leaf of the tree"):
         optim.clip({"body": 0.1, "head": 1.0, "tail": 1.0}).init(params)
     with pytest.raises(ValueError, match=r"learning_rate.body must not be negative, got -0.1"):
         optim.adam({"body": -0.1, "head": 1.0})
@@ -382,7 +382,7 @@ def test_freeze_and_mask_take_trees_of_bools() -> None:
         TypeError, match=r"freeze must be a tree of True and False, but for the leaf \['head'\] it is 'no'"
     ):
         optim.freeze(optim.adam(0.1), {"body": True, "head": "no"}).init(params)
-    with pytest.raises(ValueError, match=r"freeze says nothing about the leaf \['head'\]"):
+    with pytest.raises(ValueError, match=r"freeze has no value for the leaf \['head'\]"):
         optim.freeze(optim.adam(0.1), {"body": True}).init(params)
 
 

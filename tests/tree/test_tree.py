@@ -172,7 +172,7 @@ def test_works_inside_one_graph() -> None:
         )
 
     t = sample()
-    compiled = fnn.jit(everything, backend="aot_eager")
+    compiled = fnn.jit(everything)
     assert tree.allclose(compiled(t), everything(t))
 
 
@@ -183,11 +183,11 @@ def test_choices_are_predicates_trees_or_prefixes() -> None:
     assert tree.leaf_values(0.5, t) == [0.5] * 5
     assert tree.leaf_values({"conv1": "a", "blocks": ["b", "c"]}, t) == ["b", "c", "c", "a", "a"]
     assert tree.leaf_values(tree.map(lambda leaf: leaf.dim(), t), t) == [1, 0, 1, 1, 2]
-    with pytest.raises(ValueError, match=r"labels says nothing about the leaf \['blocks'\]\[0\]"):
+    with pytest.raises(ValueError, match=r"labels has no value for the leaf \['blocks'\]\[0\]"):
         tree.leaf_values({"conv1": "a"}, t, "labels")
-    with pytest.raises(ValueError, match=r"labels\['head'\] stands where the tree has no leaf"):
+    with pytest.raises(ValueError, match=r"labels\['head'\] is a value for no leaf of the tree"):
         tree.leaf_values({"conv1": "a", "blocks": "b", "head": "c"}, t, "labels")
-    with pytest.raises(ValueError, match=r"labels\['conv1'\]\['bias'\]\['x'\] stands where"):
+    with pytest.raises(ValueError, match=r"labels\['conv1'\]\['bias'\]\['x'\] is a value for no leaf"):
         tree.leaf_values(
             {"conv1": {"bias": {"x": 1}, "weight": 1}, "blocks": 1}, t | {"conv1": {"weight": 1}}, "labels"
         )
