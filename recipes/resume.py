@@ -63,9 +63,10 @@ def _compare(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 @contextmanager
-def resumable(history: list[dict]) -> Iterator[None]:
-    """Ctrl-C inside says how to go on."""
+def resumable(output: Path) -> Iterator[None]:
+    """Ctrl-C inside says how to go on, and after which epoch: the one in the checkpoint."""
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f" after epoch {len(history)}; go on with --resume") from None
+        kept = json.loads(fnn.checkpoint.load_metadata(output / CHECKPOINT)["history"])
+        raise KeyboardInterrupt(f" after epoch {len(kept)}; go on with --resume") from None

@@ -55,7 +55,7 @@ def run(name: str, model: fnn.Layer, size: int, flags: Flags) -> dict[str, float
     output, (params, opt_state), history = resume.begin(state, flags, f"{name}-{flags.dataset}", device)
 
     print(f"device {device}\n{fnn.summary(params)}")
-    with resume.resumable(history):
+    with resume.resumable(output):
         for epoch in range(len(history) + 1, flags.epochs + 1):
             start, total = time.perf_counter(), torch.zeros((), device=device)
             key = fnn.random.fold_in(order_key, epoch - 1) if flags.shuffle else None

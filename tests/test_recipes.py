@@ -24,6 +24,7 @@ from recipes import (
     hessian_spectrum,
     lr_sweep,
     natural_gradient,
+    resume,
     sample_difficulty,
     time_to_accuracy,
     training,
@@ -326,7 +327,7 @@ def test_control_c_leaves_a_checkpoint_to_resume(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    done = len(metrics(tmp_path))
+    done = len(json.loads(fnn.checkpoint.load_metadata(tmp_path / "checkpoint.safetensors")["history"]))
     assert errors.endswith(f"\nstopped after epoch {done}; go on with --resume\n")
     assert "Traceback" not in errors
     run("recipes.mlp", "--epochs", str(done + 1), "--output", str(tmp_path), "--resume")
@@ -477,3 +478,9 @@ def test_import_needs_no_extra() -> None:
         "import fnn; fnn.data.load_dataset('digits')"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+def test_a_stop_before_the_epoch_is_kept_names_the_epoch_that_is(tmp_path: Path) -> None:
+    resume.keep(tmp_path, {"w": torch.ones(1)}, command_line.RunFlags(), [{"epoch": 1}])
+    with pytest.raises(KeyboardInterrupt, match="after epoch 1;"), resume.resumable(tmp_path):
+        raise KeyboardInterrupt  # epoch 2 is done, and its checkpoint is not written yet
