@@ -60,13 +60,14 @@ def assign(donated: Sequence[Sequence[Any]], results: Sequence[Any], parts: Sequ
     free = dict.fromkeys(range(len(results)))
     places: list[int | None] = []
     for leaves in donated:
-        block: list[int | None] | None = None
+        block: list[int] | None = None
         for start, count in zip(starts, parts, strict=True):
             if block is None and start in free and list(results[start : start + count]) == list(leaves):
                 block = list(range(start, start + count))
         for leaf in leaves if block is None else ():
             place = next((i for i in free if results[i] == leaf), None)
-            free.pop(place, None)
+            if place is not None:
+                free.pop(place)
             places.append(place)
         for place in block or ():
             free.pop(place)

@@ -190,8 +190,13 @@ def _flops(node: fx.Node) -> int:
     count = flop_registry.get(getattr(node.target, "overloadpacket", None))
     if count is None:
         return 0
-    args, kwargs = (fx.map_arg(given, lambda used: used.meta["val"]) for given in (node.args, node.kwargs))
+    args, kwargs = (_values(given) for given in (node.args, node.kwargs))
     return int(count(*args, **kwargs, out_val=node.meta["val"]))
+
+
+def _values(arguments: Any) -> Any:
+    """The arguments of a node with the abstract value of each node among them in its place."""
+    return fx.map_arg(arguments, lambda used: used.meta["val"])
 
 
 def _type(node: fx.Node) -> str:

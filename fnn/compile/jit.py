@@ -19,8 +19,10 @@ from fnn.compile.trace import Layout, layout_of, name_of, parameters
 from fnn.compile.watch import Watch, by_value
 from fnn.tree import Tree, TreeDef
 
-_shape, _dtype, _device = Tensor.shape.__get__, Tensor.dtype.__get__, Tensor.device.__get__
-_requires_grad = Tensor.requires_grad.__get__
+# as attributes of the class these are descriptors, whose __get__ is the fastest way to an attribute of many tensors
+_shape, _dtype, _device, _requires_grad = (
+    getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "requires_grad")
+)
 _TENSORS = frozenset({Tensor, torch.nn.Parameter})
 
 

@@ -552,7 +552,8 @@ def _is_view(node: Node) -> bool:
     """Whether the operation returns its argument's memory under another shape."""
     if not _torch.is_operation(node.target):
         return False
-    return node.target.is_view
+    operation: Any = node.target
+    return operation.is_view
 
 
 # Lists of inputs

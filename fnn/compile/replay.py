@@ -110,20 +110,23 @@ def _in_place(node: fx.Node, taken_over: Mapping[fx.Node, fx.Node]) -> _Write | 
     ]
     if any(i >= len(node.args) for i in written):
         return None
-    values = len(node.target._schema.returns)
+    target: Any = node.target  # an operation, as it has an in-place form
+    values = len(target._schema.returns)
     returned = values - len(written)
     results: set[fx.Node] = set()
     for place, i in enumerate(written, returned):
         value = _select(node, place) if values > 1 else [node]
-        arguments = node.args[i] if isinstance(node.args[i], (list, tuple)) else None
+        given: Any = node.args[i]
+        arguments = given if isinstance(given, (list, tuple)) else None
         pairs = [] if arguments is None else [(argument, _select_all(value, k)) for k, argument in enumerate(arguments)]
         if arguments is None:
-            pairs = [(node.args[i], value)]
+            pairs = [(given, value)]
         for argument, news in pairs:
             if not any(taken_over.get(new) is argument for new in news):
                 return None
             results |= set(news)
-    return _Write(operation, returned, [node.args[i] for i in written], results)
+    targets: list[Any] = [node.args[i] for i in written]
+    return _Write(operation, returned, targets, results)
 
 
 def _select(node: fx.Node, k: int) -> list[fx.Node]:

@@ -83,7 +83,8 @@ def trace_function(
             graph.erase_node(node)
     constants = _hoist_constants(module, abstract)
     graph.eliminate_dead_code()
-    nodes = iter(output.args[0])
+    results_in_graph: Any = output.args[0]
+    nodes = iter(results_in_graph)
     return Trace(
         module, constants, [next(nodes) if isinstance(leaf, Tensor) else leaf for leaf in results], out_treedef[0]
     )

@@ -152,7 +152,7 @@ class _Walk:
 
     def __init__(self) -> None:
         self.places: list[Place] = []
-        self._seen: dict[int, Any] = {}
+        self._seen: dict[tuple[Any, bool], Any] = {}
 
     def _note(self, where: str, names: Callable, read: Callable[[], Iterable], items: bool = True) -> None:
         self.places.append(Place(where, read, names))

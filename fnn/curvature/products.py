@@ -267,6 +267,7 @@ def hessian_map(mode: str, f: Callable, primals: tuple, name: str, has_aux: bool
     result = forward_mode(lambda: gradient(*primals), name)
     grads, *aux = result if has_aux else (result,)
     along = _MODES[mode]
+    assert along is not None  # reverse mode was taken above
     value = (lambda *p: f(*p)[0]) if has_aux else f
     return (grads, lambda tangents: forward_mode(lambda: along(value, primals, tangents), name), *aux)
 

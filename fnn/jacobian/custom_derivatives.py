@@ -245,6 +245,7 @@ class _Custom(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple:  # type: ignore[override]
         call, leaves, output = _Custom.saved(ctx)
         primals = call.treedef.unflatten(leaves)
+        assert call.output is not None  # forward has run
         found = _tree.leaves(call.pullback(primals, call.output.unflatten(list(cotangents)), output))
         return (None, *[g if _has_tangent(leaf) else None for leaf, g in zip(leaves, found, strict=True)])
 

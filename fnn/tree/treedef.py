@@ -279,7 +279,7 @@ def open_node(tree: Tree) -> tuple[Node, Sequence[Tree]] | None:
     registered = _torch.pytree_containers.get(kind)
     if kind in _DICTS or (registered is None and isinstance(tree, Mapping)):
         keys = natural_order(tree)
-        context = tree.default_factory if kind is collections.defaultdict else None
+        context = tree.default_factory if isinstance(tree, collections.defaultdict) else None
         return Node("dict", kind, keys, tuple(tree), context), [tree[key] for key in keys]
     if kind is list or kind is tuple:
         return Node("sequence", kind, tuple(range(len(tree)))), tree
