@@ -35,7 +35,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import SUPPORTED_NODES as pytree_containers  # noqa: N811
 from torch.utils._pytree import (  # no public pytree module in any supported version
     tree_flatten,
-    tree_flatten_with_path,
     tree_leaves,
     tree_map,
     tree_unflatten,
@@ -44,7 +43,6 @@ from torch.utils._pytree import (  # no public pytree module in any supported ve
 # names that bring the compiler with them, which takes as long to import as the rest of torch: when first asked for
 _LATER = {
     "CustomGraphPass": ("torch._inductor.custom_graph_pass", "CustomGraphPass"),
-    "TorchDynamoException": ("torch._dynamo.exc", "TorchDynamoException"),
     "get_hash_for_files": ("torch._inductor.custom_graph_pass", "get_hash_for_files"),
     "mode_options": ("torch._inductor", "list_mode_options"),
 }
@@ -73,15 +71,6 @@ fused_adam = torch._fused_adam_  # pyright: ignore[reportPrivateImportUsage]
 
 # oneDNN's product of rows and a transposed weight; None in a torch that was built without it
 onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-
-
-def constant_when_traced(function: Callable) -> Callable:
-    """Let the compiler call a function of Python values and not look inside it.
-
-    ``torch.compiler.assume_constant_result`` does this too, and imports the compiler.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
 
 
 def dispatch_modes() -> bool:
@@ -309,11 +298,6 @@ class after_each_operation(TorchDispatchMode):  # noqa: N801  (it is used as a c
         return results
 
 
-def storage_key(tensor: Tensor) -> int:
-    """Equal for two living tensors exactly where they share their memory."""
-    return tensor.untyped_storage()._cdata
-
-
 def inside_vmap() -> bool:
     """Whether a ``vmap`` is among the transforms of torch.func that are active."""
     return any(level.key() == TransformType.Vmap for level in get_interpreter_stack() or ())
@@ -404,21 +388,6 @@ def cache_folder() -> Path:
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     return Path(cache_dir())
-
-
-def varying(leaf: Any) -> Any:
-    """The tensor again, whose leading length the compiler takes to change (``torch._dynamo.maybe_mark_dynamic``)."""
-    if not isinstance(leaf, Tensor) or leaf.dim() == 0:
-        return leaf
-    leaf = leaf.detach()  # another object, so that the caller's is not marked
-    torch._dynamo.maybe_mark_dynamic(leaf, 0)  # pyright: ignore[reportAttributeAccessIssue]
-    return leaf
-
-
-def mark_static(tensors: Iterable[Tensor]) -> None:
-    """Promise CUDA graphs that these inputs stay where they are (``torch._dynamo.mark_static_address``)."""
-    for tensor in tensors:
-        tensor._dynamo_static_input_type = "unguarded"  # type: ignore[attr-defined]
 
 
 # Loops in traced graphs (fnn.compile.loops). Modules of the compiler are imported when a loop is first traced.
@@ -740,11 +709,9 @@ __all__ = [
     "Level",
     "NotClosedError",
     "TorchDispatchMode",
-    "TorchDynamoException",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
     "cache_folder",
     "cached_libraries",
     "closed_graph",
-    "constant_when_traced",
     "derivatives_enabled",
     "dispatch_modes",
     "foreach",
@@ -758,7 +725,6 @@ __all__ = [
     "is_of_outer_transform",
     "is_operation",
     "is_view",
-    "mark_static",
     "mode_options",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
     "multi_tensor_kernels",
     "not_recorded",
@@ -776,13 +742,11 @@ __all__ = [
     "storage_users",
     "swap_tensors",
     "tree_flatten",
-    "tree_flatten_with_path",
     "tree_leaves",
     "tree_map",
     "tree_unflatten",
     "unwrap_if_dead",
     "values_can_be_read",
-    "varying",
     "version",
     "without_tangent",
 ]

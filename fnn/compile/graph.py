@@ -98,13 +98,13 @@ class Graph:
         last: dict[int, int] = {}
         for i, node in enumerate(order):
             for value in (*_tensors(node.args), *_tensors(node)):
-                last[_torch.storage_key(value)] = i
+                last[_torch.storage_id(value)] = i
         for value in _tensors([*self._trace.results, *self.inputs]):
-            last[_torch.storage_key(value)] = len(order)
-        held = {_torch.storage_key(value): _size(value) for value in _tensors(list(self.inputs))}
+            last[_torch.storage_id(value)] = len(order)
+        held = {_torch.storage_id(value): _size(value) for value in _tensors(list(self.inputs))}
         peak = sum(held.values())
         for i, node in enumerate(order):
-            held.update({_torch.storage_key(value): _size(value) for value in _made(node)})
+            held.update({_torch.storage_id(value): _size(value) for value in _made(node)})
             peak = max(peak, sum(held.values()))
             held = {key: size for key, size in held.items() if last[key] > i}
         return peak
@@ -178,8 +178,8 @@ def _made(node: fx.Node) -> list[Tensor]:
     """The values of a node that are not views of its arguments."""
     if node.target is operator.getitem:
         return []
-    given = {_torch.storage_key(value) for value in _tensors(node.args)}
-    return [value for value in _tensors(node) if _torch.storage_key(value) not in given]
+    given = {_torch.storage_id(value) for value in _tensors(node.args)}
+    return [value for value in _tensors(node) if _torch.storage_id(value) not in given]
 
 
 def _size(value: Tensor) -> int:

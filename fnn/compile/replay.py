@@ -139,13 +139,13 @@ def _select_all(nodes: list[fx.Node], k: int) -> list[fx.Node]:
 
 def _memory(write: _Write) -> set[int]:
     arguments = [node for item in write.arguments for node in (item if isinstance(item, (list, tuple)) else [item])]
-    return {_torch.storage_key(node.meta["val"]) for node in arguments}
+    return {_torch.storage_id(node.meta["val"]) for node in arguments}
 
 
 def _read(node: fx.Node) -> set[int]:
     """The memory that a node reads, by what it was in the trace."""
     values = [used.meta.get("val") for used in node.all_input_nodes]
-    return {_torch.storage_key(value) for value in values if isinstance(value, Tensor)}
+    return {_torch.storage_id(value) for value in values if isinstance(value, Tensor)}
 
 
 def _last_use(nodes: list[fx.Node], kept: set[Any]) -> dict[fx.Node, list[fx.Node]]:

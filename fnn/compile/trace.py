@@ -146,13 +146,13 @@ def own_results(trace: Trace, donated: Mapping[int, int]) -> None:
     """
     graph, inputs = trace.module.graph, trace.inputs
     output = _output(graph)
-    taken = {_torch.storage_key(node.meta["val"]) for node in inputs}
+    taken = {_torch.storage_id(node.meta["val"]) for node in inputs}
     passed = {j: inputs[i] for i, j in donated.items()}
     for j, node in enumerate(trace.results):
         if not isinstance(node, fx.Node) or passed.get(j) is node:
             continue
         value = node.meta["val"]
-        key = _torch.storage_key(value)
+        key = _torch.storage_id(value)
         if key in taken or (0 in value.stride() and value.numel() > 1):
             with graph.inserting_before(output):
                 trace.results[j] = graph.call_function(torch.ops.aten.clone.default, (node,))
