@@ -6,6 +6,15 @@ Argnums = int | Sequence[int]
 """One position or several. Negative positions count from the end."""
 
 
+def as_tuple(argnums: Argnums, name: str) -> tuple[int, ...]:
+    """The positions as they were given, one or several. Raises ``TypeError`` for anything but integers."""
+    given = tuple(argnums) if isinstance(argnums, (tuple, list, range)) else (argnums,)
+    for number in given:
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise TypeError(f"{name}: a position is an integer, got {number!r}")
+    return given
+
+
 def positions(argnums: Argnums, count: int, name: str) -> tuple[int, ...]:
     """Return the positions among ``count`` arguments as integers that are not negative.
 
@@ -15,10 +24,8 @@ def positions(argnums: Argnums, count: int, name: str) -> tuple[int, ...]:
     >>> positions((0, -1), 3, "grad")
     (0, 2)
     """
-    given = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    given = as_tuple(argnums, name)
     for number in given:
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise TypeError(f"{name}: a position is an integer, got {number!r}")
         if not -count <= number < count:
             raise ValueError(
                 f"{name}: argument {number} is asked for, but the function got {count} positional arguments"

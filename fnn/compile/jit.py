@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fnn import _torch
 from fnn import tree as _tree
+from fnn._argnums import as_tuple, positions
 from fnn.compile import donation
 from fnn.compile.artifacts import save_compiled
 from fnn.compile.executable import Executable, Signature
@@ -105,9 +106,10 @@ def jit(
     if backend == "replay" and (mode or options or background is not False):
         raise ValueError('jit: mode, options and background are for backend="inductor"')
     settings = {"backend": backend, "mode": mode, "options": options or {}, "background": background}
-    donated, static = _numbers(donate_argnums), _numbers(static_argnums)
     if f is None:
-        return functools.partial(jit, donate_argnums=donated, static_argnums=static, **settings)
+        return functools.partial(jit, donate_argnums=donate_argnums, static_argnums=static_argnums, **settings)
+    donated = _positions(f, donate_argnums, "jit(donate_argnums=...)")
+    static = _positions(f, static_argnums, "jit(static_argnums=...)")
     if set(donated) & set(static):
         raise ValueError(f"an argument is either donated or static, got {donate_argnums!r} and {static_argnums!r}")
     jitted = _Jitted(f, donated, static, settings)
@@ -305,8 +307,10 @@ def _static_key(value: Any) -> Any:
     return (type(value), value) if isinstance(mark, int) else mark
 
 
-def _numbers(argnums: int | Sequence[int]) -> tuple[int, ...]:
-    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    if any(not isinstance(n, int) or n < 0 for n in numbers) or len(set(numbers)) < len(numbers):
-        raise ValueError(f"argnums are different positions 0, 1, ..., got {argnums!r}")
-    return tuple(sorted(numbers))
+def _positions(f: Callable, argnums: int | Sequence[int], name: str) -> tuple[int, ...]:
+    """The positions of arguments, none negative; negative ones are counted from the end of the parameters of ``f``."""
+    given = as_tuple(argnums, name)
+    count = len(parameters(f))
+    if all(n >= 0 for n in given):  # f may take more arguments than it names
+        count = max((count, *(n + 1 for n in given)))
+    return tuple(sorted(positions(given, count, name)))

@@ -69,18 +69,13 @@ def check_cotangent_stack(output: Tree, cotangents: Tree, name: str) -> tuple[Tr
 
 
 def _first_row(stacks: Tree, name: str, what: str) -> tuple[Tree, int]:
-    lengths = {
-        f"{what}{path}": list(leaf.shape[:1]) if isinstance(leaf, Tensor) else []
-        for path, leaf in zip(_tree.keystrs(stacks), _tree.leaves(stacks), strict=True)
-    }
-    count = next(iter(lengths.values()), [])
-    if count in ([], [0]) or any(length != count for length in lengths.values()):
-        raise ValueError(
-            f"{name} takes {what} whose leaves share a first axis of one or more products, got first axes "
-            f"{ {path: tuple(length) for path, length in lengths.items()} }; "
-            "write leaf[None] for one"
-        )
-    return _tree.map(lambda leaf: leaf[0], stacks), count[0]
+    try:
+        count = _tree.leading_length(stacks, what, "products")
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}; for a single product write leaf[None]") from None
+    if count == 0:
+        raise ValueError(f"{name} needs at least one product, but {what} have a first axis of length 0")
+    return _tree.map(lambda leaf: leaf[0], stacks), count
 
 
 def differentiable_output(f: Callable, name: str, has_aux: bool = False, complex_too: bool = False) -> Callable:

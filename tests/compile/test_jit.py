@@ -481,3 +481,16 @@ def test_keyword_arguments_in_any_order_and_odd_containers():
     order = jit(lambda d: next(iter(d.values())))
     assert order({"a": torch.tensor(1), "b": torch.tensor(2)}) == 1
     assert order({"b": torch.tensor(2), "a": torch.tensor(1)}) == 2  # the order of a dict may matter to a function
+
+
+def test_positions_may_be_negative_and_must_be_there() -> None:
+    def step(params: dict, batch: torch.Tensor) -> dict:
+        return {"w": params["w"] + batch}
+
+    params = {"w": torch.ones(2)}
+    assert fnn.jit(step, donate_argnums=-2)(params, torch.ones(2))["w"].tolist() == [2, 2]
+    assert params["w"].is_meta
+    assert fnn.jit(lambda x, n: x * n, static_argnums=-1)(torch.ones(1), 3).item() == 3
+    for wrong, error in ((-3, ValueError), ((0, 0), ValueError), ((0, -2), ValueError), (1.5, TypeError)):
+        with pytest.raises(error, match="donate_argnums"):
+            fnn.jit(step, donate_argnums=wrong)

@@ -298,7 +298,7 @@ ERRORS = {
     "unequal": (
         lambda: jmp(SUM, (TREE,), ({"a": torch.ones(2, 2), "b": torch.ones(3, 2)},)),
         ValueError,
-        r"share a first axis.*\['b'\].: \(3,\)",
+        r"jmp: tangents\[0\]\['b'\] has 3 products, but tangents\[0\]\['a'\] has 2",
     ),
     "chunk size": (lambda: jmp(torch.sin, (ONE,), (torch.eye(2),), 0), ValueError, "positive"),
     "order": (lambda: directional_derivatives(torch.sin, (ONE,), (ONE,), 0), ValueError, "at least 1"),
