@@ -1,6 +1,7 @@
 """The positions of the arguments that a transform differentiates."""
 
 from collections.abc import Sequence
+from typing import Any
 
 Argnums = int | Sequence[int]
 """One position or several. Negative positions count from the end."""
@@ -8,7 +9,7 @@ Argnums = int | Sequence[int]
 
 def as_tuple(argnums: Argnums, name: str) -> tuple[int, ...]:
     """The positions as they were given, one or several. Raises ``TypeError`` for anything but integers."""
-    given = tuple(argnums) if isinstance(argnums, (tuple, list, range)) else (argnums,)
+    given: tuple[Any, ...] = tuple(argnums) if isinstance(argnums, (tuple, list, range)) else (argnums,)
     for number in given:
         if not isinstance(number, int) or isinstance(number, bool):
             raise TypeError(f"{name}: a position is an integer, got {number!r}")
