@@ -60,7 +60,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def sweep(path: Path, rates: Tensor, losses: Tensor) -> None:
-    """Final loss against learning rate, on logarithmic axes, with the best marked and without losses that are not finite."""
+    """Final loss by learning rate, on logarithmic axes. The best is marked; losses that are not finite are left out."""
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     axes.loglog(rates, losses, marker="o", markersize=3)
     best = losses.nan_to_num(float("inf")).argmin()
@@ -106,7 +106,7 @@ def gallery(path: Path, images: Tensor, titles: list[str], marked: list[bool]) -
 
 
 def heat(path: Path, found: Tensor, truth: Tensor, duration: float, rows: list[dict[str, float]]) -> None:
-    """The network's and the exact solution, (places, times), at five times; the error; and its norm by training step."""
+    """The network's and the exact solution (places, times) at five times, the error, and its norm by training step."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
     places = [i / (len(found) - 1) for i in range(len(found))]
     for column in range(0, found.shape[1], (found.shape[1] - 1) // 4):

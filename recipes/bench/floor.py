@@ -1,8 +1,9 @@
-"""What no step can be faster than: bytes over measured copy bandwidth, operations over measured matrix rate.
+"""Lower bounds on the time of a step: bytes over measured copy bandwidth, and operations over measured matrix rate.
 
-The bytes are those that must move whatever the program: parameters and optimizer state read and written once, and the
-batch read. They are far fewer than a step moves, and on a CPU small networks lie in caches that are faster than a copy
-between large tensors; so this is a bound and no goal. Operations are those of matrix products and convolutions.
+The bytes are those that every program must move: it reads and writes the parameters and the optimizer state once, and
+reads the batch. A real step moves far more. On a CPU, small networks fit into caches that are faster than the measured
+copy between large tensors. The figure is therefore a rough bound and not a goal. The operations are those of matrix
+products and convolutions.
 """
 
 import functools
@@ -23,7 +24,7 @@ class Rates(NamedTuple):
 
 
 class Floor(NamedTuple):
-    """Seconds of the two bounds, and the number of kernels that a step launches (None off CUDA)."""
+    """The two bounds in seconds, and the number of kernels that a step launches (None if not on CUDA)."""
 
     bytes: float
     operations: float
@@ -32,9 +33,12 @@ class Floor(NamedTuple):
 
 @functools.cache
 def rates(device: str, dtype: torch.dtype, size: int = 0, rounds: int = 7) -> Rates:
-    """Measured: a copy of ``size``^2 float32 numbers counts each byte read and written; a product is 2 size^3."""
+    """Measure both rates with ``size`` x ``size`` matrices.
+
+    A float32 copy counts each byte twice, as read and as written; a product counts 2 size^3 operations.
+    """
     size = size or (8192 if device == "cuda" else 2048)
-    # equal or round numbers cost a GPU less power than those of a network
+    # random numbers, because a GPU needs less power, and so runs faster, with constant or round ones
     source = fnn.random.normal(fnn.random.key(0).to(device), (size, size))
     target, factor = torch.empty_like(source), source.to(dtype)
     out = torch.empty_like(factor)
@@ -47,7 +51,7 @@ def rates(device: str, dtype: torch.dtype, size: int = 0, rounds: int = 7) -> Ra
 
 
 def of_step(given: rivals.Problem, measured: Rates, step: Callable[[], object]) -> Floor:
-    """The floor of a train step; launches are those of ``step``, which is called three times."""
+    """The floor of a train step. On CUDA the launches of ``step`` are counted, which is called three times."""
     with FlopCounterMode(display=False) as counter:
         rivals.eager(given)()
     slots = {"sgd": 0, "adam": 2}[given.optimizer]
@@ -61,7 +65,7 @@ def of_step(given: rivals.Problem, measured: Rates, step: Callable[[], object]) 
 
 
 def launches(step: Callable[[], object]) -> int:
-    """Kernels and copies that one call runs on the device."""
+    """The number of kernels and copies that one call launches on the device."""
     step()
     step()
     harness.synchronize()

@@ -1,6 +1,6 @@
-"""The eager gradient against ``.backward()``: peak memory and time, of networks and through a scan.
+"""Peak memory and time of the eager gradient, of networks and through a scan, compared with ``.backward()``.
 
-A peak is that of a process for each rival, less what it holds when the gradient has been forgotten. Linux only.
+Each peak is measured in its own process, less what the process holds when the gradient has been freed. Linux only.
 """
 
 import gc
@@ -24,7 +24,7 @@ ROWS = ("deep", "lenet", "narrow", "scan")
 
 
 def calls(row: str, batch: int) -> dict[str, Callable[[], Any]]:
-    """The gradient by hand and by fnn: both return tensors by their names."""
+    """Functions that compute the gradient by hand, by torch.autograd.grad and by fnn; each returns named tensors."""
     if row == "scan":
         return recurrent()
     given = rivals.problem(row, "sgd", SMALL if row == "narrow" else batch)
@@ -51,7 +51,7 @@ def functional(loss: Callable[[Any], Tensor], params: dict) -> dict[str, Callabl
 
 
 def recurrent() -> dict[str, Callable[[], Any]]:
-    """h <- tanh(W x + U h) over a sequence."""
+    """The gradient of a recurrence h <- tanh(W x + U h) over a sequence."""
     keys = fnn.random.split(fnn.random.key(0), 3)
     params = {name: fnn.random.normal(key, (WIDTH, WIDTH)) / WIDTH**0.5 for name, key in zip("UW", keys, strict=False)}
     xs, start = fnn.random.normal(keys[2], (LENGTH, SAMPLES, WIDTH)), torch.zeros(SAMPLES, WIDTH)
@@ -76,7 +76,7 @@ def recurrent() -> dict[str, Callable[[], Any]]:
 
 
 def check(rivals: dict[str, Callable[[], Any]]) -> None:
-    """Raise ``RuntimeError`` unless all gradients are the same."""
+    """Raise ``RuntimeError`` unless all rivals compute the same gradients."""
     first, *others = (call() for call in rivals.values())
     for other in others:
         for name, leaf in first.items():
@@ -85,7 +85,7 @@ def check(rivals: dict[str, Callable[[], Any]]) -> None:
 
 
 def peak(row: str, batch: int, rival: str) -> None:
-    """Print the bytes of the second call beyond those that stay when its result is gone."""
+    """Print the peak memory of the second call in bytes, less what remains when its result has been freed."""
     call = calls(row, batch)[rival]
     call()
     gc.collect()
@@ -99,7 +99,7 @@ def peak(row: str, batch: int, rival: str) -> None:
 
 
 def section(rows: list[str], batch: int, rounds: int) -> str:
-    """A table of peaks and times; each peak is measured by ``recipes.bench memory`` in a process of its own."""
+    """A table of peaks and times. Each peak is measured by ``recipes.bench memory`` in a new process."""
     cells: list[list[object]] = []
     for row in rows:
         rivals = calls(row, batch)
@@ -116,7 +116,7 @@ def section(rows: list[str], batch: int, rounds: int) -> str:
 
 def _peaks(row: str, batch: int) -> object:
     if row == "narrow":
-        return "-"  # less than a megabyte: pages and not tensors
+        return "-"  # less than a megabyte, where pages are counted rather than tensors
     found = {}
     for rival in (HAND, OURS):
         flags = ["--parts", "gradients", "--rows", row, "--gradient-batch", str(batch), "--once", rival]

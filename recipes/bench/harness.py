@@ -1,4 +1,4 @@
-"""Interleaved timing, peak memory, and the report that each benchmark writes into docs/performance.md."""
+"""What the benchmarks share: interleaved timing, peak memory, and the report in docs/performance.md."""
 
 import argparse
 import ctypes
@@ -21,7 +21,7 @@ REPORT = Path(__file__).parents[2] / "docs" / "performance.md"
 
 
 def begin(keep_memory: bool = True) -> None:
-    """One thread; and freed memory stays with the process, for all rivals, unless its peak is to be measured."""
+    """Use one thread, and let the process keep freed memory, unless peak memory is to be measured."""
     global _kept
     torch.set_num_threads(1)
     if keep_memory:
@@ -34,12 +34,11 @@ _kept = False
 def interleave(
     rivals: dict[str, Callable[[], object]], rounds: int = 30, inner: int = 1, lead: int = 0, warm: int = 2
 ) -> dict[str, float]:
-    """Median seconds of one call of each rival; every round runs each of them once, ``inner`` calls a time.
+    """Median seconds of one call of each rival. In every round each rival is timed once, over ``inner`` calls.
 
-    The order changes from round to round, because a rival pays for the memory and caches that the one before it left;
-    ``lead`` untimed calls before each timing let it find its own.
-
-    Each rival is called ``warm`` times beforehand, so that compilation and caches are not measured.
+    The order changes from round to round, because the time of a rival depends on the memory and caches that the
+    previous one left; ``lead`` untimed calls before each timing reduce this effect. Before the first round, each rival
+    is called ``warm`` times, so that compilation is not measured.
     """
     for call in rivals.values():
         for _ in range(warm):
@@ -54,7 +53,7 @@ def interleave(
 
 
 def timed(call: Callable[[], object], inner: int = 1) -> float:
-    """Seconds of ``inner`` calls and their results: by the device's events where there is CUDA, else by the clock."""
+    """Seconds until ``inner`` calls are complete: by CUDA events if there is a GPU, else by the clock."""
     synchronize()
     if torch.cuda.is_available():
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -75,14 +74,14 @@ def _run(call: Callable[[], object], inner: int) -> None:
 
 
 def wait(value: object) -> None:
-    """JAX computes on streams and threads of its own, which no event of torch's sees."""
+    """Wait for a result of JAX, which computes on its own streams and threads, unknown to torch's events."""
     getattr(value, "block_until_ready", lambda: None)()
 
 
 def plan(rivals: dict[str, Callable[[], object]], seconds: float) -> dict[str, int]:
-    """Settings of :func:`interleave`, 5 to 21 rounds of 1 to 10 calls, for rivals that were called before.
+    """Settings of :func:`interleave` that take about ``seconds``, for rivals that have been called before.
 
-    About ``seconds`` are spent, unless 5 rounds take longer.
+    There are 5 to 21 rounds of 1 to 10 calls; 5 rounds may take longer than ``seconds``.
     """
     once = sum(timed(call) for call in rivals.values())
     inner = min(10, max(1, round(seconds / 21 / once)))
@@ -100,7 +99,7 @@ def synchronize() -> None:
 
 
 def peak_bytes(arguments: Sequence[str]) -> int:
-    """The largest resident size, in bytes, of ``python ARGUMENTS`` run as a process of its own."""
+    """Run ``python ARGUMENTS`` as a process, and return its peak resident memory in bytes."""
     program = (
         "import resource, runpy, sys; sys.argv = sys.argv[1:]; "
         "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True) "
@@ -113,24 +112,24 @@ def peak_bytes(arguments: Sequence[str]) -> int:
 
 
 def resident(field: str) -> int:
-    """Resident memory of this process in bytes: "VmRSS" now, "VmHWM" at most since :func:`reset_peak`. Linux only."""
+    """Resident memory of this process in bytes: "VmRSS" now, "VmHWM" the peak since :func:`reset_peak`. Linux only."""
     status = Path("/proc/self/status").read_text()
     return int(status.split(field + ":")[1].split()[0]) * 1024
 
 
 def reset_peak() -> None:
-    """Give free memory back, and let the peak count from now on. Linux only."""
+    """Return free memory to the system and reset the peak to the present memory. Linux only."""
     trim()
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def trim() -> None:
-    """Give memory that is allocated to nothing back to the system."""
+    """Return memory that has been freed to the system."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def machine(packages: Sequence[str] = ()) -> str:
-    """One line that says on what a figure was measured."""
+    """One line that describes the machine, the settings and the versions."""
     processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -161,7 +160,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def columns_table(columns: Mapping[str, Mapping[str, object]]) -> str:
-    """A table of columns that may lack rows."""
+    """A Markdown table of the columns; a row that a column lacks is shown as "-"."""
     names = list(dict.fromkeys(row for column in columns.values() for row in column))
     return table(["", *columns], [[name, *(column.get(name, "-") for column in columns.values())] for name in names])
 
@@ -169,11 +168,11 @@ def columns_table(columns: Mapping[str, Mapping[str, object]]) -> str:
 def add_device_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--tf32", action="store_true", help="float32 products in TF32, on CUDA")
+    parser.add_argument("--tf32", action="store_true", help="compute float32 products in TF32 on CUDA")
 
 
 def prepare(options: argparse.Namespace) -> torch.dtype:
-    """Do what the flags say, and return the dtype in which layers are computed."""
+    """Apply the device flags, and return the dtype in which the layers compute."""
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch finds no GPU here")
     torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
@@ -182,21 +181,21 @@ def prepare(options: argparse.Namespace) -> torch.dtype:
 
 
 def where(options: argparse.Namespace) -> str:
-    """The end of a section's title."""
+    """The device and dtype, as the end of the title of a section."""
     return f", {options.device.upper()}, {options.dtype}{' (TF32)' if options.tf32 else ''}"
 
 
 def section(bench: str, part: str, options: argparse.Namespace) -> str:
-    """The name of a section: another device or dtype has one of its own."""
+    """The name of a section; each device and dtype has its own."""
     usual = options.device == "cpu" and options.dtype == "float32"
     words = [] if usual else [options.device, options.dtype, *["tf32"] * options.tf32]
     return " ".join([bench, *part.split(), *words])
 
 
 def report(name: str, title: str, body: str, packages: Sequence[str] = ()) -> None:
-    """Print the section and put it in docs/performance.md, in place of the section of the same name.
+    """Print the section and write it to docs/performance.md, where it replaces the section of the same name.
 
-    The first word of the name is the module's.
+    The first word of ``name`` is the name of the module.
     """
     command = f"python -m recipes.bench {name.split()[0]} {' '.join(sys.argv[1:])}".strip()
     section = f"## {title}\n\n`{command}`\n\n{machine(packages)}\n\n{body.strip()}\n"

@@ -1,6 +1,7 @@
-"""Jacobian products and matrices: fnn against hand-written torch.func, torch.autograd.functional, curvlinops and JAX.
+"""Jacobian and curvature products and matrices by fnn, torch.func, torch.autograd.functional, curvlinops and JAX.
 
-``--rows hvp ggn fisher kfac jacobian hessian ntk`` (default all), ``--rounds 10``. Linux for the peak memory.
+The flags are ``--rows hvp ggn fisher kfac jacobian hessian ntk`` (all by default) and ``--rounds 10``. Peak memory is
+measured on Linux only.
 """
 
 import argparse
@@ -219,7 +220,7 @@ def curvlinops(operator: str, params: dict, x: Tensor, y: Tensor, v: dict, **opt
 
 
 def kronecker_peer(operator: str, fisher_type: str, params: dict, x: Tensor, y: Tensor) -> Rivals:
-    """The factors, which curvlinops computes at the first product and keeps."""
+    """The computation of the factors by curvlinops, which otherwise happens at its first product."""
     options = {"fisher_type": fisher_type, "separate_weight_and_bias": False, "num_data": len(x)}
 
     def factors() -> None:
@@ -308,7 +309,7 @@ def jax_rival(task: str, params: dict, x: Tensor, y: Tensor | None, v: dict | No
 
 
 def peak_increase(call: Callable[[], object]) -> float:
-    """How many bytes the process grows at most during a call; nan where the system does not tell."""
+    """The most bytes by which the process grows during a call; nan if the system does not report it."""
     gc.collect()
     try:
         harness.reset_peak()
@@ -336,8 +337,8 @@ def main() -> None:
     body = (
         "CPU, float32. MLP 784-512-512-10 with tanh, batch 64, unless the row says otherwise. Time of one call over "
         f"that of {HAND}, eager; smaller is faster.\n\n{harness.table(['', *names], time)}\n\n"
-        "Most memory that the process takes beyond what it held before the call, over that of the same; results "
-        f"included.\n\n{harness.table(['', *names], memory)}"
+        "Peak memory of the call, results included, beyond what the process held before it, over that of "
+        f"{HAND}.\n\n{harness.table(['', *names], memory)}"
     )
     harness.report("jacobian", "Jacobian products and matrices", body, ["jax", "curvlinops-for-pytorch"])
 

@@ -1,12 +1,13 @@
-"""Peak memory of a train step of each rival, and of the eager gradient over that of ``.backward()``.
+"""Peak memory of a train step of each rival, and of the eager gradient compared with ``.backward()``.
 
-The step is by default that of Adam on a perceptron with 100 million parameters. Each rival runs in a process of its
-own: three steps; what is reported is the peak of the second and third, less what the process holds once the tensors are
-gone. Linux only. ``--models mlp lenet transformer --batch 1024``, ``--optimizer adam``, ``--dtype`` as in ``step``.
-With ``--device cuda`` it is the most that the allocator gave to tensors; that part has not been run on a GPU.
+By default, the step is that of Adam on a perceptron with 100 million parameters. Each rival takes three steps in its
+own process. The report gives the peak of the second and third step, less what the process holds when the tensors have
+been freed; this needs Linux. The flags are ``--models mlp lenet transformer``, ``--batch 1024``, ``--optimizer adam``, and
+``--dtype`` as in ``step``. With ``--device cuda``, the report gives the most memory that the allocator had given to
+tensors; this has not been run on a GPU.
 
-``--parts step gradients``; for the gradients, whose time is measured as well, ``--rows deep lenet narrow scan``,
-``--gradient-batch 4096``, ``--rounds 15``.
+``--parts step gradients`` chooses the parts. The part of the gradients also measures time; its flags are
+``--rows deep lenet narrow scan``, ``--gradient-batch 4096`` and ``--rounds 15``.
 """
 
 import argparse
@@ -35,13 +36,13 @@ BASE = "torch.optim, fused"
 
 
 def once(name: str, given: rivals.Problem) -> None:
-    """Print the peak of one rival in bytes, or nothing when it is not installed."""
+    """Print the peak memory of one rival in bytes, or nothing if it is not installed."""
     try:
         step = RIVALS[name](given)
     except ImportError as error:
         print(error, file=sys.stderr)
         return
-    given.start.clear()  # every rival has a copy of its own
+    given.start.clear()  # every rival has its own copy
     harness.wait(step())
     if given.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -60,7 +61,7 @@ def once(name: str, given: rivals.Problem) -> None:
 
 
 def cuda_peak(jax: bool) -> int:
-    """JAX counts from the start of the process, compilation included."""
+    """Peak memory of tensors in bytes. JAX counts it from the start of the process, so it includes compilation."""
     if not jax:
         return torch.cuda.max_memory_allocated()
     import jax as library  # pyright: ignore[reportMissingImports]
@@ -105,7 +106,7 @@ def main() -> None:
                 "step",
                 "--once",
                 name,
-            ]  # a flag given twice counts the second time
+            ]  # the last value of a repeated flag counts
             command = [sys.executable, "-m", "recipes.bench", "memory", *flags]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             if "TENSORS" in done.stdout:

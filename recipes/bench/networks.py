@@ -1,4 +1,4 @@
-"""The networks of the benchmarks, each three times over the same names: torch.nn, fnn, and a function for JAX."""
+"""The networks of the benchmarks, each in torch.nn, in fnn and as a function for JAX, with the same parameter names."""
 
 import itertools
 from collections import OrderedDict
@@ -37,7 +37,7 @@ def describe(name: str) -> str:
 
 
 def batch(name: str, count: int) -> tuple[Tensor, Tensor]:
-    """Images of normal numbers, and labels."""
+    """Images of normally distributed numbers, and random labels."""
     side = 32 if name == "lenet" else 28
     shape = (WIDTHS[name][0],) if name in WIDTHS else (1, side, side)
     classes = WIDTHS[name][-1] if name in WIDTHS else 10
@@ -56,7 +56,7 @@ class Attention(nn.MultiheadAttention):
 
 
 class Rows(nn.Module):
-    """The rows of an image as a sequence."""
+    """Turns an image into the sequence of its rows."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.squeeze(1)
@@ -131,7 +131,7 @@ def layer(name: str) -> fnn.Layer:
 
 
 def jax_function(name: str) -> Callable[[dict, Any], Any]:
-    """The network on JAX arrays under the names of the ``state_dict``."""
+    """The network as a function of JAX arrays, whose names are those of the ``state_dict``."""
     import jax  # pyright: ignore[reportMissingImports]
     import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
 

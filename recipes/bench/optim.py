@@ -19,7 +19,7 @@ DONATED: dict[str, Any] = {"donate_argnums": (0, 1)}
 
 
 def resnet_shapes(count: int, scale: float) -> list[tuple[int, ...]]:
-    """The shapes of the first ``count`` leaves of ResNet-18, with widths times ``scale``; they repeat after the last."""
+    """The shapes of the first ``count`` leaves of ResNet-18, widths times ``scale``; they repeat after the last."""
     width = lambda channels: max(1, round(channels * scale))
     shapes: list[tuple[int, ...]] = [(width(64), 3, 7, 7), (width(64),), (width(64),)]
     for before, channels in ((64, 64), (64, 128), (128, 256), (256, 512)):

@@ -1,6 +1,7 @@
-"""Per-sample gradients, and sums of clipped ones: fnn against a loop, Opacus, BackPACK and JAX.
+"""Time of per-sample gradients, their norms and sums of clipped ones, by fnn, a loop, Opacus, BackPACK and JAX.
 
-``--models mlp lenet wide``, ``--batch 64 256``, ``--rounds 7``; ``--memory`` measures peak memory of LeNet at 4,096.
+The flags are ``--models mlp lenet wide``, ``--batch 64 256`` and ``--rounds 7``. With ``--memory`` the peak memory of
+clipped gradients of LeNet at batch 4,096 is measured instead.
 """
 
 import argparse
@@ -210,14 +211,14 @@ def with_jax(name: str, net: nn.Module, batch: Batch, clip: bool) -> Callable[[]
 
 
 def memory() -> None:
-    """Peak memory of LeNet at batch 4,096: clipped against plain, less that of a process which computes neither."""
+    """Peak memory of LeNet's clipped and plain gradients at batch 4,096, less that of a process without either."""
     peaks = {
         what: harness.peak_bytes(["recipes.bench.per_sample", "--once", what]) for what in ("none", "plain", "ghost")
     }
     plain, ghost = (peaks[what] - peaks["none"] for what in ("plain", "ghost"))
     body = (
         "Peak resident memory of one process, less that of the same process without the gradient: clipped_grad by "
-        "ghost, chunks of 1,024, over the plain gradient of the batch, eager, CPU.\n\n"
+        "ghost clipping in chunks of 1,024, over the plain gradient of the batch, eager, CPU.\n\n"
     )
     rows = [["plain gradient", 1.0], ["clipped_grad", ghost / plain]]
     harness.report(
@@ -232,7 +233,7 @@ def once(what: str) -> None:
     _, params, loss, batch = problem("lenet", 4096)
     small = batch[0][:2], batch[1][:2]
     fnn.grad(loss)(params, small)
-    fnn.clipped_grad(loss, LIMIT, method="ghost")(params, small)  # libraries that load on first use
+    fnn.clipped_grad(loss, LIMIT, method="ghost")(params, small)  # loads the libraries that are loaded on first use
     if what == "plain":
         fnn.grad(loss)(params, batch)
     if what == "ghost":

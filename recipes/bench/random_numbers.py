@@ -1,4 +1,4 @@
-"""Drawing many numbers: fnn.random, eager and compiled, against torch's own generator."""
+"""Time of drawing random numbers by fnn.random, eager and compiled, and by torch's own generator."""
 
 import torch
 

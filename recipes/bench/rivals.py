@@ -95,7 +95,7 @@ def functional_loss(given: Problem) -> Callable[[dict, Tensor, Tensor], Tensor]:
 
 
 def by_hand(given: Problem) -> Step:
-    """One function from parameters and moments to new ones, written with torch.func and compiled by ``torch.compile``."""
+    """A function from parameters and moments to new ones, written with torch.func and compiled by torch.compile."""
     gradient = torch.func.grad_and_value(functional_loss(given))
     rate, adam = RATES[given.optimizer], given.optimizer == "adam"
 
@@ -141,7 +141,7 @@ def torchopt(given: Problem) -> Step:
 
 
 def fnn_function(given: Problem) -> tuple[Callable, fnn.Optimizer]:
-    """Return ``step((params, opt_state), (x, y)) -> ((params, opt_state), loss)``, as for ``fnn.scan``, and the optimizer."""
+    """Return ``step((params, opt_state), (x, y)) -> ((params, opt_state), loss)`` and the optimizer."""
     model, dtype = networks.layer(given.name), given.dtype
     optimizer = {"sgd": fnn.optim.sgd, "adam": fnn.optim.adam}[given.optimizer](RATES[given.optimizer])
 
@@ -179,7 +179,7 @@ def ours(given: Problem, jit: bool = True, donated: bool = True, **settings: Any
 
 
 def jax_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
-    """JAX, set to the same kind of device and torch's setting of TF32. Raises ``ImportError`` if it lacks the device."""
+    """JAX on the same kind of device, with torch's setting of TF32. Raises ``ImportError`` if it lacks the device."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax  # pyright: ignore[reportMissingImports]
 
@@ -251,8 +251,8 @@ def add(rivals: dict[str, Step], name: str, make: Callable[[], Step]) -> None:
 def agree(rivals: dict[str, Step], dtype: torch.dtype = torch.float32, launch: int = 1) -> None:
     """Take three steps of each rival; raise ``RuntimeError`` unless the losses of the first and the third agree.
 
-    ``launch`` is the number of steps in a call. If it is above 1, a call returns the losses of its steps along the first
-    axis.
+    ``launch`` is the number of steps in a call. If it is above 1, a call returns the losses of its steps along the
+    first axis.
     """
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
     seen: dict[str, list[Tensor]] = {}

@@ -1,8 +1,8 @@
-"""Many steps in one call: ``fnn.scan`` and ``fnn.compile.epoch`` against loops over one step and JAX's ``lax.scan``.
+"""Time of many steps in one call, by ``fnn.scan``, ``fnn.compile.epoch`` and ``lax.scan``, and of loops over one step.
 
-``--models mlp narrow``, ``--steps 200`` of batch 64 from data on the device, ``--optimizers adam``, ``--seconds 30``;
-``--lengths 10 100 1000`` are those whose compile time is compared with that of one step. ``--device cuda
---dtype bfloat16 --tf32`` as in ``step``. The CUDA part has not been run on a GPU.
+The flags are ``--models mlp narrow``, ``--steps 200``, ``--batch 64``, ``--optimizers adam`` and ``--seconds 30``; the
+data are on the device. The compile time of scans of ``--lengths 10 100 1000`` is compared with that of one step.
+``--device cuda --dtype bfloat16 --tf32`` are as in ``step``. The CUDA part has not been run on a GPU.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def loop(step: rivals.Step, batches: list[Batch]) -> Callable[[], Tensor]:
 def whole(
     given: rivals.Problem, run: Callable, inputs: tuple, backend: str = "inductor", mode: str | None = None
 ) -> Callable[[], Tensor]:
-    """``run(carry, *inputs) -> (carry, losses)``, jitted, with the carry donated."""
+    """A call of the jitted ``run(carry, *inputs) -> (carry, losses)``, which donates the carry."""
     compiled = fnn.jit(run, donate_argnums=0, backend=backend, mode=mode)
     held = [rivals.first_carry(given, rivals.fnn_function(given)[1])]
 
@@ -63,7 +63,7 @@ def jax_loop(given: rivals.Problem, batches: list[Batch]) -> Callable[[], Any]:
 
 
 def runs(given: rivals.Problem, steps: int, unrolls: list[int]) -> dict[str, Callable[[], Any]]:
-    """All take the same batches: those that ``fnn.compile.epoch`` draws from the data by its key."""
+    """The rivals. All take the batches that ``fnn.compile.epoch`` draws from the data with its key."""
     count, key = len(given.y), fnn.random.key(3).to(given.device)
     x, y = networks.batch(given.name, steps * count)
     data = x.to(given.device, given.dtype), y.to(given.device)
@@ -92,14 +92,14 @@ def runs(given: rivals.Problem, steps: int, unrolls: list[int]) -> dict[str, Cal
 
 
 def compile_seconds(call: Callable[[], object]) -> float:
-    """The first call's time less the second's, with no cache on disk."""
+    """The time of the first call less that of the second, without caches on disk."""
     torch.compiler.reset()
     first = harness.timed(call)
     return first - harness.timed(call)
 
 
 def compiling(given: rivals.Problem, lengths: list[int]) -> dict[str, list[object]]:
-    """Compile times over that of one step: rows of fnn and of JAX, a cell for each length."""
+    """Compile times over that of one step: a row for fnn and one for JAX, with a cell for each length."""
     x, y = given.batch
     many = lambda k: (x.expand(k, *x.shape).clone(), y.expand(k, *y.shape).clone())
     makers: dict[str, tuple[Callable, Callable]] = {
@@ -152,7 +152,7 @@ def main() -> None:
     )
     if compiled:
         header = ["", *(f"{length} steps" for length in options.lengths)]
-        body += "\n\nCompile time over that of one step, each by its own library, nothing cached:\n\n"
+        body += "\n\nCompile time over that of one step, by the same library, without caches:\n\n"
         body += harness.table(header, compiled)
     title = f"Many steps in one call{harness.where(options)}"
     harness.report(harness.section("scan", "", options), title, body, ["jax", "optax"])

@@ -1,8 +1,8 @@
 """Time from the import to the first result and to 100 and 1,000 train steps, with each rival in a new process.
 
-The flags are ``--models mlp lenet narrow``, ``--rounds 1``, ``--steps 100 1000`` and ``--rivals``. The processes run one
-after the other, each on one thread. The clock starts when the libraries have been imported; modules that they import
-later are included in the time.
+The flags are ``--models mlp lenet narrow``, ``--rounds 1``, ``--steps 100 1000`` and ``--rivals``. The processes run
+one after the other, each on one thread. The clock starts when the libraries have been imported; modules that they
+import later are included in the time.
 """
 
 import argparse
@@ -22,14 +22,14 @@ BASE = "torch"
 RIVALS = {
     "torch": "torch.nn + torch.optim",
     "compile": "torch.compile of the loss + fused",
-    "compile, warm": "the same again, with its files on disk",
+    "compile, warm": "torch.compile of the loss + fused, with its files on disk",
     "eager": "fnn, eager",
     "replay": "fnn.jit, replay, donated",
     "inductor": "fnn.jit, inductor, donated",
-    "inductor, warm": "the same again, with its files on disk",
+    "inductor, warm": "fnn.jit, inductor, donated, with its files on disk",
     "background": "fnn.jit, inductor in the background, donated",
     "jax": "JAX + Optax, jit, donated",
-    "jax, warm": "the same again, with its files on disk",
+    "jax, warm": "JAX + Optax, jit, donated, with its files on disk",
 }  # a warm start must follow the cold one, because it uses the files that the cold one wrote
 
 
@@ -65,7 +65,7 @@ def child(rival: str, name: str, steps: list[int]) -> None:
 
 
 def tracing(rival: str, given: rivals.Problem) -> dict[str, float]:
-    """Seconds to trace the step again, as a function that has not been seen, in a process that has traced before."""
+    """Seconds to trace the step again, as a new function, in a process that has traced it before."""
     if rival == "jax":
         jax, function, first, batch = rivals.jax_function(given)
         carry = first(given.start)
@@ -142,8 +142,8 @@ def main() -> None:
             seconds = {RIVALS[name]: row["trace"] for name, row in middle.items() if "trace" in row}
             traces[model] = dict(harness.ratios(seconds, RIVALS["jax"]))
     body = (
-        "Seconds from the import to the result of a train step (batch 64, SGD, float32, CPU) in a new process, over those "
-        f"of {RIVALS[BASE]}; smaller is faster. Caches on disk are empty unless the row says otherwise.\n\n"
+        "Seconds from the import to the result of train steps (batch 64, SGD, float32, CPU) in a new process, over "
+        f"those of {RIVALS[BASE]}; smaller is faster. Caches on disk are empty unless the row says otherwise.\n\n"
     ) + harness.columns_table(columns)
     if traces:
         body += "\n\nTime of tracing the step in a process that has traced it before, over that of JAX's lowering:\n\n"

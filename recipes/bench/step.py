@@ -1,10 +1,11 @@
-"""Time of one train step by fnn (eager, replayed, compiled), torch.nn + torch.optim, torch.compile, TorchOpt and JAX.
+"""Time of a train step by fnn (eager, replayed, compiled), torch.nn + torch.optim, torch.compile, TorchOpt and JAX.
 
-The flags are ``--models mlp lenet narrow residual transformer``, ``--batch 64 1024`` and ``--optimizers sgd adam``. Each
-model has a section of the report, which replaces its section of an earlier run. The timing of one column takes
-``--seconds 15``; compilation takes another one to two minutes, and ``--without-inductor`` omits the rivals that Inductor
-compiles. With ``--device cuda --dtype bfloat16 --tf32``, the parameters, their update and the loss stay float32, and the
-layers compute in the narrower type. ``--models large --batch 8192`` is for GPUs. The CUDA part has not been run on a GPU.
+The flags are ``--models mlp lenet narrow residual transformer``, ``--batch 64 1024`` and ``--optimizers sgd adam``.
+Each model has a section of the report, which replaces its section of an earlier run. The timing of one column takes
+``--seconds 15``; compilation takes another one to two minutes, and ``--without-inductor`` omits the rivals that
+Inductor compiles. With ``--device cuda --dtype bfloat16 --tf32``, the parameters, their update and the loss stay
+float32, and the layers compute in the narrower type. ``--models large --batch 8192`` is for GPUs. The CUDA part has
+not been run on a GPU.
 """
 
 import argparse

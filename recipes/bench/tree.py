@@ -1,6 +1,7 @@
-"""Taking trees apart and putting them together: fnn.tree against torch.utils._pytree, optree and JAX.
+"""Time of flattening, unflattening and mapping trees by fnn.tree, torch.utils._pytree, optree and JAX.
 
-``--leaves 10 100 1000``, ``--seconds 2`` a column. The trees are params of layers with a weight and a bias each.
+The flags are ``--leaves 10 100 1000`` and ``--seconds 2``, the time for a column. The trees are the params of layers
+with a weight and a bias each.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def libraries() -> dict[str, Library]:
 
 
 def params(leaves: int) -> dict[str, dict[str, torch.Tensor]]:
-    """Layers with a weight and a bias; one without a bias where the number of leaves is odd."""
+    """Params of layers with a weight and a bias; the last has no bias if the number of leaves is odd."""
     names = [(f"layer{i // 2}", ("weight", "bias")[i % 2]) for i in range(leaves)]
     tree: dict[str, dict[str, torch.Tensor]] = {}
     for layer, name in names:
@@ -66,7 +67,7 @@ def tasks(library: Library, tree: Any) -> dict[str, Callable[[], object]]:
 
 
 def check(calls: dict[str, dict[str, Callable[[], Any]]], tree: dict) -> None:
-    """Raise ``RuntimeError`` unless each library finds the same leaves and makes the same tree again."""
+    """Raise ``RuntimeError`` unless each library returns the leaves of the tree and rebuilds the same tree."""
     held = lambda tree: {(a, b): id(leaf) for a, layer in tree.items() for b, leaf in layer.items()}
     for name, library in calls.items():
         leaves, _ = library["flatten"]()

@@ -1,7 +1,8 @@
-"""The beginner tutorial's own run: ``python tutorial_loop.py DATA_ROOT EPOCHS``. Nothing of fnn is used here.
+"""The run of the beginner tutorial, without fnn: ``python tutorial_loop.py DATA_ROOT EPOCHS``.
 
-A data set that makes a tensor of each image when it is asked for, a loader in stored order, a module, SGD at 1e-3 and
-batches of 64; after each epoch the loss and accuracy over the test set. Weights are torch's, seed 0.
+It uses a data set that makes a tensor of an image each time the image is read, a loader in stored order, a module, SGD
+at a learning rate of 1e-3, and batches of 64. After each epoch it computes the loss and accuracy over the test set. The
+weights are initialised by torch with seed 0.
 """
 
 import json
