@@ -2,8 +2,8 @@
 
 By default, the step is that of Adam on a perceptron with 100 million parameters. Each rival takes three steps in its
 own process. The report gives the peak of the second and third step, less what the process holds when the tensors have
-been freed; this needs Linux. The flags are ``--models mlp lenet transformer``, ``--batch 1024``, ``--optimizer adam``, and
-``--dtype`` as in ``step``. With ``--device cuda``, the report gives the most memory that the allocator had given to
+been freed; this needs Linux. The flags are ``--models mlp lenet transformer``, ``--batch 1024``, ``--optimizer adam``,
+and ``--dtype`` as in ``step``. With ``--device cuda``, the report gives the most memory that the allocator had given to
 tensors; this has not been run on a GPU.
 
 ``--parts step gradients`` chooses the parts. The part of the gradients also measures time; its flags are
