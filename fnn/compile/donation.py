@@ -119,7 +119,7 @@ class Handover:
     def __call__(
         self, given: list[Tensor], own: list[Tensor], places: Sequence[int], results: list, treedef: TreeDef
     ) -> Any:
-        """Return the tree of results. ``given`` are the donated tensors; ``own`` are the same tensors or their copies."""
+        """Return the tree of results. ``given`` are the donated tensors; ``own`` are these or their copies."""
         news, self._spare = self._spare, []
         if len(news) != len(given) or max(map(sys.getrefcount, news), default=0) > _ALONE:
             news = [*torch.empty((len(given), 0), device="meta").unbind()]

@@ -167,7 +167,7 @@ def _places(signature: Signature, layouts: Sequence[Layout], traced: Trace) -> l
             shown = ", ".join(f"{tuple(shape)} {dtype}" for shape, dtype, _ in left) or "nothing"
             raise ValueError(
                 f"{signature.names[i]} is donated, but no result is left with its shape {tuple(layouts[i].shape)} and "
-                f"dtype {layouts[i].dtype} to take its memory; the results left are: {shown}. Return its new value in the "
-                "same shape and dtype, or leave the argument out of donate_argnums"
+                f"dtype {layouts[i].dtype} to take its memory; the results left are: {shown}. Return its new value in "
+                "the same shape and dtype, or leave the argument out of donate_argnums"
             )
     return [place for place in places if place is not None]

@@ -73,7 +73,7 @@ def jit(
         backend: "replay" runs the operations one by one with the kernels of eager mode. It needs no compilation and
             its results are bitwise equal to those of f. "inductor" generates code, as ``torch.compile`` does.
         mode: the mode of Inductor, such as "reduce-overhead" (CUDA graphs) or "max-autotune".
-        options: the options of Inductor. If all tensors are on the CPU, fnn's defaults are ``layout_optimization=False``
+        options: the options of Inductor. If all tensors are on the CPU, the defaults are ``layout_optimization=False``
             and the matrix products of :mod:`fnn.compile.cpu_matmul`; ``{"cpu_matmul": "mkl"}`` or ``"onednn"`` selects
             the library for the products.
         background: replay the graph until a thread has compiled it, and then switch. An integer says at which call to
@@ -235,7 +235,7 @@ class _Jitted:
         return signature
 
     def _only_sizes_differ(self, signature: Signature, leaves: Sequence[Tensor], statics: tuple) -> bool:
-        """Whether the function was traced before for arguments that differ only in size, as a last, short batch does."""
+        """Whether the function was traced before for arguments that differ only in size, like a last, short batch."""
         if self.settings["backend"] == "replay":
             return False
         kinds = [(len(x.shape), x.dtype, x.device) for x in leaves]

@@ -210,8 +210,8 @@ def user_line(places: Sequence[tuple[str, int]]) -> str:
 def _value_error(places: Sequence[tuple[str, int]], name: str) -> TypeError:
     return TypeError(
         f"{name} asks for the value of a tensor{user_line(places)}, and while fnn.jit traces a function tensors have "
-        "shapes but no values. Use torch.where instead of `if`, a product with a mask instead of tensor[mask], and move printing, "
-        ".item(), .numpy() and other code that reads values out of the function"
+        "shapes but no values. Use torch.where instead of `if` and instead of tensor[mask], "
+        "and move printing, .item(), .numpy() and other code that reads values out of the function"
     )
 
 

@@ -105,7 +105,7 @@ class Watch:
             return table
 
     def references(self, tensors: Iterable[Tensor]) -> list[Callable[[], Tensor]]:
-        """Functions that return the tensors. They do not keep a tensor in a place alive: its table is deleted with it."""
+        """Functions that return the tensors. Those in a place are not kept alive; their table is deleted with them."""
         known = set(self._last.ids) if self._last else set()
         return [weakref.ref(x) if id(x) in known else (lambda x=x: x) for x in tensors]  # type: ignore[misc]
 
