@@ -527,10 +527,10 @@ def closed_graph(
 ) -> tuple[torch.fx.GraphModule, list[Tensor]]:
     """The graph of a function of tensors that returns a list of tensors, and the tensors that it closes over.
 
-    The inputs of the graph are the arguments and then these tensors. The transforms of torch.func that are active outside
-    it are not part of the graph; transforms inside the function are. With ``differentiable`` these are traced
-    as if inside another transform, so that the graph can be differentiated again. No operation of the graph changes a
-    tensor. ``run(graph, values)`` is called to run a graph that contains loops.
+    The inputs of the graph are the arguments and then these tensors. The transforms of torch.func that are active here
+    are not part of the graph; those inside the function are. With ``differentiable`` the latter are traced as if inside
+    another transform, so that the graph can be differentiated again. No operation of the graph changes a tensor.
+    ``run(graph, values)`` is called to run a graph that contains loops.
     """
     from torch._functorch import eager_transforms
     from torch.fx.experimental.proxy_tensor import make_fx
