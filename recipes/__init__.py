@@ -1,4 +1,4 @@
-"""Stories that run as ``python -m recipes.NAME`` from a clone of the repository."""
+"""Example programs that run as ``python -m recipes.NAME`` from a clone of the repository."""
 
 import os
 import signal
@@ -6,14 +6,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Linux then gives fresh tensors of 2 MB and more huge pages: a page fault for each 4 KB takes most of the time of
-# writing large results. torch reads this once, while it is imported.
+# With this setting, new tensors of 2 MB and more use huge pages on Linux. Without it, there is a page fault for every
+# 4 KB, which takes most of the time of writing large results. torch reads the variable once, while it is imported.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 @contextmanager
 def stopping_cleanly() -> Iterator[None]:
-    """Ctrl-C inside ends the program with one line and status 130."""
+    """Context manager: Ctrl-C inside the block ends the program with one line and status 130."""
     if signal.getsignal(signal.SIGINT) is _stop_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -28,7 +28,8 @@ def _stop_at_once(*_: object) -> None:
     os._exit(130)
 
 
-# Libraries that are written in C lose a KeyboardInterrupt while they are imported. "-m" is what Python puts there until
-# it has found the recipe; where something else imports this package, Ctrl-C is its own business.
+# Libraries written in C can lose a KeyboardInterrupt while they are imported, so Ctrl-C ends the program directly until
+# the imports are done. Python sets sys.argv[0] to "-m" until it has found the recipe; if another program imports this
+# package, its handler for Ctrl-C is left alone.
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _stop_at_once)

@@ -1,4 +1,4 @@
-"""What every recipe does around its story: flags and their limits, the device, the data, and signs of life."""
+"""What all recipes share: flags and their limits, the choice of the device, loading of data, and progress bars."""
 
 import math
 import sys
@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 
 
 class Limit(NamedTuple):
-    """The values that a flag may have, in words and as a test."""
+    """The values that a flag may have: a description in words, and a predicate."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -38,34 +38,34 @@ class RunFlags:
     """The flags of every recipe."""
 
     seed: Seed = 0
-    """Of all random numbers; on a CPU the same seed gives the same figures."""
+    """Seed of all random numbers. On a CPU the same seed gives the same results."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: the accelerator where there is one."""
+    """auto uses an accelerator if there is one, else the CPU."""
     compile: bool = False
-    """Compile with Inductor: seconds to minutes at the start, then faster steps. For long runs and GPUs."""
+    """Compile with Inductor: it takes seconds to minutes at the start and makes the steps of long runs faster."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: runs/RECIPE)")] = None
-    """For figures, pictures and checkpoints."""
+    """Folder for metrics, pictures and checkpoints."""
     overwrite: bool = False
-    """Replace what an earlier run left in the output folder."""
+    """Replace the files of an earlier run in the output folder."""
 
 
 @dataclass
 class ImageFlags(RunFlags):
-    """The flags of recipes that can choose their images."""
+    """The flags of recipes that train on a data set of images."""
 
     dataset: Literal["digits", "mnist", "fashion_mnist"] = "digits"
-    """The digits come with the package; the others are downloaded if they are not in the data root."""
+    """The digits are part of the package; the others are downloaded if they are not in the data root."""
     data_root: Annotated[
         Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: $FNN_DATA, else ~/.cache/fnn)")
     ] = None
-    """Of the data sets."""
+    """Folder of the data sets."""
 
 
 def main(run: Callable[[Any], object], defaults: Any) -> None:
-    """Read the command line over the ``defaults``, and run.
+    """Read the flags from the command line, with these ``defaults``, and call ``run`` with them.
 
-    Bad input ends the recipe with a sentence and status 1, and so does what the outside world refuses, such as a full
-    disk. Ctrl-C ends it with a line and status 130.
+    Invalid flags and errors of the system, such as a full disk, end the recipe with a message and status 1. Ctrl-C ends
+    it with one line and status 130.
     """
     with stopping_cleanly():
         name = f"python -m recipes.{Path(sys.argv[0]).stem}"
@@ -77,7 +77,7 @@ def main(run: Callable[[Any], object], defaults: Any) -> None:
 
 
 def begin(flags: RunFlags) -> torch.device:
-    """Check the flags and prepare the process; returns the chosen device. Stops with a sentence at a bad flag."""
+    """Check the flags, prepare the process, and return the chosen device. Raises ``SystemExit`` for an invalid flag."""
     hints = get_type_hints(type(flags), include_extras=True)
     for field in fields(flags):
         value = getattr(flags, field.name)
@@ -89,7 +89,7 @@ def begin(flags: RunFlags) -> torch.device:
 
 
 def choose_device(flags: RunFlags) -> torch.device:
-    """The device that ``--device`` names. Stops with a sentence where it is missing."""
+    """The device that ``--device`` names. Raises ``SystemExit`` if torch does not find it."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if flags.device == "auto":
         return torch.device(found.type if found else "cpu")
@@ -99,7 +99,7 @@ def choose_device(flags: RunFlags) -> torch.device:
 
 
 def load_images(flags: ImageFlags, device: torch.device, size: int | None = None) -> fnn.data.Images:
-    """The chosen data set on the device. Stops with a sentence where it cannot be read."""
+    """The chosen data set, on the device. Raises ``SystemExit`` if it cannot be read."""
     try:
         data = fnn.data.load_dataset(flags.dataset, flags.data_root, size=size)
     except (ImportError, OSError, ValueError) as error:
@@ -108,13 +108,13 @@ def load_images(flags: ImageFlags, device: torch.device, size: int | None = None
 
 
 def check_batch_size(batch_size: int, samples: int) -> None:
-    """Stop with a sentence where the data set does not fill one batch."""
+    """Raise ``SystemExit`` if the data set has fewer samples than one batch."""
     if batch_size > samples:
         raise SystemExit(f"--batch-size {batch_size}: the data set has {samples} samples")
 
 
 def progress(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
-    """The items, with a bar on a terminal and with a line every ten seconds elsewhere."""
+    """Yield the items, and show a progress bar on a terminal or print a line every ten seconds elsewhere."""
     if sys.stderr.isatty():
         yield from tqdm(items, label, total, leave=False)
         return
@@ -127,7 +127,7 @@ def progress(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
 
 
 def jit(function: Callable, flags: RunFlags, **settings: Any) -> Callable:
-    """``fnn.jit``, by replay or, with ``--compile``, by Inductor, which is announced at the first call."""
+    """``fnn.jit`` of the function. With ``--compile`` it uses Inductor, and the first call prints how long it took."""
     if not flags.compile:
         return fnn.jit(function, **settings)
     compiled = fnn.jit(function, backend="inductor", **settings)

@@ -1,7 +1,8 @@
-"""Private training: ``python -m recipes.dp_sgd`` trains on MNIST with DP-SGD (Abadi et al., 2016).
+"""Train with differential privacy by DP-SGD (Abadi et al., 2016): ``python -m recipes.dp_sgd``.
 
-Each step draws every sample with the same probability, clips each sample's gradient, adds noise to the sum, and moves.
-The noise is the least for which the accountant of ``dp-accounting`` certifies epsilon at delta after all steps.
+Each step draws every sample with the same probability, clips the gradient of each drawn sample, adds noise to the sum,
+and updates the parameters. The noise is the least for which the accountant of ``dp-accounting`` certifies epsilon at
+delta after all steps.
 """
 
 import math
@@ -18,7 +19,7 @@ from recipes.training import evaluate
 
 @dataclass
 class Flags(command_line.ImageFlags):
-    """Train a small convolution network with a differential privacy guarantee for each training sample."""
+    """Train a small convolutional network with a differential privacy guarantee for each training sample."""
 
     dataset: Literal["digits", "mnist", "fashion_mnist"] = "mnist"
     epsilon: command_line.Positive = 3.0
@@ -26,14 +27,14 @@ class Flags(command_line.ImageFlags):
     delta: command_line.Share = 1e-5
     epochs: command_line.Count = 15
     batch_size: command_line.Count = 1024
-    """Expected; the number drawn differs from step to step."""
+    """Expected batch size; the number of samples that are drawn differs from step to step."""
     max_norm: command_line.Positive = 0.1
-    """To which each sample's gradient is clipped."""
+    """Norm to which the gradient of each sample is clipped."""
     learning_rate: command_line.Positive = 0.5
-    """Of the mean clipped gradient divided by max_norm."""
+    """Learning rate for the mean of the clipped gradients, divided by max_norm."""
     momentum: command_line.Momentum = 0.9
     chunk_size: command_line.Count = 256
-    """Samples whose activations are alive at a time."""
+    """Number of samples whose gradients are computed at a time; it limits memory."""
 
 
 def network() -> fnn.Layer:
@@ -46,12 +47,12 @@ def network() -> fnn.Layer:
 
 
 def spent(noise: float, rate: float, steps: int, delta: float) -> float:
-    """Epsilon at delta after ``steps`` Poisson samples of this rate, by Renyi accounting (Mironov et al., 2019)."""
+    """Epsilon at delta after ``steps`` steps of Poisson sampling, by Renyi accounting (Mironov et al., 2019)."""
     try:
         import dp_accounting as accounting  # pyright: ignore[reportMissingImports]
         from dp_accounting import rdp  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise SystemExit("the privacy accountant is a library: pip install 'fnn[privacy]'") from None
+        raise SystemExit("the privacy accountant is not installed: pip install 'fnn[privacy]'") from None
     if not steps:
         return 0.0
     step = accounting.PoissonSampledDpEvent(rate, accounting.GaussianDpEvent(noise))
@@ -61,7 +62,7 @@ def spent(noise: float, rate: float, steps: int, delta: float) -> float:
 
 
 def least_noise(epsilon: float, rate: float, steps: int, delta: float) -> float:
-    """The noise multiplier, to three decimals from above, at which ``spent`` is at most epsilon."""
+    """The least noise multiplier for which ``spent`` is at most epsilon, rounded up to three decimals."""
     low, high = 0.3, 100.0
     if spent(high, rate, steps, delta) > epsilon:
         raise SystemExit(f"epsilon {epsilon} at delta {delta} is out of reach in {steps} steps; take fewer epochs")
@@ -72,7 +73,7 @@ def least_noise(epsilon: float, rate: float, steps: int, delta: float) -> float:
 
 
 def train(flags: Flags) -> dict[str, Any]:
-    """Train, draw accuracy against epsilon, and return what metrics.json holds."""
+    """Train, draw the accuracy against epsilon, and return what is written to metrics.json."""
     device = command_line.begin(flags)
     (images, labels), test, _ = command_line.load_images(flags, device, size=28)
     count = len(labels)
@@ -113,7 +114,7 @@ def train(flags: Flags) -> dict[str, Any]:
             params, opt_state, over = step(params, opt_state, torch.tensor(number, dtype=torch.int32, device=device))
             dropped = dropped + over
         if int(dropped):
-            raise SystemExit(f"{int(dropped)} draws did not fit into the batch, which the accountant does not allow")
+            raise SystemExit(f"{int(dropped)} drawn samples did not fit into the batch, so the guarantee does not hold")
         epsilon = spent(noise, rate, epoch * per_epoch, flags.delta)
         rows.append({"epoch": epoch, "epsilon": epsilon, **evaluate(model.apply, params, test)})
         print("epoch {epoch:3d}  epsilon {epsilon:.3f}  accuracy {test_accuracy:.2%}".format(**rows[-1]), flush=True)

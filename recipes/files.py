@@ -1,4 +1,4 @@
-"""The files that recipes write: each of them whole or not at all, and nothing over an earlier run."""
+"""The files that recipes write. They are replaced atomically, and those of an earlier run only with ``--overwrite``."""
 
 import json
 import os
@@ -9,10 +9,10 @@ from recipes.command_line import RunFlags
 
 
 def open_output(flags: RunFlags, name: str) -> Path:
-    """The folder for a run's files, made if it is not there; by default ``runs/NAME``.
+    """Return the folder for the files of a run, by default ``runs/NAME``; it is created if it does not exist.
 
-    Stops with a sentence where it cannot be written, or where an earlier run has left files and ``--overwrite`` is not
-    given.
+    Raises ``SystemExit`` if the folder cannot be written, or if it has files of an earlier run and ``--overwrite`` is
+    not given.
     """
     folder = flags.output or Path("runs") / name
     try:

@@ -1,9 +1,10 @@
-"""A differential equation by gradient descent: ``python -m recipes.heat_equation``.
+"""Solve a differential equation with a network: ``python -m recipes.heat_equation``.
 
-A rod of length 1 whose ends are held at temperature 0 cools from sin(pi x): u_t = u_xx. A network u(x, t) is trained
-until it fulfils the equation at random points and the conditions at the start and the ends (Raissi, Perdikaris and
-Karniadakis, 2019). The derivatives of the network are forward mode, once along t and twice along x, and the gradient is
-reverse mode over both; of the exact solution exp(-pi^2 t) sin(pi x) the training sees the edges alone.
+A rod of length 1 has the initial temperature sin(pi x), its ends are held at temperature 0, and it cools by u_t = u_xx.
+A network u(x, t) is trained to satisfy the equation at random points, and the initial and boundary conditions (Raissi,
+Perdikaris and Karniadakis, 2019). The derivatives of the network, the first in t and the second in x, are taken in
+forward mode, and the gradient of the loss in reverse mode over them. The exact solution exp(-pi^2 t) sin(pi x) enters
+the training only through the initial and boundary values.
 """
 
 import math
@@ -26,26 +27,26 @@ class Flags(command_line.RunFlags):
 
     steps: command_line.Count = 3000
     points: Annotated[int, command_line.Limit("at least 4", lambda n: n >= 4)] = 512
-    """Random points for the equation; a quarter as many for the start and for each end."""
+    """Random points for the equation. The initial condition and each end of the rod have a quarter as many."""
     width: command_line.Count = 32
-    """Of the three hidden layers."""
+    """Width of the three hidden layers."""
     learning_rate: command_line.Positive = 5e-3
-    """Adam's, at first; it falls to 0 by a cosine."""
+    """Initial learning rate of Adam; it decays to 0 by a cosine schedule."""
     weight: command_line.Positive = 20.0
-    """Of the conditions beside the equation."""
+    """Weight of the initial and boundary conditions in the loss; that of the equation is 1."""
     duration: command_line.Positive = 0.5
-    """How long the rod is watched; its temperature falls by exp(-pi^2 duration)."""
+    """Length of the time interval; over it, the temperature falls by the factor exp(-pi^2 duration)."""
     rounds: command_line.CountOrZero = 20
-    """Of the comparison of eager and jitted steps; 0 leaves it out."""
+    """Rounds of the timing of eager against jitted steps; 0 skips it."""
 
 
 def exact(x: Tensor, t: Tensor) -> Tensor:
-    """The temperature at places x (n,) and times t (n,)."""
+    """The exact temperature at the places x: (n,) and the times t: (n,)."""
     return torch.exp(-(math.pi**2) * t) * torch.sin(math.pi * x)
 
 
 def residual(u: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> Tensor:
-    """u_t - u_xx at places x (n,) and times t (n,), for a u that treats its points one by one."""
+    """u_t - u_xx at the places x: (n,) and the times t: (n,). Each value of u depends on its own point only."""
     one = torch.ones_like(x)
     u_t = fnn.jvp(lambda t: u(x, t), (t,), (one,))[1]
     u_xx = directional_derivatives(lambda x: u(x, t), (x,), (one,), order=2)[2]
@@ -53,7 +54,7 @@ def residual(u: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> Ten
 
 
 def solve(flags: Flags) -> dict[str, float]:
-    """Train, draw, and return the figures that are written to metrics.json."""
+    """Train, draw the pictures, and return the figures that are written to metrics.json."""
     device = command_line.begin(flags)
     output = files.open_output(flags, "heat_equation")
     model = fnn.models.mlp(2, flags.width, flags.width, flags.width, 1, activation=fnn.layers.tanh)
@@ -66,11 +67,11 @@ def solve(flags: Flags) -> dict[str, float]:
 
     x, t = fnn.random.uniform(point_key, (2, flags.points))
     even = torch.linspace(0, 1, flags.points // 4, device=device)
-    nought = torch.zeros_like(even)
+    zeros = torch.zeros_like(even)
     inside = x, flags.duration * t
-    edge = (  # the start, then both ends
-        torch.cat([even, nought, nought + 1.0]),
-        torch.cat([nought, flags.duration * even, flags.duration * even]),
+    edge = (  # the initial condition, then both ends
+        torch.cat([even, zeros, zeros + 1.0]),
+        torch.cat([zeros, flags.duration * even, flags.duration * even]),
     )
     batch = inside, edge, exact(*edge)
 

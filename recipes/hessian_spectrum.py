@@ -1,9 +1,9 @@
-"""What training does to curvature: ``python -m recipes.hessian_spectrum``.
+"""Compute the spectrum of the Hessian before and after training: ``python -m recipes.hessian_spectrum``.
 
-The spectral densities of the Hessian and of the Gauss-Newton matrix of a perceptron's loss over a whole training set,
-before and after training, by stochastic Lanczos quadrature (Ghorbani, Krishnan and Xiao, 2019), with the outermost
-eigenvalues by Lanczos with restarts. No matrix is formed. First the same functions run on a perceptron that is small
-enough for ``torch.linalg.eigvalsh`` of its dense matrices in float64.
+The matrices are the Hessian and the Gauss-Newton matrix of a perceptron's loss over a whole training set. Their
+spectral densities are estimated by stochastic Lanczos quadrature (Ghorbani, Krishnan and Xiao, 2019), and their extreme
+eigenvalues by Lanczos with restarts; no matrix is formed. As a check, the same functions first run on a perceptron that
+is small enough for ``torch.linalg.eigvalsh`` of its dense matrices in float64.
 """
 
 from dataclasses import dataclass
@@ -25,25 +25,25 @@ class Flags(command_line.ImageFlags):
     """Draw the spectra of a perceptron's Hessian and Gauss-Newton matrix before and after training."""
 
     samples: command_line.Count = 1438
-    """Training images that the loss is a mean over, and that are trained on; at most all."""
+    """Number of training images; the loss is the mean over them. At most all are used."""
     width: command_line.Count = 64
-    """Of the two hidden layers."""
+    """Width of the two hidden layers."""
     small: command_line.CountOrZero = 8
-    """Width of the one hidden layer of the small network that is compared with dense matrices; 0 leaves it out."""
+    """Width of the hidden layer of the small network for the comparison with dense matrices; 0 skips the comparison."""
     epochs: command_line.CountOrZero = 30
     batch_size: command_line.Count = 64
     learning_rate: command_line.Positive = 1e-3
-    """Adam's."""
+    """Learning rate of Adam."""
     probes: command_line.Count = 4
-    """Random vectors of the quadrature."""
+    """Number of random vectors of the quadrature."""
     steps: command_line.Count = 60
-    """Products for each of them."""
+    """Lanczos steps, each one product with the matrix, for each random vector."""
     top: command_line.Count = 5
-    """Eigenvalues at the upper end."""
+    """Number of largest eigenvalues that are computed."""
 
 
 class Problem:
-    """A perceptron, its loss, and the two matrices of a data set."""
+    """A perceptron, its loss, and the Hessian and Gauss-Newton matrix of the loss over a data set."""
 
     def __init__(self, *sizes: int) -> None:
         self.model = fnn.models.mlp(*sizes, activation=fnn.layers.tanh)
@@ -89,7 +89,7 @@ class Problem:
 
 
 def compared(problem: Problem, params: fnn.tree.Tree, data: Batch, top: int, key: Tensor) -> dict[str, dict]:
-    """The largest eigenvalues by Lanczos beside those of the dense matrices in float64, for each matrix."""
+    """The largest eigenvalues of each matrix by Lanczos, and those of the dense matrix in float64."""
     exact = problem.dense(*fnn.tree.cast((params, data), torch.float64))
     result = {}
     for name, operator in problem.operators(params, data).items():
@@ -101,7 +101,7 @@ def compared(problem: Problem, params: fnn.tree.Tree, data: Batch, top: int, key
 
 
 def spectra(flags: Flags) -> dict:
-    """Train, draw, and return what metrics.json holds."""
+    """Train, draw the spectra, and return what is written to metrics.json."""
     device = command_line.begin(flags)
     (images, labels), test, classes = command_line.load_images(flags, device)
     output = files.open_output(flags, "hessian_spectrum")

@@ -1,4 +1,4 @@
-"""LeNet on images: ``python -m recipes.lenet``."""
+"""Train LeNet on images: ``python -m recipes.lenet``."""
 
 import fnn
 from recipes import command_line

@@ -1,7 +1,7 @@
-"""64 learning rates at once: ``python -m recipes.lr_sweep`` trains one network for each rate by ``vmap``.
+"""Train with 64 learning rates at once, one network for each rate, by ``vmap``: ``python -m recipes.lr_sweep``.
 
-The whole train step, optimizer state and all, is a function of the learning rate, so a sweep is ``vmap`` over it. Every
-network starts from the same params and sees the same batches; only the rate differs.
+The learning rate is part of the optimizer state, which the train step takes as an argument, so a sweep is ``vmap`` of
+the train step. All networks start from the same params and see the same batches; only the rate differs.
 """
 
 import itertools
@@ -25,23 +25,23 @@ class Flags(command_line.ImageFlags):
     """Train one small perceptron for each of many learning rates, all at once."""
 
     rates: command_line.Count = 64
-    """How many, evenly spaced in the logarithm."""
+    """Number of learning rates, which are evenly spaced on a logarithmic scale."""
     lowest: command_line.Positive = 1e-5
     highest: command_line.Positive = 10.0
     optimizer: Literal["sgd", "adam"] = "adam"
     steps: command_line.Count = 300
     batch_size: command_line.Count = 64
     width: command_line.Count = 32
-    """Of the hidden layer."""
+    """Width of the hidden layer."""
     loop: command_line.CountOrZero = 8
-    """Rates that are also trained one after the other, for the ratio of times and the largest difference."""
+    """Number of rates that are also trained one after the other, to compare times and losses."""
 
 
 def sweep(flags: Flags) -> dict[str, float]:
     """Train, draw the final loss against the rate, and return the figures that are written to metrics.json."""
     device = command_line.begin(flags)
     if flags.lowest > flags.highest or flags.loop > flags.rates:
-        raise SystemExit("give lowest <= highest and loop <= rates")
+        raise SystemExit("give flags with lowest <= highest and loop <= rates")
     data = command_line.load_images(flags, device)
     command_line.check_batch_size(flags.batch_size, len(data.train[1]))
     output = files.open_output(flags, "lr_sweep")
@@ -77,7 +77,7 @@ def sweep(flags: Flags) -> dict[str, float]:
     all_at_once = command_line.jit(fnn.vmap(train_step, in_dims=(0, 0, None)), flags)
     one = command_line.jit(train_step, flags)
     first = fnn.vmap(start)(rates)
-    all_at_once(*first, batches[0])  # compilation and caches are not measured
+    all_at_once(*first, batches[0])  # so that compilation is not measured
     trained, seconds = train(all_at_once, first, f"{flags.rates} rates at once")
     final = fnn.vmap(loss, in_dims=(0, None))(trained, data.train)
     best = int(torch.where(final.isfinite(), final, torch.inf).argmin())
@@ -93,7 +93,7 @@ def sweep(flags: Flags) -> dict[str, float]:
         alone = [train(one, start(rates[i]), f"rate {float(rates[i]):.2g} alone") for i in chosen]
         losses = torch.stack([loss(params, data.train) for params, _ in alone])
         figures["loop_over_vmap"] = sum(s for _, s in alone) / flags.loop * flags.rates / seconds
-        calm = final[chosen] < 0.5  # where training is chaotic, roundings grow
+        calm = final[chosen] < 0.5  # where training is unstable, rounding errors grow
         figures["largest_loss_difference"] = float(((losses - final[chosen]).abs() * calm).nan_to_num(0.0).max())
     rows = [{"rate": float(r), "loss": float(v)} for r, v in zip(rates, final, strict=True)]
     files.write_metrics(output, {"figures": figures, "rates": rows})
@@ -105,7 +105,7 @@ def sweep(flags: Flags) -> dict[str, float]:
 
 
 def _batches(data: tuple[Tensor, Tensor], flags: Flags, key: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """``steps`` full batches, epoch after epoch in new orders."""
+    """Return ``steps`` full batches; every epoch has a new order."""
     batches: list[tuple[Tensor, Tensor]] = []
     for epoch in itertools.count():
         if len(batches) >= flags.steps:

@@ -1,4 +1,4 @@
-"""A multilayer perceptron on images: ``python -m recipes.mlp``."""
+"""Train a multilayer perceptron on images: ``python -m recipes.mlp``."""
 
 import fnn
 from recipes import command_line

@@ -1,10 +1,10 @@
-"""Second-order training beside Adam: ``python -m recipes.natural_gradient``.
+"""Compare second-order training with Adam: ``python -m recipes.natural_gradient``.
 
-Each step solves (G + damping I) d = -gradient by conjugate gradients, with products of the Gauss-Newton matrix G alone,
-which for cross-entropy is the Fisher matrix: a natural gradient step (Amari, 1998; Martens, 2010). The damping follows
-how well the quadratic model foretold the loss, as Levenberg and Marquardt do. Adam trains the same network on the
-digits, with all samples a step as Gauss-Newton does, and with batches of 64. The picture has the loss against steps and
-against time.
+Each step solves (G + damping I) d = -gradient by conjugate gradients, which need only products with the Gauss-Newton
+matrix G. For cross-entropy G is the Fisher matrix, so this is a natural gradient step (Amari, 1998; Martens, 2010). The
+damping is adapted as by Levenberg and Marquardt, by how well the quadratic model predicted the change of the loss. Adam
+trains the same network on the same images: once with all samples in each step, as Gauss-Newton does, and once with
+batches of 64. The picture shows the loss against steps and against time.
 """
 
 import statistics
@@ -30,25 +30,29 @@ class Flags(command_line.ImageFlags):
     """Train a perceptron by Gauss-Newton steps and by Adam."""
 
     steps: command_line.Count = 40
-    """Of Gauss-Newton."""
+    """Number of Gauss-Newton steps."""
     adam_steps: command_line.Count = 40
-    """Of Adam for each of them, so that about the same time is spent."""
+    """Adam steps for each Gauss-Newton step, so that both take about the same time."""
     width: command_line.Count = 64
-    """Of the two hidden layers."""
+    """Width of the two hidden layers."""
     iterations: command_line.Count = 30
-    """Of conjugate gradients in a step, at most."""
+    """Maximum number of conjugate gradient iterations in a step."""
     tolerance: command_line.Positive = 0.05
-    """Residual, over the gradient's norm, at which they stop."""
+    """Conjugate gradients stop when the norm of the residual over that of the gradient is at most this."""
     damping: command_line.Positive = 0.1
-    """At first."""
+    """Initial damping."""
     learning_rate: command_line.Positive = 3e-3
-    """Adam's."""
+    """Learning rate of Adam."""
     repeats: command_line.Count = 3
-    """Runs, all with the same steps; the time of a step is its median over them."""
+    """Number of runs, all with the same steps; the time of a step is its median over the runs."""
 
 
 class Method(NamedTuple):
-    """A way to train: what it starts from, params first, one step, its batches, and how many steps make a turn."""
+    """A training method.
+
+    ``state`` is the first state, whose first item is the params, and ``step(state, batch)`` returns the next one.
+    ``batches()`` iterates over the batches, and ``per_turn`` steps are taken when it is the turn of this method.
+    """
 
     state: tuple
     step: Callable[[tuple, Batch], tuple]
@@ -57,7 +61,7 @@ class Method(NamedTuple):
 
 
 def gauss_newton(predict: Callable, compare: Callable, params: fnn.tree.Tree, flags: Flags) -> tuple[tuple, Callable]:
-    """State ``(params, damping)``, and the step."""
+    """Return the first state, ``(params, damping)``, and the step."""
 
     def loss(params: fnn.tree.Tree, batch: Batch) -> Tensor:
         return compare(predict(params, batch), batch)
@@ -68,18 +72,18 @@ def gauss_newton(predict: Callable, compare: Callable, params: fnn.tree.Tree, fl
     def ggn_product(params: fnn.tree.Tree, batch: Batch, v: fnn.tree.Tree) -> fnn.tree.Tree:
         return ggn_operator(predict, compare, params, batch).matvec(v)
 
-    value_of, slope, product = (command_line.jit(f, flags) for f in (loss, loss_and_gradient, ggn_product))
+    value_of, gradient_of, product = (command_line.jit(f, flags) for f in (loss, loss_and_gradient, ggn_product))
 
     def step(state: tuple, batch: Batch) -> tuple:
         params, damping = state
-        value, gradient = slope(params, batch)
+        value, gradient = gradient_of(params, batch)
         G = LinearOperator(lambda v: product(params, batch, v), params, symmetric=True)
         downhill = fnn.tree.scale(-1.0, gradient)
         move = cg(G.damped(damping), downhill, tolerance=flags.tolerance, max_iterations=flags.iterations).solution
-        foretold = fnn.tree.dot(gradient, move) + 0.5 * fnn.tree.dot(move, G @ move)
+        predicted = fnn.tree.dot(gradient, move) + 0.5 * fnn.tree.dot(move, G @ move)
         moved = fnn.tree.add(params, move)
         change = value_of(moved, batch) - value
-        good, poor = change < 0.75 * foretold, ~(change < 0.25 * foretold)
+        good, poor = change < 0.75 * predicted, ~(change < 0.25 * predicted)
         damping = torch.where(good, damping / 2.0, torch.where(poor, damping * 4.0, damping))
         return (moved if bool(change < 0) else params), damping
 
@@ -87,7 +91,7 @@ def gauss_newton(predict: Callable, compare: Callable, params: fnn.tree.Tree, fl
 
 
 def adam(loss: Callable, params: fnn.tree.Tree, flags: Flags) -> tuple[tuple, Callable]:
-    """State ``(params, opt_state)``, and the step."""
+    """Return the first state, ``(params, opt_state)``, and the step."""
     optimizer = fnn.optim.adam(flags.learning_rate)
 
     def adam_step(state: tuple, batch: Batch) -> tuple:
@@ -99,7 +103,7 @@ def adam(loss: Callable, params: fnn.tree.Tree, flags: Flags) -> tuple[tuple, Ca
 
 
 def warm(method: Method) -> None:
-    """Two steps: tracing and compilation are not measured, neither for the first state nor for one that a step made."""
+    """Take two steps, so that tracing and compilation are not measured, for the first state or for later ones."""
     state, batches = method.state, method.batches()
     for _ in range(2):
         state = method.step(state, next(batches))
@@ -108,7 +112,10 @@ def warm(method: Method) -> None:
 def run(
     methods: dict[str, Method], turns: int, label: str = "run"
 ) -> tuple[dict[str, list[float]], dict[str, dict[int, fnn.tree.Tree]]]:
-    """Seconds of each step, and the params after some of them; in turns, so that other work is felt by all methods."""
+    """Return the seconds of each step, and the params after some of the steps.
+
+    The methods take turns, so that other load on the machine slows all of them alike.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     trained: dict[str, dict[int, fnn.tree.Tree]] = {name: {} for name in methods}
     states = {name: method.state for name, method in methods.items()}
@@ -128,7 +135,7 @@ def run(
 
 
 def compete(flags: Flags) -> dict[str, Any]:
-    """Train, draw, and return what metrics.json holds."""
+    """Train, draw the picture, and return what is written to metrics.json."""
     device = command_line.begin(flags)
     train, test, classes = command_line.load_images(flags, device)
     output = files.open_output(flags, "natural_gradient")
@@ -193,7 +200,7 @@ def compete(flags: Flags) -> dict[str, Any]:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """When each method reached which training loss, and which was first by steps and by time."""
+    """A table of when each method reached which training loss, and which method was first by steps and by time."""
     lines = ["training loss reached after steps / time, in median Adam steps of 64 samples"]
     levels = list(next(iter(result["reached"].values())))
     lines.append(f"{'':30s}" + "".join(f"{level:>16s}" for level in levels) + "  test accuracy")

@@ -1,4 +1,4 @@
-"""The pictures that recipes write."""
+"""The pictures that the recipes write."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 
 
 def curves(path: Path, history: list[dict[str, float]]) -> None:
-    """Train and test loss, and test accuracy, by epoch."""
+    """Training loss, test loss and test accuracy by epoch."""
     epochs = [row["epoch"] for row in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     left.plot(epochs, [row["train_loss"] for row in history], label="train")
@@ -31,14 +31,14 @@ def curves(path: Path, history: list[dict[str, float]]) -> None:
 
 
 def predictions(path: Path, images: Tensor, labels: Tensor, logits: Tensor, classes: tuple[str, ...]) -> None:
-    """A grid of images with the predicted class; red, with the true one, where they differ."""
+    """A grid of images with their predicted classes; wrong predictions are red and also name the true class."""
     guesses = logits.argmax(-1)
     side = max(1, int(len(images) ** 0.5))
     tiles = images[: side**2, 0]
     height, width = tiles.shape[1:]
-    top, edge = height // 4, width // 10  # room for the titles, and between images
+    top, edge = height // 4, width // 10  # space for the titles and between images
     tiles = F.pad(tiles, (edge, edge, top, 0)).unflatten(0, (side, side))
-    # one picture of all images is drawn several times as fast as a picture each
+    # drawing one picture of all images is several times as fast as drawing each image
     figure = plt.figure(figsize=(1.6 * side, 1.75 * side))
     axes = figure.add_axes((0, 0.01, 1, 0.99))
     axes.imshow(tiles.transpose(1, 2).flatten(2).flatten(0, 1), cmap="gray_r", vmin=0, vmax=1)
@@ -52,7 +52,7 @@ def predictions(path: Path, images: Tensor, labels: Tensor, logits: Tensor, clas
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG and let it go."""
+    """Write the figure as PNG and close it."""
     part = path.with_suffix(".part")
     figure.savefig(part, format="png", dpi=120)
     plt.close(figure)
@@ -60,7 +60,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def sweep(path: Path, rates: Tensor, losses: Tensor) -> None:
-    """Final loss against learning rate, both logarithmic; the best is marked, what is not finite left out."""
+    """Final loss against learning rate, on logarithmic axes, with the best marked and without losses that are not finite."""
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     axes.loglog(rates, losses, marker="o", markersize=3)
     best = losses.nan_to_num(float("inf")).argmin()
@@ -72,7 +72,7 @@ def sweep(path: Path, rates: Tensor, losses: Tensor) -> None:
 
 
 def privacy(path: Path, rows: list[dict[str, float]], delta: float) -> None:
-    """Test accuracy against the epsilon spent."""
+    """Test accuracy against the epsilon that has been spent."""
     figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
     axes.plot([row["epsilon"] for row in rows], [100 * row["test_accuracy"] for row in rows], marker="o", markersize=3)
     axes.set(xlabel=f"epsilon at delta = {delta:g}", ylabel="test accuracy (%)", xlim=(0, None))
@@ -81,7 +81,7 @@ def privacy(path: Path, rows: list[dict[str, float]], delta: float) -> None:
 
 
 def difficulty(path: Path, norms: Tensor, wrong: Tensor) -> None:
-    """Histograms of gradient norms, of right and of wrong labels."""
+    """Histograms of the gradient norms of samples with right and with wrong labels."""
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     logs = norms.clamp(min=1e-6).log10()
     bins = [float(logs.min()) + (float(logs.max()) - float(logs.min())) * i / 60 for i in range(61)]
@@ -94,7 +94,7 @@ def difficulty(path: Path, norms: Tensor, wrong: Tensor) -> None:
 
 
 def gallery(path: Path, images: Tensor, titles: list[str], marked: list[bool]) -> None:
-    """A row of four images a line, with titles; marked ones in red."""
+    """Images with titles, four in a row; the titles of marked images are red."""
     lines = -(-len(images) // 4)
     figure, grid = plt.subplots(lines, 4, figsize=(6.4, 1.8 * lines), layout="constrained", squeeze=False)
     for axes in grid.flat:
@@ -106,7 +106,7 @@ def gallery(path: Path, images: Tensor, titles: list[str], marked: list[bool]) -
 
 
 def heat(path: Path, found: Tensor, truth: Tensor, duration: float, rows: list[dict[str, float]]) -> None:
-    """A solution (places, times) beside the exact one at five times, its error, and the error by step."""
+    """The network's and the exact solution, (places, times), at five times; the error; and its norm by training step."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
     places = [i / (len(found) - 1) for i in range(len(found))]
     for column in range(0, found.shape[1], (found.shape[1] - 1) // 4):
@@ -127,7 +127,7 @@ def heat(path: Path, found: Tensor, truth: Tensor, duration: float, rows: list[d
 
 
 def spectra(path: Path, densities: dict[tuple[str, str], Density]) -> None:
-    """Spectral densities, a panel for each matrix and a curve for each moment of training."""
+    """Spectral densities: a panel for each matrix, with a curve before and a curve after training."""
     names = list(dict.fromkeys(name for name, _ in densities))
     figure, panels = plt.subplots(1, len(names), figsize=(5.5 * len(names), 3.5), layout="constrained", squeeze=False)
     for axes, name in zip(panels.flat, names, strict=True):

@@ -1,4 +1,4 @@
-"""Runs that can be stopped and resumed: what the image recipes keep after each epoch."""
+"""Checkpoints after each epoch, from which a stopped run can be resumed."""
 
 import json
 from collections.abc import Iterator
@@ -14,18 +14,18 @@ from recipes import files
 from recipes.command_line import RunFlags
 
 CHECKPOINT = "checkpoint.safetensors"
-# may differ between an unbroken and a resumed run
+# flags that may differ between the first and the resumed run
 FREE = ("epochs", "output", "overwrite", "resume", "data_root", "device", "compile")
 
 
 def begin(state: fnn.tree.Tree, flags: Any, name: str, device: torch.device) -> tuple[Path, fnn.tree.Tree, list[dict]]:
-    """The output folder, and the state and history from which to go on: new ones, or with ``--resume`` the kept ones.
+    """Return the output folder, the state and the history; with ``--resume``, the last two are from the checkpoint.
 
-    Stops with a sentence where nothing can be resumed, or where the checkpoint was made with other flags.
+    Raises ``SystemExit`` if there is nothing to resume, or if the checkpoint was written with other flags.
     """
     if not flags.resume:
         output = files.open_output(flags, name)
-        keep(output, state, flags, [])  # so that a run which is stopped in its first epoch can be resumed, too
+        keep(output, state, flags, [])  # a run that is stopped in its first epoch can be resumed, too
         return output, state, []
     if flags.overwrite:
         raise SystemExit("--resume goes on with an earlier run and --overwrite replaces it: give one of them")
@@ -45,14 +45,14 @@ def begin(state: fnn.tree.Tree, flags: Any, name: str, device: torch.device) -> 
 
 
 def keep(output: Path, state: fnn.tree.Tree, flags: RunFlags, history: list[dict]) -> None:
-    """Write the checkpoint, with the flags and the history inside, and the history as lines of JSON."""
+    """Write the checkpoint, which contains the flags and the history, and write the history as lines of JSON."""
     metadata = {"history": json.dumps(history), "flags": json.dumps(fixed(flags))}
     fnn.checkpoint.save(output / CHECKPOINT, state, metadata)
     files.write_text(output / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
 
 
 def fixed(flags: RunFlags) -> dict[str, Any]:
-    """The flags that an unbroken and a resumed run must share."""
+    """The flags that must be the same when a run is resumed."""
     return {name: value for name, value in asdict(flags).items() if name not in FREE}
 
 
@@ -64,7 +64,7 @@ def _compare(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 @contextmanager
 def resumable(output: Path) -> Iterator[None]:
-    """Ctrl-C inside says how to go on, and after which epoch: the one in the checkpoint."""
+    """Context manager: Ctrl-C inside the block reports the last epoch in the checkpoint and how to resume."""
     try:
         yield
     except KeyboardInterrupt:

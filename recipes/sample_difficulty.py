@@ -1,8 +1,8 @@
-"""Which labels are wrong? ``python -m recipes.sample_difficulty`` ranks samples by the norm of their gradients.
+"""Find wrong labels by the norms of per-sample gradients: ``python -m recipes.sample_difficulty``.
 
-A share of the training labels is changed, a network is trained for a few epochs on all of them, and samples are ranked
-by the norm of their gradient (Paul et al., 2021, "GraNd") and, for an honest comparison, by their loss, which costs no
-gradient at all.
+A share of the training labels is changed, and a network is trained for a few epochs on all samples. The samples are
+then ranked by the norm of their gradient (Paul et al., 2021, "GraNd"). For comparison they are also ranked by their
+loss, which needs no gradients.
 """
 
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ class Flags(command_line.ImageFlags):
     epochs: command_line.CountOrZero = 5
     batch_size: command_line.Count = 64
     learning_rate: command_line.Positive = 1e-3
-    """Adam's."""
+    """Learning rate of Adam."""
     chunk_size: command_line.Count = 1000
-    """Samples whose activations are alive at a time while norms are taken."""
+    """Number of samples whose gradient norms are computed at a time; it limits memory."""
 
 
 def change_labels(key: Tensor, labels: Tensor, share: float, classes: int) -> tuple[Tensor, Tensor]:
-    """Labels of which exactly ``round(share n)`` are another class, and the mask of those."""
+    """Change exactly ``round(share n)`` labels to another class; return the labels and the mask of the changed ones."""
     which_key, shift_key = fnn.random.split(key)
     rows = fnn.random.permutation(which_key, len(labels))[: round(share * len(labels))]
     wrong = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
@@ -39,7 +39,7 @@ def change_labels(key: Tensor, labels: Tensor, share: float, classes: int) -> tu
 
 
 def found(score: Tensor, wrong: Tensor) -> dict[str, float]:
-    """How well a score finds the wrong ones: precision among as many as there are, and the area under the ROC curve."""
+    """How well a score finds k wrong labels: precision among the k highest scores, and area under the ROC curve."""
     count = int(wrong.sum())
     precision = float(wrong[score.argsort(descending=True)[:count]].double().mean())
     ranks = torch.empty(len(score), dtype=torch.float64)
@@ -49,12 +49,12 @@ def found(score: Tensor, wrong: Tensor) -> dict[str, float]:
 
 
 def search(flags: Flags) -> dict[str, dict[str, float]]:
-    """Train, rank, draw; returns what metrics.json holds."""
+    """Train, rank the samples, draw the pictures, and return what is written to metrics.json."""
     device = command_line.begin(flags)
     data = command_line.load_images(flags, device)
     images, true = data.train
     if not 0 < round(flags.changed * len(true)) < len(true):
-        raise SystemExit(f"--changed {flags.changed}: of {len(true)} labels that is none or all")
+        raise SystemExit(f"--changed {flags.changed}: this share of {len(true)} labels is none or all of them")
     output = files.open_output(flags, "sample_difficulty")
     label_key, init_key, order_key = fnn.random.split(fnn.random.key(flags.seed), 3).to(device)
     labels, wrong = change_labels(label_key, true, flags.changed, len(data.classes))
@@ -87,7 +87,7 @@ def search(flags: Flags) -> dict[str, dict[str, float]]:
     hardest = norms.argsort(descending=True)[:12]
     titles = [f"{data.classes[labels[i]]} (is {data.classes[true[i]]})" for i in hardest.tolist()]
     plots.gallery(output / "hardest.png", images[hardest].cpu(), titles, wrong[hardest].tolist())
-    print(f"{int(wrong.sum())} of {len(wrong)} labels are wrong; found among as many of the highest score:")
+    print(f"{int(wrong.sum())} of {len(wrong)} labels are wrong; share of wrong labels among as many highest scores:")
     for name, row in result.items():
         print("{:10s} {precision:7.2%}   area under the ROC curve {area:.4f}".format(name, **row))
     print(f"wrote {output}")

@@ -1,10 +1,11 @@
-"""Seconds to a test accuracy: ``python -m recipes.time_to_accuracy`` trains from many seeds, mean and spread.
+"""Measure the training time to a test accuracy, over many seeds: ``python -m recipes.time_to_accuracy``.
 
-``every`` steps are one call, a ``fnn.scan`` over batches gathered on the device. The clock runs during these calls and
-the drawing of each epoch's order, until the device is done; it stands still while the whole test set is classified
-after each call, since how often one looks is not part of training. The time of tracing and compilation is the first
-call's less a later one's, given apart. Loading the data is not measured. A second figure trains all seeds together by
-``vmap``: one clock for all. Has not been run on a GPU.
+One call takes ``every`` steps by ``fnn.scan``, over batches that are gathered on the device. The time of these calls
+and of drawing the order of each epoch is measured, until the device is done. After each call the whole test set is
+classified; this is not measured, because how often the accuracy is checked is not part of training. The time of
+tracing and compilation is the time of the first call less that of a later one, and is reported separately. Loading the
+data is not measured. A second row trains all seeds together by ``vmap``, with one clock for all of them. The recipe has
+not been run on a GPU.
 """
 
 import statistics
@@ -22,27 +23,27 @@ from recipes import command_line, files
 
 @dataclass
 class Flags(command_line.ImageFlags):
-    """Train from several seeds until the test accuracy is reached, one after the other and all together."""
+    """Train from several seeds until the test accuracies are reached, one after the other and all together."""
 
     dataset: Literal["digits", "mnist", "fashion_mnist"] = "mnist"
     model: Literal["lenet", "mlp"] = "lenet"
     targets: list[float] = field(default_factory=lambda: [0.9, 0.99])
     """Test accuracies; a run ends when it has reached them all."""
     seeds: command_line.Count = 20
-    """How many networks are trained; their keys come from the seed."""
+    """Number of networks that are trained; their keys are derived from --seed."""
     epochs: command_line.Count = 20
-    """At most; a network that has not reached a target by then counts as not reached."""
+    """Maximum number of epochs; a target that is not reached by then counts as not reached."""
     every: command_line.Count = 100
-    """Steps in one call; accuracy is looked at after each."""
+    """Steps in one call; the accuracy is checked after each call."""
     batch_size: command_line.Count = 64
     learning_rate: command_line.Positive = 1e-3
-    """Of Adam."""
+    """Learning rate of Adam."""
     unroll: command_line.Count = 1
-    """Steps of the scan that are written out."""
+    """Steps of the scan that are unrolled into one iteration."""
     mode: Literal["default", "reduce-overhead"] = "default"
-    """reduce-overhead: CUDA graphs, with --compile."""
+    """reduce-overhead uses CUDA graphs; it needs --compile."""
     together: bool = True
-    """Also all seeds at once by vmap."""
+    """Also train all seeds at once by vmap."""
 
 
 class Trainer:
@@ -56,7 +57,7 @@ class Trainer:
         length, width = fnn.data.length(data.train), flags.every * flags.batch_size
         if length < width:
             raise SystemExit(f"--every {flags.every} batches of {flags.batch_size} are more than the {length} samples")
-        self.calls = length // width  # in an epoch
+        self.calls = length // width  # of an epoch
 
         def start(key: Tensor) -> tuple:
             params = model.init(fnn.random.fold_in(key, 0))
@@ -94,7 +95,10 @@ class Trainer:
         self.start = fnn.vmap(start) if together else start
 
     def reach(self, key: Tensor, label: str) -> list[Tensor]:
-        """Seconds at which each target was first reached (infinite if not): for each target a tensor like a seed."""
+        """Return, for each target, the seconds after which it was first reached, or infinity if it was not.
+
+        Each is a tensor with the batch shape of ``key``: () for one seed, (seeds,) for several.
+        """
         carry, seconds = self.start(key), 0.0
         reached = [torch.full(key.shape[:-1], torch.inf) for _ in self.flags.targets]
         for epoch in torch.arange(self.flags.epochs, dtype=torch.int32, device=key.device):
@@ -116,7 +120,7 @@ class Trainer:
         return reached
 
     def compile_seconds(self, key: Tensor) -> float:
-        """The first calls of what the clock sees, less the second: the time of tracing and compilation."""
+        """The time of tracing and compilation: that of the first call less that of the second."""
 
         epoch = torch.zeros((), dtype=torch.int32, device=key.device)
 
@@ -132,7 +136,7 @@ class Trainer:
 
 
 def measure(flags: Flags) -> dict[str, Any]:
-    """Train, print, and return what is written to metrics.json."""
+    """Train, print the times, and return what is written to metrics.json."""
     device = command_line.begin(flags)
     if not flags.targets or not all(0 < target <= 1 for target in flags.targets):
         raise SystemExit(f"--targets {flags.targets}: give at least one accuracy above 0 and at most 1")

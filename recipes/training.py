@@ -1,4 +1,4 @@
-"""The train loop of the image recipes."""
+"""The training loop of the image recipes."""
 
 import time
 from collections.abc import Callable
@@ -17,22 +17,22 @@ Batch = tuple[Tensor, Tensor]  # images and labels
 
 @dataclass
 class Flags(command_line.ImageFlags):
-    """Train a classifier of images."""
+    """Train an image classifier."""
 
     epochs: command_line.Count = 20
     batch_size: command_line.Count = 64
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: command_line.Positive = 0.02
     momentum: command_line.Momentum = 0.9
-    """Of SGD."""
+    """Momentum of SGD; Adam does not use it."""
     shuffle: bool = True
-    """A new order every epoch; --no-shuffle takes the stored order."""
+    """Take the samples in a new order every epoch; --no-shuffle takes them in stored order."""
     resume: bool = False
-    """Go on from the checkpoint in the output folder."""
+    """Resume from the checkpoint in the output folder."""
 
 
 def run(name: str, model: fnn.Layer, size: int, flags: Flags) -> dict[str, float]:
-    """Train on images of size x size, write everything, and return the last epoch's figures."""
+    """Train on images of ``size`` x ``size`` pixels, write the files, and return the metrics of the last epoch."""
     device = command_line.begin(flags)
     data = command_line.load_images(flags, device, size)
     init_key, order_key = fnn.random.split(fnn.random.key(flags.seed))
@@ -79,7 +79,7 @@ def make_optimizer(flags: Flags) -> fnn.Optimizer:
 
 
 def evaluate(apply: Callable, params: fnn.tree.Tree, data: Batch) -> dict[str, float]:
-    """Mean loss over samples and accuracy, a thousand images at a time."""
+    """Mean loss and accuracy over all samples, computed on a thousand images at a time."""
     loss, right, rows = 0.0, 0.0, fnn.data.length(data)
     for images, labels in fnn.data.batches(data, 1000):
         logits = apply(params, images)
@@ -89,13 +89,13 @@ def evaluate(apply: Callable, params: fnn.tree.Tree, data: Batch) -> dict[str, f
 
 
 def describe(row: dict[str, float]) -> str:
-    """A line for an epoch."""
+    """The line that is printed for an epoch."""
     line = "epoch {epoch:3d}  train loss {train_loss:.4f}  test loss {test_loss:.4f}  accuracy {test_accuracy:6.2%}  "
     return line.format(**row)
 
 
 def draw(output: Path, history: list[dict], data: fnn.data.Images, model: fnn.Layer, params: fnn.tree.Tree) -> None:
-    """Write the learning curves and a grid of predictions."""
+    """Write pictures of the learning curves and of some predictions."""
     plots.curves(output / "curves.png", history)
     images, labels = data.test[0][:25], data.test[1][:25]
     logits = model.apply(params, images)

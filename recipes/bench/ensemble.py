@@ -1,8 +1,8 @@
-"""A train step of ten networks at once by ``fnn.vmap``, against a loop over ten and JAX's ``vmap``.
+"""Time of a train step of ten networks at once by ``fnn.vmap``, by loops over the networks, and by JAX's ``vmap``.
 
-``--models small mlp lenet``, ``--count 10``, ``--batch 64``, ``--optimizers adam``, ``--seconds 15``. All networks see
-the same batch and start from numbers of their own. ``--device cuda --dtype bfloat16 --tf32`` as in ``step``. The CUDA
-part has not been run on a GPU.
+The flags are ``--models small mlp lenet``, ``--count 10``, ``--batch 64``, ``--optimizers adam`` and ``--seconds 15``.
+All networks see the same batch; each starts from different parameters. ``--device cuda --dtype bfloat16 --tf32`` are as
+in ``step``. The CUDA part has not been run on a GPU.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def loop(calls: list[rivals.Step]) -> Callable[[], Tensor]:
 
 
 def shared_step(members: list[rivals.Problem]) -> Callable[[], Tensor]:
-    """One compiled step, called for each network."""
+    """A loop over the networks that calls one compiled step."""
     step, optimizer = rivals.fnn_function(members[0])
     compiled = fnn.jit(step, donate_argnums=0, backend="inductor")
     held = [rivals.first_carry(given, optimizer) for given in members]

@@ -1,7 +1,8 @@
-"""One update of Adam and of SGD with momentum: fnn eager, replayed and compiled against torch.optim and TorchOpt.
+"""Time of one update of Adam and SGD with momentum by fnn (eager, replayed, compiled), torch.optim and TorchOpt.
 
-``--leaves 10 100 300``, ``--scale 1`` (of ResNet-18's widths), ``--optimizers adam sgd``, ``--rounds 15``. Leaves
-are those of ResNet-18, 62 weights and biases one after the other, repeated or cut off.
+The flags are ``--leaves 10 100 300``, ``--scale 1`` (a factor of ResNet-18's widths), ``--optimizers adam sgd`` and
+``--rounds 15``. The leaves have the shapes of the 62 weights and biases of ResNet-18 in order; the list is repeated or
+cut off to the given number of leaves.
 """
 
 import argparse
@@ -18,7 +19,7 @@ DONATED: dict[str, Any] = {"donate_argnums": (0, 1)}
 
 
 def resnet_shapes(count: int, scale: float) -> list[tuple[int, ...]]:
-    """The shapes of ResNet-18's leaves in order, widths times ``scale``, cyclically for more than it has."""
+    """The shapes of the first ``count`` leaves of ResNet-18, with widths times ``scale``; they repeat after the last."""
     width = lambda channels: max(1, round(channels * scale))
     shapes: list[tuple[int, ...]] = [(width(64), 3, 7, 7), (width(64),), (width(64),)]
     for before, channels in ((64, 64), (64, 128), (128, 256), (256, 512)):
@@ -88,7 +89,10 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--optimizers", nargs="+", default=["adam", "sgd"])
     parser.add_argument(
-        "--few", type=int, default=100, help="with more leaves nothing is compiled by Inductor: it takes minutes"
+        "--few",
+        type=int,
+        default=100,
+        help="with more leaves than this, omit the rivals that Inductor compiles, which takes minutes",
     )
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
@@ -113,7 +117,7 @@ def main() -> None:
             try:
                 rivals["TorchOpt, functional"] = torchopt(name, params, grads)
             except ImportError:
-                print("TorchOpt is not installed: left out")
+                print("TorchOpt is not installed and is left out")
             seconds = harness.interleave(rivals, rounds=options.rounds, inner=5)
             numbers = sum(p.numel() for p in params) / 1e6
             columns[f"{name}, {count} leaves, {numbers:.2f} M"] = harness.ratios(seconds, "torch.optim, foreach")

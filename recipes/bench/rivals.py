@@ -1,6 +1,7 @@
-"""Train steps of one network by fnn and by others: each steps once on a batch and returns the loss before the step.
+"""Train steps of one network by fnn and by other libraries.
 
-All start from the same numbers on the same batch; :func:`agree` checks that they go on to the same losses.
+Each call of a rival takes one step on a batch and returns the loss before the step. All rivals start from the same
+parameters and the same batch, and :func:`agree` checks that their losses are the same.
 """
 
 import os
@@ -15,11 +16,11 @@ import fnn
 from recipes.bench import networks
 
 RATES = {"sgd": 1e-2, "adam": 1e-3}
-Step = Callable[..., Any]  # of a batch, the problem's unless given
+Step = Callable[..., Any]  # takes a batch; the default is that of the problem
 
 
 class Problem(NamedTuple):
-    """A network, its first parameters by the names of the ``state_dict``, a batch, and how to compute."""
+    """A network, an optimizer, the initial parameters under the names of the ``state_dict``, and a batch."""
 
     name: str
     optimizer: str
@@ -37,7 +38,7 @@ class Problem(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which layers are computed; parameters, their update and the loss are float32."""
+        """The dtype in which layers compute; the parameters, their update and the loss are float32."""
         return self.x.dtype
 
 
@@ -61,7 +62,7 @@ def torch_loss(given: Problem, network: nn.Module) -> Callable[[Tensor, Tensor],
 
 
 def eager(given: Problem, compiled: bool = False, mode: str | None = None, **settings: Any) -> Step:
-    """torch.nn + torch.optim; with ``compiled`` the loss and its gradient are compiled."""
+    """A step by torch.nn + torch.optim. With ``compiled``, torch.compile compiles the loss and its gradient."""
     network = networks.module(given.name).to(given.device)
     network.load_state_dict(given.start)
     maker = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[given.optimizer]
@@ -81,8 +82,8 @@ def eager(given: Problem, compiled: bool = False, mode: str | None = None, **set
 
 
 def functional_loss(given: Problem) -> Callable[[dict, Tensor, Tensor], Tensor]:
-    """The loss by ``torch.func.functional_call`` of the torch.nn network."""
-    with torch.device("meta"):  # it is called with other parameters than its own
+    """The loss of the torch.nn network as a function of its parameters, by ``torch.func.functional_call``."""
+    with torch.device("meta"):  # its own parameters are never used
         network = networks.module(given.name)
 
     def loss(params: dict, x: Tensor, y: Tensor) -> Tensor:
@@ -94,7 +95,7 @@ def functional_loss(given: Problem) -> Callable[[dict, Tensor, Tensor], Tensor]:
 
 
 def by_hand(given: Problem) -> Step:
-    """One ``torch.compile``d function from parameters and moments to new ones, with torch.func and no library."""
+    """One function from parameters and moments to new ones, written with torch.func and compiled by ``torch.compile``."""
     gradient = torch.func.grad_and_value(functional_loss(given))
     rate, adam = RATES[given.optimizer], given.optimizer == "adam"
 
@@ -140,7 +141,7 @@ def torchopt(given: Problem) -> Step:
 
 
 def fnn_function(given: Problem) -> tuple[Callable, fnn.Optimizer]:
-    """``step((params, opt_state), (x, y)) -> ((params, opt_state), loss)``, as ``fnn.scan`` takes it."""
+    """Return ``step((params, opt_state), (x, y)) -> ((params, opt_state), loss)``, as for ``fnn.scan``, and the optimizer."""
     model, dtype = networks.layer(given.name), given.dtype
     optimizer = {"sgd": fnn.optim.sgd, "adam": fnn.optim.adam}[given.optimizer](RATES[given.optimizer])
 
@@ -164,7 +165,7 @@ def first_carry(given: Problem, optimizer: fnn.Optimizer) -> tuple:
 
 
 def ours(given: Problem, jit: bool = True, donated: bool = True, **settings: Any) -> Step:
-    """fnn's step: eager, or by ``fnn.jit`` of the whole step with these settings."""
+    """A step by fnn: eager, or by ``fnn.jit`` of the whole step with these settings."""
     step, optimizer = fnn_function(given)
     if jit:
         step = fnn.jit(step, donate_argnums=0 if donated else (), **settings)
@@ -178,7 +179,7 @@ def ours(given: Problem, jit: bool = True, donated: bool = True, **settings: Any
 
 
 def jax_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
-    """JAX on the same kind of device and with torch's choice about TF32. Raises ``ImportError`` where it has none."""
+    """JAX, set to the same kind of device and torch's setting of TF32. Raises ``ImportError`` if it lacks the device."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax  # pyright: ignore[reportMissingImports]
 
@@ -188,12 +189,12 @@ def jax_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
         precise = torch.get_float32_matmul_precision() == "highest"
         jax.config.update("jax_default_matmul_precision", "float32" if precise else "tensorfloat32")
     if jax.default_backend() != {"cpu": "cpu", "cuda": "gpu"}.get(device.type):
-        raise ImportError(f"JAX has {jax.default_backend()} and no {device.type} here")
+        raise ImportError(f"JAX runs on {jax.default_backend()} here, not on {device.type}")
     return jax
 
 
 def jax_function(given: Problem) -> tuple[Any, Callable, Callable[[dict[str, Tensor]], tuple], tuple]:
-    """JAX, ``step(carry, batch)`` as ``lax.scan`` takes it, what makes the carry of parameters, and the batch."""
+    """Return JAX, ``step(carry, batch)`` as for ``lax.scan``, ``first(parameters) -> carry``, and the batch."""
     jax = jax_for(given.device, given.dtype)
     import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
     import optax  # pyright: ignore[reportMissingImports]
@@ -240,7 +241,7 @@ def with_jax(given: Problem) -> Step:
 
 
 def add(rivals: dict[str, Step], name: str, make: Callable[[], Step]) -> None:
-    """Put a rival in, unless what it needs is not installed."""
+    """Add a rival to the table, unless a library that it needs is not installed."""
     try:
         rivals[name] = make()
     except ImportError as error:
@@ -248,9 +249,10 @@ def add(rivals: dict[str, Step], name: str, make: Callable[[], Step]) -> None:
 
 
 def agree(rivals: dict[str, Step], dtype: torch.dtype = torch.float32, launch: int = 1) -> None:
-    """Take the first steps of all rivals; raise ``RuntimeError`` unless the losses of the first and the third agree.
+    """Take three steps of each rival; raise ``RuntimeError`` unless the losses of the first and the third agree.
 
-    ``launch`` is the number of steps in a call; if there are several, their losses are returned along the first axis.
+    ``launch`` is the number of steps in a call. If it is above 1, a call returns the losses of its steps along the first
+    axis.
     """
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
     seen: dict[str, list[Tensor]] = {}

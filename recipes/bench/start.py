@@ -1,7 +1,8 @@
-"""From the import to the first result, and to 100 and 1,000 train steps, each rival in a fresh process.
+"""Time from the import to the first result and to 100 and 1,000 train steps, with each rival in a new process.
 
-``--models mlp lenet narrow``, ``--rounds 1``, ``--steps 100 1000``, ``--rivals``. Processes run one after the other,
-each on one thread. The clock starts when the libraries have been imported, and what they import later is on it.
+The flags are ``--models mlp lenet narrow``, ``--rounds 1``, ``--steps 100 1000`` and ``--rivals``. The processes run one
+after the other, each on one thread. The clock starts when the libraries have been imported; modules that they import
+later are included in the time.
 """
 
 import argparse
@@ -29,7 +30,7 @@ RIVALS = {
     "background": "fnn.jit, inductor in the background, donated",
     "jax": "JAX + Optax, jit, donated",
     "jax, warm": "the same again, with its files on disk",
-}  # a warm start comes after the cold one, whose files it finds
+}  # a warm start must follow the cold one, because it uses the files that the cold one wrote
 
 
 def step(rival: str, given: rivals.Problem) -> rivals.Step:
@@ -46,11 +47,11 @@ def step(rival: str, given: rivals.Problem) -> rivals.Step:
 
 
 def child(rival: str, name: str, steps: list[int]) -> None:
-    """Print the seconds to the first result and to each number of steps, and those of tracing where there is any."""
+    """Print the seconds to the first result and to each number of steps, and, if the rival traces, those of tracing."""
     harness.begin()
     given = rivals.problem(name, "sgd", 64)
     if rival == "jax":
-        rivals.jax_function(given)  # imports JAX and Optax
+        rivals.jax_function(given)  # so that JAX and Optax are imported before the clock starts
     figures: dict[str, float] = {}
     begin = time.perf_counter()
     call = step(rival, given)
@@ -82,12 +83,14 @@ def measure(rival: str, name: str, steps: list[int], folder: Path) -> dict[str, 
     kind = rival.removesuffix(", warm")
     cache = folder / kind
     if cache.exists() != rival.endswith(", warm"):
-        raise SystemExit(f"--rivals: {kind!r} and then {rival!r}, so that there are files to be found")
+        raise SystemExit(
+            f"--rivals: {kind!r} and then {rival!r}, so that the warm start finds the files of the cold one"
+        )
     cache.mkdir(exist_ok=True)
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "TORCHINDUCTOR_CACHE_DIR": str(cache),
-        "TMPDIR": str(cache),  # where torch keeps precompiled headers
+        "TMPDIR": str(cache),  # torch keeps precompiled headers there
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -107,7 +110,7 @@ def installed(names: list[str]) -> list[str]:
         import jax  # noqa: F401  # pyright: ignore[reportMissingImports]
         import optax  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
-        print("JAX or Optax is not installed: left out")
+        print("JAX or Optax is not installed; its rows are left out")
         return [name for name in names if not name.startswith("jax")]
     return names
 
@@ -139,10 +142,10 @@ def main() -> None:
             seconds = {RIVALS[name]: row["trace"] for name, row in middle.items() if "trace" in row}
             traces[model] = dict(harness.ratios(seconds, RIVALS["jax"]))
     body = (
-        "Seconds since the import of a train step (batch 64, SGD, float32, CPU) in a fresh process, over those of "
-        f"{RIVALS[BASE]}; smaller is faster. Without files on disk unless the row says so.\n\n"
+        "Seconds from the import to the result of a train step (batch 64, SGD, float32, CPU) in a new process, over those "
+        f"of {RIVALS[BASE]}; smaller is faster. Caches on disk are empty unless the row says otherwise.\n\n"
     ) + harness.columns_table(columns)
     if traces:
-        body += "\n\nTracing the step in a process that has traced before, over JAX's lowering:\n\n"
+        body += "\n\nTime of tracing the step in a process that has traced it before, over that of JAX's lowering:\n\n"
         body += harness.columns_table(traces)
     harness.report("start", "From the import to the first steps", body, ["jax", "optax"])

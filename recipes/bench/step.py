@@ -1,11 +1,10 @@
-"""One train step: fnn eager, replayed and compiled against torch.nn + torch.optim, torch.compile, TorchOpt and JAX.
+"""Time of one train step by fnn (eager, replayed, compiled), torch.nn + torch.optim, torch.compile, TorchOpt and JAX.
 
-``--models mlp lenet narrow residual transformer``, ``--batch 64 1024``, ``--optimizers sgd adam``: a section of the
-report for each model, which replaces the model's section of an earlier run. ``--seconds 15`` is what the timing of one
-column takes, compilation apart (one to two minutes a column; ``--without-inductor`` leaves out what it compiles).
-``--device cuda --dtype bfloat16 --tf32``: parameters,
-their update and the loss stay float32, layers are computed in the narrower type. ``--models large --batch 8192`` is
-for GPUs. The CUDA part has not been run on a GPU.
+The flags are ``--models mlp lenet narrow residual transformer``, ``--batch 64 1024`` and ``--optimizers sgd adam``. Each
+model has a section of the report, which replaces its section of an earlier run. The timing of one column takes
+``--seconds 15``; compilation takes another one to two minutes, and ``--without-inductor`` omits the rivals that Inductor
+compiles. With ``--device cuda --dtype bfloat16 --tf32``, the parameters, their update and the loss stay float32, and the
+layers compute in the narrower type. ``--models large --batch 8192`` is for GPUs. The CUDA part has not been run on a GPU.
 """
 
 import argparse
@@ -39,7 +38,7 @@ def steps(given: rivals.Problem, inductor: bool = True) -> dict[str, rivals.Step
 
 
 def column(given: rivals.Problem, options: argparse.Namespace) -> dict[str, object]:
-    """Ratios of the rivals, and below them the floor."""
+    """The ratios of the rivals, and after them the floor."""
     torch.compiler.reset()
     calls = steps(given, not options.without_inductor)
     best = REPLAY if options.without_inductor else INDUCTOR
@@ -63,9 +62,12 @@ def main() -> None:
     parser.add_argument("--batch", nargs="+", type=int, default=[64, 1024])
     parser.add_argument("--optimizers", nargs="+", default=["sgd", "adam"])
     parser.add_argument("--seconds", type=float, default=15.0)
-    parser.add_argument("--without-inductor", action="store_true", help="only rivals that are not compiled by it")
+    parser.add_argument("--without-inductor", action="store_true", help="omit the rivals that Inductor compiles")
     parser.add_argument(
-        "--floor-size", type=int, default=0, help="side of the matrices that the floor is measured with"
+        "--floor-size",
+        type=int,
+        default=0,
+        help="side of the square matrices that the floor is measured with; 0 chooses by device",
     )
     options = parser.parse_args()
     dtype = harness.prepare(options)

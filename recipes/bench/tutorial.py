@@ -1,6 +1,7 @@
-"""The tutorial's whole run on Fashion-MNIST, from process start to exit: the recipe against the tutorial's own loop.
+"""Time of the tutorial's whole run on Fashion-MNIST, from process start to exit, by the recipe and the tutorial's loop.
 
-``--epochs 10``, ``--rounds 1``, ``--rivals replay cold warm``. Reads the data where FNN_DATA says.
+The flags are ``--epochs 10``, ``--rounds 1`` and ``--rivals replay cold warm``. The environment variable FNN_DATA names
+the folder of the data.
 """
 
 import argparse
@@ -22,14 +23,17 @@ RIVALS = {
     "cold": "--compile, first time on this machine",
     "warm": "--compile, again",
 }
-# of the tenth epoch; seeds differ by as much
+# largest differences at the tenth epoch; runs with different seeds differ by as much
 CLOSE = {"test_accuracy": 0.015, "test_loss": 0.025}
 
 
 def timed(command: list[str], cache: Path | None = None) -> tuple[float, str]:
-    """Seconds from start to exit of a process on one thread, and what it printed. cache: where torch's files go."""
+    """Run a process on one thread; return the seconds from start to exit, and what it printed.
+
+    torch writes its caches and temporary files to the folder ``cache``.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(LOOP.parents[2])}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # a library is byte-compiled once, not in every process
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # so that libraries are byte-compiled once, not in every process
     if cache:
         cache.mkdir(exist_ok=True)
         environment |= {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TMPDIR": str(cache)}
@@ -44,7 +48,7 @@ def tutorial(root: str, epochs: int) -> tuple[float, dict[str, float]]:
 
 
 def recipe(name: str, root: str, epochs: int, folder: Path) -> tuple[float, dict[str, float]]:
-    """``cold`` before ``warm``: it fills the cache."""
+    """Run the recipe. ``cold`` must run before ``warm``, because it fills the cache."""
     flags = [*RECIPE, "--data-root", root, "--output", str(folder / name), "--epochs", str(epochs)]
     if name in ("cold", "warm"):
         flags += ["--compile"]
@@ -60,8 +64,10 @@ def main() -> None:
     options = parser.parse_args()
     root = os.environ.get("FNN_DATA")
     if root is None:
-        sys.exit("FNN_DATA names no folder with FashionMNIST/raw")
-    timed(["-c", "import torchvision, fnn, recipes.training"])  # byte-compiled and in the file cache for all
+        sys.exit("FNN_DATA is not set: set it to the folder that contains FashionMNIST/raw")
+    timed(
+        ["-c", "import torchvision, fnn, recipes.training"]
+    )  # byte-compiles the libraries and reads them into the file cache
     seconds: dict[str, list[float]] = {}
     figures: dict[str, dict[str, float]] = {}
     for _ in range(options.rounds):
@@ -73,7 +79,7 @@ def main() -> None:
                     taken, figures[name] = recipe(name, root, options.epochs, Path(folder))
                 seconds.setdefault(name, []).append(taken)
                 print(name, figures[name], flush=True)
-    if options.epochs >= 10:  # in earlier epochs seeds differ by more
+    if options.epochs >= 10:  # in earlier epochs runs with different seeds differ by more
         for name, row in figures.items():
             for figure, most in CLOSE.items():
                 gap = abs(row[figure] - figures["tutorial"][figure])

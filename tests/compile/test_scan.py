@@ -639,10 +639,7 @@ def test_inductor(transform):
     problem = nested if transform == "grad" else gru
     through = lambda scan: TRANSFORMS[transform](lambda *args: problem(scan, *args))
     args = PARAMS, H, XS
-    graph, _ = traced(through(fnn.scan), *args)
-    options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-    got = torch.compile(graph, fullgraph=True, options=options)(*fnn.tree.leaves(args))
-    close(list(got), fnn.tree.leaves(through(plain_scan)(*args)))
+    close(fnn.jit(through(fnn.scan), backend="inductor")(*args), through(plain_scan)(*args))
 
 
 @pytest.mark.parametrize("problem", [gru, train_steps, named_tuple, nested], ids=lambda problem: problem.__name__)
