@@ -216,9 +216,8 @@ class _Source:
             self.add(f"del {', '.join(map(self.name, dying))}")
 
     def function(self) -> Run:
-        parameters = ", ".join(
-            ["inputs", *(f"{name}={name}" for name in self.values)]
-        )  # defaults are local variables, which are fast to look up
+        # parameters with defaults are local variables, which are fast to look up
+        parameters = ", ".join(["inputs", *(f"{name}={name}" for name in self.values)])
         scope = dict(self.values)
         exec(f"def replay({parameters}):\n" + "".join(f"    {line}\n" for line in self.lines), scope)
         return scope["replay"]
