@@ -1,9 +1,9 @@
-"""Every private torch name that fnn uses, in one place.
+"""All private torch names that fnn uses.
 
-Checked on torch 2.11, 2.13 and the newest release at the time of writing (see docs/decisions.md).
-tests/test_torch.py fails by name when one of them moves.
+They were checked on torch 2.11, 2.13 and the newest release at the time of writing (see docs/decisions.md). If torch
+moves one of them, tests/test_torch.py fails and names it.
 """
-# the types of private names are not declared
+# torch does not declare the types of private names
 # pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false, reportArgumentType=false
 # pyright: reportCallIssue=false
 
@@ -40,7 +40,7 @@ from torch.utils._pytree import (  # no public pytree module in any supported ve
     tree_unflatten,
 )
 
-# names that bring the compiler with them, which takes as long to import as the rest of torch: when first asked for
+# these names are imported at first use, because their modules import the compiler, which takes as long as torch itself
 _LATER = {
     "CustomGraphPass": ("torch._inductor.custom_graph_pass", "CustomGraphPass"),
     "get_hash_for_files": ("torch._inductor.custom_graph_pass", "get_hash_for_files"),
@@ -58,7 +58,7 @@ def __getattr__(name: str) -> Any:
 
 foreach_copy = torch._foreach_copy_
 
-# multi-tensor and fused kernels, by the name of the tensor's method or of the optimizer
+# multi-tensor kernels, by the name of the method of a tensor
 foreach = {
     name: getattr(torch, f"_foreach_{name}")
     for name in (
@@ -84,11 +84,11 @@ class _Tracing(threading.local):
 
 
 _tracing = _Tracing()
-_trace_lock = threading.RLock()  # torch keeps the flag that something is compiled once for all threads
+_trace_lock = threading.RLock()  # torch's flag for is_compiling() is shared by all threads
 
 
 def data_dependent_errors() -> tuple[type[Exception], ...]:
-    """What torch raises where Python asks for the value of a traced tensor, or for a size that depends on one."""
+    """What torch raises if Python asks for the value of a traced tensor, or for a size that depends on values."""
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
@@ -98,13 +98,14 @@ def data_dependent_errors() -> tuple[type[Exception], ...]:
 def record(
     function: Callable[..., list[Tensor]], layouts: Iterable[tuple], for_replay: bool
 ) -> tuple[torch.fx.GraphModule, Callable[[Tensor], Tensor]]:
-    """The operations of a function of tensors, run once on abstract tensors of these shapes, strides, dtypes, devices.
+    """Record the operations of a function of tensors, which runs once on abstract tensors of these layouts.
 
-    The second result gives the abstract tensor that stood for one that the function closed over.
+    A layout is (shape, strides, dtype, device). The first result is the graph. The second is a function that returns
+    the abstract tensor for a tensor that the function closed over.
 
-    Operations that change a tensor become operations that make one; a change of an argument is copied into it at the
-    end of the graph. With ``for_replay``, :func:`multi_tensor_kernels` is true meanwhile. A Python number that is read
-    from a tensor raises one of :func:`data_dependent_errors`.
+    In-place operations are replaced by operations that return a new tensor; if an argument was changed, its new value
+    is copied into it at the end of the graph. With ``for_replay``, :func:`multi_tensor_kernels` is true during the
+    trace. If a Python number is read from a tensor, one of :func:`data_dependent_errors` is raised.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -126,18 +127,18 @@ def record(
 
 
 def inductor(module: torch.fx.GraphModule, inputs: list[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
-    """A flat graph compiled by Inductor for inputs like these, called without torch.compile's guards."""
+    """Compile a flat graph with Inductor for inputs like these, without the guards of torch.compile."""
     from torch._inductor import standalone_compile
 
     mode = getattr(inputs[0], "fake_mode", None) if inputs else None
     if mode is not None:
-        mode.allow_scalar_outputs = True  # the compiler's own loops read their counter
+        mode.allow_scalar_outputs = True  # loops in the generated code read the value of their counter
     with torch.no_grad():
         return standalone_compile(module, inputs, options={"config_patches": options})
 
 
 def load_inductor(file: Path, options: dict[str, Any]) -> Callable[..., Any]:
-    """What the ``save`` of a graph compiled by :func:`inductor` wrote."""
+    """Load compiled code from a file that the ``save`` method of a result of :func:`inductor` wrote."""
     from torch._inductor import CompiledArtifact, config
 
     with config.patch(options):
@@ -146,7 +147,7 @@ def load_inductor(file: Path, options: dict[str, Any]) -> Callable[..., Any]:
 
 @contextmanager
 def _compiling() -> Iterator[None]:
-    """While it lasts ``torch.compiler.is_compiling()`` is true, so that foreign code takes its traceable path."""
+    """Make ``torch.compiler.is_compiling()`` true, so that code of other libraries takes its traceable path."""
     before = torch.compiler._is_compiling_flag
     torch.compiler._is_compiling_flag = True
     try:
@@ -156,14 +157,14 @@ def _compiling() -> Iterator[None]:
 
 
 def is_abstract(tensor: Tensor) -> bool:
-    """Whether a tensor stands for a value that is not known while a function is traced."""
+    """Whether the tensor is a fake tensor or is wrapped by a transform, so that its value may not be known."""
     from torch._subclasses.fake_tensor import FakeTensor
 
     return isinstance(tensor, FakeTensor) or is_functorch_wrapped_tensor(tensor)
 
 
 def plain_call() -> bool:
-    """Whether a jitted function is called inside a trace, a transform or a mode, where it is the plain function."""
+    """Whether a trace, a transform or a dispatch mode is active, so that jitted functions run as plain ones."""
     return (
         _tracing.fake_mode is not None
         or peek_interpreter_stack() is not None
@@ -173,10 +174,10 @@ def plain_call() -> bool:
 
 
 def multi_tensor_kernels() -> bool:
-    """Whether kernels of lists of tensors may be called here.
+    """Whether multi-tensor and fused kernels may be called here.
 
-    They may in ordinary eager code and in a graph that will be replayed operation by operation; not inside a
-    transform of torch.func, nor where a compiler traces, which fuses code written leaf by leaf better.
+    They may be called in ordinary eager code and in a graph that will be replayed operation by operation. They may not
+    be called inside a transform of torch.func, nor in a trace for a compiler, which fuses separate leaves better.
     """
     levels = get_interpreter_stack() or []
     if any(level.key() != TransformType.Functionalize for level in levels):
@@ -187,7 +188,7 @@ def multi_tensor_kernels() -> bool:
 
 
 def in_place_form(operation: Any) -> Any:
-    """The operation that writes the same into its arguments: ``aten.add_.Tensor`` for ``aten.add.Tensor``."""
+    """The in-place form of an operation, such as ``aten.add_.Tensor`` of ``aten.add.Tensor``; None if it has none."""
     if not is_operation(operation):
         return None
     packet = getattr(getattr(torch.ops, operation.namespace), f"{operation._opname}_", None)
@@ -195,7 +196,7 @@ def in_place_form(operation: Any) -> Any:
 
 
 def is_operation(target: Any) -> bool:
-    """Whether what a node of a graph calls is one of torch's operations, such as ``aten.add.Tensor``."""
+    """Whether the target of a node is one of torch's operations, such as ``aten.add.Tensor``."""
     return isinstance(target, torch._ops.OpOverload)
 
 
@@ -205,7 +206,7 @@ def is_random(operation: Any) -> bool:
 
 
 class _Seen(TorchDispatchMode):
-    """Notes the first operation that is called, and returns a value for it in place of running it."""
+    """Records the first operation that is called, and returns ``value`` instead of running the expected operation."""
 
     def __init__(self, expected: Any, value: Any) -> None:
         super().__init__()
@@ -220,7 +221,7 @@ class _Seen(TorchDispatchMode):
 
 @functools.cache
 def _functions_of(name: str) -> list[Callable]:
-    """torch's own functions of this name, whose way to the kernel is shorter than that of ``torch.ops``."""
+    """torch's own functions of this name, which call the kernel with less overhead than those of ``torch.ops``."""
     places = torch._C._VariableFunctions, torch._C._nn, torch._C.TensorBase
     return [getattr(place, name) for place in places if hasattr(place, name)]
 
@@ -229,9 +230,9 @@ _direct: dict[tuple, Callable] = {}
 
 
 def direct_call(operation: Any, args: tuple, kwargs: dict, value: Any) -> Callable:
-    """The fastest function that calls this operation with arguments like these, whose tensors are nodes of a graph.
+    """The fastest function that calls this operation with arguments like these, in which nodes stand for tensors.
 
-    value: what the operation gave when the graph was recorded.
+    value: the abstract result of the operation.
     """
     if not is_operation(operation):
         return operation
@@ -266,9 +267,9 @@ torch.fx.node.has_side_effect(python_call)
 
 
 def call_when_run(function: Callable[[list[Tensor]], None], tensors: Iterable[Tensor]) -> None:
-    """Call a function of tensors for its effect: now, or where a graph is recorded, whenever that is replayed.
+    """Call a function of tensors for its side effect: now, or, while a graph is recorded, at each replay of the graph.
 
-    It is given the plain tensors below all transforms of torch.func.
+    The function receives the plain tensors, without the wrappers of the transforms of torch.func.
     """
     plain = []
     for tensor in tensors:
@@ -285,7 +286,7 @@ def call_when_run(function: Callable[[list[Tensor]], None], tensors: Iterable[Te
 
 
 class after_each_operation(TorchDispatchMode):  # noqa: N801  (it is used as a context manager)
-    """Call ``check(name, arguments, results)`` after each operation that runs, with the tensors among them."""
+    """Call ``check(name, arguments, results)`` after each operation, with lists of the tensors."""
 
     def __init__(self, check: Callable[[str, list[Tensor], list[Tensor]], None]) -> None:
         super().__init__()
@@ -310,7 +311,7 @@ def inside_derivative() -> bool:
 
 
 def values_can_be_read() -> bool:
-    """Whether a number may be taken out of a tensor here: not in a trace, nor under ``vmap``."""
+    """Whether Python may read the value of a tensor here: it may not in a trace, nor under ``vmap``."""
     return not (inside_vmap() or torch.compiler.is_compiling() or dispatch_modes())
 
 
@@ -323,7 +324,7 @@ def is_of_outer_transform(tensor: Tensor) -> bool:
 
 
 def forward_mode_inside_jvp() -> Any:
-    """Forward mode for what the ``jvp`` of a ``torch.autograd.Function`` computes, so that it can be differentiated."""
+    """Enable forward mode in the ``jvp`` of a ``torch.autograd.Function``, so that it can be differentiated."""
     return torch.autograd.forward_ad._set_fwd_grad_enabled(True)
 
 
@@ -335,7 +336,7 @@ def without_tangent(tensor: Tensor) -> Tensor:
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether the numbers of a tensor may be looked at here: not under vmap, nor where a function is traced."""
+    """Whether Python may read the values of this tensor: it may not under vmap, nor in a trace."""
     while is_functorch_wrapped_tensor(tensor):
         if is_batchedtensor(tensor):
             return False
@@ -345,12 +346,12 @@ def readable(tensor: Tensor) -> bool:
 
 def storage_users(tensor: Tensor) -> int:
     """How many tensors share the memory of this one, itself included."""
-    handle = tensor.untyped_storage()  # counts itself
+    handle = tensor.untyped_storage()  # the handle is counted, too
     return torch._C._storage_Use_Count(handle._cdata) - 1
 
 
 def storage_id(tensor: Tensor) -> int:
-    """A number that two tensors share exactly when they share memory, while both are alive."""
+    """A number that is equal for two living tensors if and only if they share a storage."""
     return tensor.untyped_storage()._cdata
 
 
@@ -365,15 +366,16 @@ def is_view(tensor: Tensor) -> bool:
 
 
 def size_hint(size: int | torch.SymInt) -> int | None:
-    """A size in a traced graph: the number itself, or the one that a symbolic size was traced with; None if unknown."""
+    """A size in a compiler's graph: the number itself, or the hint of a symbolic size; None if there is no hint."""
     known = size if isinstance(size, int) else size.node.hint
     return known if isinstance(known, int) else None
 
 
 def cached_libraries() -> dict[str, Path]:
-    """Libraries of this process's CPU graphs, and of the compiler's look at the processor, by place in its cache.
+    """The shared libraries that Inductor built for this process's CPU graphs and for detecting the processor.
 
-    ``torch.compiler.save_cache_artifacts`` leaves them out, though making them takes longer than the rest.
+    The keys are their paths in Inductor's cache. ``torch.compiler.save_cache_artifacts`` does not save these libraries,
+    although compiling them takes longer than everything else.
     """
     from torch._inductor.codecache import CppPythonBindingsCodeCache
 
@@ -384,7 +386,7 @@ def cached_libraries() -> dict[str, Path]:
 
 
 def cache_folder() -> Path:
-    """Where torch keeps what it has compiled: TORCHINDUCTOR_CACHE_DIR, or a folder of the user in the temporary one."""
+    """The folder of Inductor's cache: TORCHINDUCTOR_CACHE_DIR, or a folder of the user in the temporary folder."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     return Path(cache_dir())
@@ -417,22 +419,22 @@ def outside_transforms() -> Any:
 
 
 class NotClosedError(Exception):
-    """A function cannot be made a graph of its own, because its meaning depends on the transforms around it."""
+    """A function cannot be made a graph of its own, because its result depends on the transforms around it."""
 
 
 class _OuterTensors(TorchFunctionMode):
-    """Puts a plain tensor in the place of each tensor that belongs to a torch.func transform outside the function.
+    """Replaces each tensor that belongs to a torch.func transform outside the function by a plain tensor.
 
-    Raises :class:`NotClosedError` where the function does what a graph does not keep: a custom ``autograd.Function``,
-    or a region in which gradients are disabled.
+    Raises :class:`NotClosedError` if the function uses something that a graph cannot represent: a custom
+    ``autograd.Function``, or a region in which gradients are disabled.
     """
 
     def __init__(self, tracer: Any) -> None:
         super().__init__()
         self.tracer = tracer
         self.detaching = False
-        self.stand_ins: dict[int, tuple[Tensor, Tensor]] = {}  # by the identity of the outer tensor: it, its stand-in
-        self.originals: dict[int, Tensor] = {}  # by the identity of the stand-in
+        self.stand_ins: dict[int, tuple[Tensor, Tensor]] = {}  # by the id of the outer tensor: (outer tensor, stand-in)
+        self.originals: dict[int, Tensor] = {}  # the outer tensor, by the id of the stand-in
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         from torch._functorch.autograd_function import custom_function_call
@@ -456,7 +458,7 @@ class _OuterTensors(TorchFunctionMode):
         return results
 
     def is_recording(self) -> bool:
-        """Whether what runs here is recorded in the function's own graph; it is not in other threads."""
+        """Whether operations are recorded in the function's own graph here; in other threads they are not."""
         mode = _proxy_mode()
         return mode is not None and mode.tracer is self.tracer
 
@@ -467,9 +469,9 @@ class _OuterTensors(TorchFunctionMode):
         return innermost is not None and innermost.level() == 1
 
     def inside(self, value: Any, wrapping: bool = False) -> Any:
-        """The tensor itself where it was made inside the function, otherwise its stand-in.
+        """Return the tensor itself if it was made inside the function, otherwise its stand-in.
 
-        A tensor of no transform needs one only where a transform inside the function is about to wrap it.
+        A tensor that no transform has wrapped needs a stand-in only if a transform inside the function will wrap it.
         """
         if not isinstance(value, Tensor) or not self.is_recording():
             return value
@@ -488,7 +490,7 @@ class _OuterTensors(TorchFunctionMode):
 
 @contextmanager
 def _wrapping(outer: _OuterTensors) -> Iterator[None]:
-    """Show the mode the tensors that torch.func's transforms are given, which they wrap without a visible operation."""
+    """Replace the tensors that inner transforms wrap, too; the mode does not see the wrapping."""
     vmap = importlib.import_module("torch._functorch.vmap")
     eager_transforms = importlib.import_module("torch._functorch.eager_transforms")
     originals = eager_transforms._wrap_for_grad, vmap._add_batch_dim
@@ -510,7 +512,7 @@ _closing = _Closing()
 
 
 def inside(tensor: Tensor) -> Tensor:
-    """The tensor as the function sees it that :func:`closed_graph` is tracing, where that is the case."""
+    """The tensor as seen by the function that :func:`closed_graph` is tracing; itself if there is none."""
     return _closing.functions[-1].inside(tensor) if _closing.functions else tensor
 
 
@@ -525,10 +527,10 @@ def closed_graph(
 ) -> tuple[torch.fx.GraphModule, list[Tensor]]:
     """The graph of a function of tensors that returns a list of tensors, and the tensors that it closes over.
 
-    The graph takes the arguments and then those tensors. It means what the function means at the innermost transform of
-    torch.func that is active here; no transform around the function is part of it. With ``differentiable`` the
-    transforms inside the function work as inside another transform, so that the graph can be differentiated again.
-    No operation of the graph changes a tensor. ``run(graph, values)`` is called to run a graph that holds loops.
+    The inputs of the graph are the arguments and then these tensors. The transforms of torch.func that are active here
+    are not part of the graph; those inside the function are. With ``differentiable`` the latter are traced as if inside
+    another transform, so that the graph can be differentiated again. No operation of the graph changes a tensor.
+    ``run(graph, values)`` is called to run a graph that contains loops.
     """
     from torch._functorch import eager_transforms
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -551,12 +553,12 @@ def closed_graph(
             _closing.functions.pop()
 
     def detach(tensor: Tensor) -> Tensor:
-        """As the function wrote it; autograd, which detaches what it saves, means the tensor itself."""
+        """Keep a detach that the function calls. Autograd detaches the tensors that it saves; that becomes an alias."""
         if _closing.functions and _closing.functions[-1].detaching:
             return NotImplemented
         return torch.ops.aten.alias.default(tensor)
 
-    alive: list[Any] = []  # so that no identity is used twice
+    alive: list[Any] = []  # keeps tensors alive, so that no id is used twice
     with not_recorded(), outside_transforms():
         graph = make_fx(traced, {torch.ops.aten.detach.default: detach}, _allow_non_fake_inputs=True)(*examples)
         constants = _hoist_constants(graph, originals)
@@ -576,7 +578,7 @@ def _writes(node: torch.fx.Node) -> bool:
 
 
 def _hoist_constants(graph: torch.fx.GraphModule, originals: dict[int, Tensor]) -> list[Tensor]:
-    """Turn the tensors that a graph holds into further inputs; they are returned."""
+    """Turn the tensors that a graph holds as attributes into additional inputs, and return them."""
     placeholders: dict[int, torch.fx.Node] = {}
     constants: list[Tensor] = []
     last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1:]
@@ -598,10 +600,10 @@ def _hoist_constants(graph: torch.fx.GraphModule, originals: dict[int, Tensor]) 
 
 
 class Level:
-    """The innermost transform of torch.func that is active, as a loop has to see it.
+    """The innermost active transform of torch.func, with the operations that a loop needs of it.
 
-    ``kind`` is "vmap", "grad", "jvp" or "functionalize". ``unwrap`` and ``wrap`` take a tensor to the next level and
-    back; what runs ``below`` sees the next level as the innermost.
+    ``kind`` is "vmap", "grad", "jvp" or "functionalize". ``unwrap`` removes this transform's wrapper from a tensor and
+    ``wrap`` adds it. Within the context ``below()`` this transform is not active.
     """
 
     def __init__(self) -> None:
@@ -630,7 +632,7 @@ class Level:
         return FunctorchFunctionalizeAPI(self._interpreter)
 
     def unwrap_batched(self, tensor: Tensor) -> tuple[Tensor, int | None]:
-        """The tensor below and the position of the dimension that vmap hides; None where there is none."""
+        """The unwrapped tensor and the position of the dimension that vmap hides; None if it has no such dimension."""
         return torch._C._functorch._unwrap_batched(tensor, self.number)
 
     def wrap_batched(self, tensor: Tensor, position: int) -> Tensor:
@@ -645,7 +647,7 @@ class Level:
         return self._interpreter.randomness()
 
     def is_innermost(self, wrapped: Tensor) -> bool:
-        """Whether this transform, one of whose tensors is given, has not ended and is the innermost one."""
+        """Whether this transform is still active and the innermost one. ``wrapped`` is one of its tensors."""
         current = peek_interpreter_stack()
         alive = torch._C._functorch.unwrap_if_dead(wrapped) is wrapped
         return alive and current is not None and current.level() == self.number
@@ -656,7 +658,7 @@ class Level:
 
 
 def single_level_function(name: str, methods: dict[str, Callable], inside_transform: bool) -> Callable[..., Any]:
-    """``apply`` of an autograd.Function, of the innermost transform alone where there is one."""
+    """``apply`` of an autograd.Function, which inside transforms acts only on the innermost one."""
     from torch._functorch.utils import enable_single_level_autograd_function
 
     function = torch.autograd.function._SingleLevelFunction if inside_transform else torch.autograd.Function
@@ -679,9 +681,9 @@ def derivatives_enabled() -> Iterator[None]:
 def record_scan(
     body: torch.fx.GraphModule, carry: list[Tensor], xs: list[Tensor], closed_over: list[Tensor]
 ) -> tuple[Tensor, ...]:
-    """Record one loop: torch's scan operator, whose body takes carry, x and closed_over and returns carry and y.
+    """Record one loop as torch's scan operator, whose body takes carry, x and closed_over and returns carry and y.
 
-    As ``torch._higher_order_ops.scan.trace_scan`` does, without importing the compiler.
+    ``torch._higher_order_ops.scan.trace_scan`` does the same, but imports the compiler.
     """
     from torch.fx.experimental.proxy_tensor import track_tensor_tree
 

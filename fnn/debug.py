@@ -1,4 +1,4 @@
-"""Looking into functions that run as one graph: printing, and the first operation that makes a nan."""
+"""Debugging: printing inside jitted functions, and finding the first operation that produces a nan."""
 
 import builtins
 import sys
@@ -17,10 +17,10 @@ __all__ = ["nans", "print"]
 
 
 def print(template: str, *values: Any) -> None:
-    """Print ``template.format(*values)``, inside :func:`fnn.jit` each time that the function runs.
+    """Print ``template.format(*values)``; in a function jitted by :func:`fnn.jit`, each time that the function runs.
 
-    Values are tensors, or trees of them. Inside ``vmap`` the tensors of all samples are printed at once, and inside
-    ``grad`` and its like the values that are differentiated. With ``backend="inductor"`` it raises ``TypeError``.
+    The values are tensors or trees of tensors. Inside ``vmap`` the tensors of all samples are printed at once, and
+    inside ``grad`` and other derivatives the plain values. With ``backend="inductor"`` it raises ``TypeError``.
 
     >>> print("x = {}", torch.ones(2))
     x = tensor([1., 1.])
@@ -34,10 +34,10 @@ def print(template: str, *values: Any) -> None:
 
 @contextmanager
 def nans() -> Iterator[None]:
-    """While it lasts, the first operation that makes a nan raises ``FloatingPointError`` naming it and the user's line.
+    """Within this context, an operation that produces a nan from arguments without one raises ``FloatingPointError``.
 
-    Only an operation none of whose arguments has a nan counts. Jitted functions run as plain ones meanwhile. In a
-    derivative the line is that where the derivative is asked for.
+    The message names the operation and the user's line. Jitted functions run as plain functions within the context.
+    For an operation of a backward pass, the line is the one that calls for the derivative.
 
     >>> with nans():
     ...     torch.tensor(-1.0).log()

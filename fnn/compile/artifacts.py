@@ -1,4 +1,4 @@
-"""Compiled code in a file, to be shipped with a program."""
+"""Saving compiled code to a file, so that it can be shipped with a program."""
 
 import hashlib
 import os
@@ -17,12 +17,12 @@ from fnn import _torch
 _LIBRARY = re.compile(r"libraries/(\w\w/[\w.]+)")
 _GRAPH = re.compile(r"graphs/(\w{64})")
 _DIGEST = "sha256"
-_made: dict[str, Any] = {}  # what Inductor has made in this process, by the name of the graph
-_loaded: dict[str, bytes] = {}  # what load_compiled has read
+_made: dict[str, Any] = {}  # what Inductor has compiled in this process, by the hash of the graph
+_loaded: dict[str, bytes] = {}  # what load_compiled has read, by the hash of the graph
 
 
 def compiled(module: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
-    """The graph compiled by Inductor, or what a file of :func:`save_compiled` has for it."""
+    """Compile the graph with Inductor, or use the code that :func:`load_compiled` has read for it."""
     layouts = [(tuple(x.shape), x.stride(), x.dtype, x.device) for x in inputs]
     shown = {name: getattr(value, "uuid", lambda value=value: value)() for name, value in options.items()}
     text = f"{torch.__version__}\n{module.code}\n{layouts}\n{sorted(shown.items(), key=str)}"
@@ -39,9 +39,9 @@ def compiled(module: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str
 
 
 def save_compiled(path: str | os.PathLike) -> None:
-    """Write what Inductor has compiled in this process to a file, to be shipped with a program.
+    """Write everything that Inductor has compiled in this process to a file that can be shipped with a program.
 
-    Raises ``ValueError`` when nothing was compiled.
+    Raises ``ValueError`` if nothing has been compiled yet.
     """
     if not _made:
         raise ValueError('save_compiled: nothing has been compiled yet; call a function with backend="inductor" first')
@@ -66,23 +66,24 @@ def save_compiled(path: str | os.PathLike) -> None:
 
 
 def load_compiled(path: str | os.PathLike) -> None:
-    """Read a file of :func:`save_compiled`, before the first call of the functions, which then compile nothing.
+    """Read a file that :func:`save_compiled` wrote, so that the functions in it need not be compiled again.
 
-    The functions are traced as usual; the file serves graphs, shapes and options that are exactly those it was made
-    with, on the same torch version, kind of processor and C++ compiler. All others are compiled. It holds machine
-    code, so load only files that you trust: a checksum shows damage, not malice. Raises ``FileNotFoundError``
-    where there is no such file, ``ValueError`` for another kind of file and for one that was cut or altered.
+    Call this before the functions are called for the first time. They are still traced. The saved code is used only
+    for exactly the same graphs, shapes and options, and with the same torch version, kind of processor and C++
+    compiler; everything else is compiled as usual. The file holds machine code, so load only files that you trust:
+    the checksum detects damage, but not malice. Raises ``FileNotFoundError`` if the file does not exist, and
+    ``ValueError`` if it is a file of another kind, or was truncated or altered.
     """
     path = Path(path).expanduser()
     try:
         with zipfile.ZipFile(path) as archive:
             contents = {name: archive.read(name) for name in archive.namelist()}
-        whole = contents.pop(_DIGEST) == _digest(contents)
+        intact = contents.pop(_DIGEST) == _digest(contents)
     except FileNotFoundError:
         raise
-    except Exception as error:  # zipfile and zlib raise many kinds
+    except Exception as error:  # zipfile and zlib raise many kinds of exceptions
         raise ValueError(f"load_compiled: {path} is not a file of save_compiled, or is damaged ({error})") from error
-    if not whole:
+    if not intact:
         raise ValueError(f"load_compiled: {path} was altered after save_compiled wrote it")
     folder = _torch.cache_folder()
     for name, content in contents.items():

@@ -1,11 +1,12 @@
-"""Matrix products on the CPU, each by one of three routes.
+"""Matrix products on the CPU, each computed in one of three ways.
 
-torch sends every float32 product to one library, and each call costs microseconds before the first multiplication. A
-product of less than 32,768 multiplications takes longer to call than to compute: it is written out as loops, which the
-compiler then merges with the bias, the activation and the update around it, so that a whole step of a narrow network
-is one kernel. A larger one goes to oneDNN on processors of AMD, where it is never slower than torch's own choice, MKL,
-and up to twice as fast; on Intel's MKL is faster. The maker decides, and no measurement, so that the bits of a result
-do not depend on what else the machine is doing. All routes agree to float32 rounding.
+torch sends every float32 product to one library, and each call has an overhead of some microseconds. For a product of
+fewer than 32,768 multiplications the call takes longer than the computation. Such a product is written as loops, which
+the compiler fuses with the bias, the activation and the update around it, so that a whole step of a narrow network is
+one kernel. A larger product goes to oneDNN on AMD processors, where oneDNN is never slower than torch's default, MKL,
+and up to twice as fast; on Intel processors MKL is faster. The choice depends on the vendor of the processor and not on
+a measurement, so that the bits of a result do not depend on what else the machine is doing. The results agree up to
+float32 rounding.
 """
 
 import functools
@@ -23,13 +24,13 @@ aten = torch.ops.aten
 
 
 class Products(_torch.CustomGraphPass):
-    """A pass over the compiler's graph: Inductor's ``post_grad_custom_pre_pass``."""
+    """A pass over the compiler's graph, to be used as Inductor's option ``post_grad_custom_pre_pass``."""
 
     def __init__(self, onednn: bool) -> None:
         self.onednn = onednn
 
     def uuid(self) -> bytes:
-        """What torch's compile cache tells this pass from others by."""
+        """The key of this pass in torch's compile cache."""
         return _torch.get_hash_for_files((__file__,), str(self.onednn))
 
     def __call__(self, graph: torch.fx.Graph) -> None:
@@ -62,9 +63,9 @@ def _loops(graph: torch.fx.Graph, a: torch.fx.Node, b: torch.fx.Node) -> torch.f
 
 def _onednn(graph: torch.fx.Graph, a: torch.fx.Node, b: torch.fx.Node) -> torch.fx.Node:
     transposed = _call(graph, aten.permute.default, b, [1, 0])
-    assert _torch.onednn_linear is not None  # or it would not have been chosen
+    assert _torch.onednn_linear is not None  # onednn_is_faster() has checked this
     node = _call(graph, _torch.onednn_linear.default, a, transposed, None, "none", [], "")
-    node.meta["should_fallback"] = True  # called as it is; Inductor's own form of it is for frozen weights only
+    node.meta["should_fallback"] = True  # call the operation itself: Inductor's lowering of it needs frozen weights
     return node
 
 
@@ -80,7 +81,7 @@ def _value(node: Any) -> torch.Tensor:
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """Whether this is a processor of AMD, and torch has oneDNN."""
+    """Whether the processor was made by AMD and torch was built with oneDNN."""
     if _torch.onednn_linear is None or not torch.backends.mkldnn.is_available():
         return False
     try:

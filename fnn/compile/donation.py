@@ -1,11 +1,12 @@
 """Donation: the results of a step take over the memory of its arguments.
 
 An executable writes each result into the memory of a donated leaf of the same shape and dtype. Then the results get
-tensor objects of their own and the donated objects lose their memory, so that an old tree cannot show new values.
+new tensor objects and the donated tensor objects lose their memory, so that the old tree cannot show new values.
 
-What an interrupt leaves behind is the old state or the new one: it is held back while memory is written, and if it
-comes then, the old tree keeps the new values. The exchange of memory is one call into C, in the middle of which Python
-delivers no signal; an exception right after it exchanges back.
+An interrupt leaves either the old state or the new one, never a mixture. Ctrl-C is delayed while memory is written; if
+it arrives during that time, the old tree stays usable and holds the new values. The tensor objects exchange their
+memory in one call into C, during which Python delivers no signals. If an exception follows directly after the exchange,
+it is undone.
 """
 
 import collections
@@ -23,38 +24,39 @@ from fnn.tree import TreeDef
 
 
 def hold_interrupts() -> Any:
-    """Keep Ctrl-C back until :func:`release_interrupts`, where Python would handle it: in its main thread."""
+    """Delay Ctrl-C until :func:`release_interrupts`. Only the main thread handles signals; others do nothing here."""
     if threading.current_thread() is not threading.main_thread():
         return None
     handler = signal.getsignal(signal.SIGINT)
     if not callable(handler):
         return None
-    came: list[tuple] = []
-    signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
-    return handler, came
+    received: list[tuple] = []
+    signal.signal(signal.SIGINT, lambda *arguments: received.append(arguments))
+    return handler, received
 
 
 def release_interrupts(held: Any) -> None:
-    """Let Ctrl-C through again, and let its handler have the one that came meanwhile."""
+    """Restore the handler of Ctrl-C, and call it if Ctrl-C was pressed in the meantime."""
     if held is not None:
-        handler, came = held
+        handler, received = held
         signal.signal(signal.SIGINT, handler)
-        if came:
-            handler(*came[0])
+        if received:
+            handler(*received[0])
 
 
 def sweep(function: Callable, *columns: Iterable) -> None:
-    """Call a function of C for every row, without a moment at which Python could deliver a signal."""
+    """Call a C function on every row of the columns; the whole loop runs in C, so that no signal can interrupt it."""
     collections.deque(map(function, *columns), maxlen=0)
 
 
 def assign(donated: Sequence[Sequence[Any]], results: Sequence[Any], parts: Sequence[int]) -> list[int | None]:
-    """For each donated leaf the number of the result that takes its memory, or None where there is none.
+    """Find for each donated leaf the index of the result that takes its memory, or None if there is none.
 
-    ``donated`` are the leaves of each donated argument, ``results`` the leaves of the result, each described by what
-    must be equal (shape, dtype, device), and ``parts`` the numbers of leaves of the result's elements. Each donated
-    argument takes the first element of its shapes and dtypes in order; a leaf without such a place takes the first
-    free result that fits. Any choice is exact; this one lets each update be merged with its write.
+    ``donated`` holds the leaves of each donated argument and ``results`` the leaves of the result, each described by
+    what must be equal (shape, dtype, device). ``parts`` holds the number of leaves of each element of the result. Each
+    donated argument is matched with the first free element whose leaves have the same descriptions in the same order.
+    If there is none, each of its leaves is matched with the first free result that fits. Every matching gives correct
+    values; this one usually pairs a leaf with its own update, so that the update can be fused with the write.
     """
     starts = [sum(parts[:i]) for i in range(len(parts))]
     free = dict.fromkeys(range(len(results)))
@@ -76,9 +78,10 @@ def assign(donated: Sequence[Sequence[Any]], results: Sequence[Any], parts: Sequ
 
 
 def own(leaves: list[Any], donated: Sequence[int]) -> None:
-    """Put a copy in the place of each donated leaf whose memory somebody else sees, or that cannot be written in place.
+    """Replace each donated leaf that shares memory with another tensor, or cannot be written in place, by a copy.
 
-    A donated leaf may also be an argument that is not donated: that one is then copied, as it is read meanwhile.
+    A donated leaf may also be passed as an argument that is not donated. That argument is copied too, because it is
+    read while the memory of the donated leaf is written.
     """
     for i in donated:
         if not _is_own(leaves[i]):
@@ -104,10 +107,10 @@ def _is_own(leaf: Tensor) -> bool:
 
 
 class Handover:
-    """Gives the memory of donated tensors to tensor objects of its own.
+    """Moves the memory of donated tensors to new tensor objects.
 
-    The emptied objects serve as the next call's new ones unless somebody still holds them: to make tensors costs more
-    than all else here.
+    Creating tensor objects is the most expensive part of this. Therefore the emptied objects of one call are reused as
+    the new objects of the next call, unless something else still refers to them.
     """
 
     def __init__(self) -> None:
@@ -116,7 +119,7 @@ class Handover:
     def __call__(
         self, given: list[Tensor], own: list[Tensor], places: Sequence[int], results: list, treedef: TreeDef
     ) -> Any:
-        """The tree of the results. ``given`` are the donated tensors and ``own`` they, or what was copied of them."""
+        """Return the tree of results. ``given`` are the donated tensors; ``own`` are these or their copies."""
         news, self._spare = self._spare, []
         if len(news) != len(given) or max(map(sys.getrefcount, news), default=0) > _ALONE:
             news = [*torch.empty((len(given), 0), device="meta").unbind()]
@@ -133,5 +136,5 @@ class Handover:
             raise
 
 
-# how often an object is referred to that one list and one variable, or element of results, hold while they are counted
+# sys.getrefcount of an object that only one list refers to
 _ALONE = next(map(sys.getrefcount, [object()]))

@@ -1,4 +1,4 @@
-"""What runs for one key: a graph that is replayed, or compiled, or replayed until it has been compiled."""
+"""The executable of one traced graph: it is replayed, or compiled, or replayed until it has been compiled."""
 
 import threading
 import warnings
@@ -17,7 +17,7 @@ from fnn.tree import Tree, TreeDef
 
 
 class Signature:
-    """The structure of the arguments that are not static, which of their leaves are donated, and their names."""
+    """The structure of the non-static arguments, the names of their leaves, and which leaves are donated."""
 
     def __init__(self, f: Callable, treedef: TreeDef, donated: Sequence[int], static: Sequence[int]) -> None:
         self.treedef = treedef
@@ -30,7 +30,7 @@ class Signature:
         self.donated = [leaf for block in self.blocks for leaf in block]
 
     def check(self, leaves: Sequence[Any]) -> None:
-        """Raise ``TypeError`` for a leaf that is not a tensor, ``ValueError`` for one donated before or twice."""
+        """Raise ``TypeError`` if a leaf is not a tensor, ``ValueError`` if it was donated before or appears twice."""
         for name, leaf in zip(self.names, leaves, strict=True):
             if not isinstance(leaf, Tensor):
                 raise TypeError(
@@ -53,11 +53,12 @@ class Signature:
 
 
 class Executable:
-    """A traced function, called with leaves of the layouts that it was traced with.
+    """A traced function, called with leaves that have the layouts with which it was traced.
 
-    references: makes of the tensors that the function closed over functions that give them again.
-    backend, mode, options: those of :func:`fnn.jit`. background: generated code takes over from replay when a thread
-    has made it, or, where this is a number, at the call of that number. rare: it is made at the second call.
+    references: turns the tensors that the function closed over into functions that return them.
+    backend, mode, options: as in :func:`fnn.jit`.
+    background: the graph is replayed until a thread has compiled it; an integer says at which call to switch.
+    rare: the arguments may not come again, so the graph is compiled only at the second call.
     """
 
     def __init__(
@@ -99,11 +100,11 @@ class Executable:
             self.thread.start()
 
     def holds(self) -> bool:
-        """Whether the tensors that the function closed over still have the layouts that they were traced with."""
+        """Whether the tensors that the function closed over still have the layouts with which they were traced."""
         return not self.constants or [layout_of(constant()) for constant in self.constants] == self.kinds
 
     def constants_require_grad(self) -> bool:
-        """Whether autograd would have to see what is computed from a tensor that the function closed over."""
+        """Whether a tensor that the function closed over requires gradients."""
         return any(constant().requires_grad for constant in self.constants)
 
     def __call__(self, leaves: list[Tensor], given: list[Tensor]) -> Tree:
@@ -112,7 +113,7 @@ class Executable:
             self._switch()
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            for kind in self.autocast:  # its casts are operations of the graph
+            for kind in self.autocast:  # the graph already contains autocast's conversions
                 stack.enter_context(torch.autocast(kind, enabled=False))
             closed_over = [constant() for constant in self.constants]
             if closed_over and given:
@@ -124,7 +125,7 @@ class Executable:
         return self.hand_over(given, [leaves[i] for i in self.donated], self.places, results, self.treedef)
 
     def _switch(self) -> None:
-        """Go on with generated code if it is time."""
+        """Switch to the compiled code if it is ready, or if the call at which to switch has been reached."""
         self.calls += 1
         if self.switch_at is None:
             ready = self.thread is not None and not self.thread.is_alive()
@@ -145,7 +146,7 @@ class Executable:
         except Exception as error:
             if self.thread is None:
                 raise
-            warnings.warn(f"Inductor failed in the background, and the graph stays replayed: {error}", stacklevel=2)
+            warnings.warn(f"Inductor failed in the background; the graph is still replayed: {error}", stacklevel=2)
 
 
 def _kind(layout: Layout) -> tuple:
@@ -154,7 +155,7 @@ def _kind(layout: Layout) -> tuple:
 
 
 def _places(signature: Signature, layouts: Sequence[Layout], traced: Trace) -> list[int]:
-    """For each donated leaf the number of the result that takes its memory. Raises ``ValueError`` if there is none."""
+    """Find for each donated leaf the index of the result that takes its memory; ``ValueError`` if there is none."""
     results = [_kind(v.meta["val"]) if isinstance(v, torch.fx.Node) else None for v in traced.results]
     node = traced.treedef.node
     parts = traced.treedef.children if node and node.kind in (tuple, list) else (traced.treedef,)
@@ -166,7 +167,7 @@ def _places(signature: Signature, layouts: Sequence[Layout], traced: Trace) -> l
             shown = ", ".join(f"{tuple(shape)} {dtype}" for shape, dtype, _ in left) or "nothing"
             raise ValueError(
                 f"{signature.names[i]} is donated, but no result is left with its shape {tuple(layouts[i].shape)} and "
-                f"dtype {layouts[i].dtype} to take its memory; left are: {shown}. Return its new value in the same "
-                "shape and dtype, or leave the argument out of donate_argnums"
+                f"dtype {layouts[i].dtype} to take its memory; the results left are: {shown}. Return its new value in "
+                "the same shape and dtype, or leave the argument out of donate_argnums"
             )
     return [place for place in places if place is not None]

@@ -1,4 +1,4 @@
-"""``trace``: the graph of a function as a value that can be printed, counted and drawn."""
+"""``trace``: the graph of a function, which can be printed, measured and drawn."""
 
 import html
 import math
@@ -26,7 +26,7 @@ _HIDDEN = ("layout", "device", "pin_memory", "memory_format")
 
 
 def trace(f: Callable[..., Tree]) -> Callable[..., "Graph"]:
-    """``trace(f)(*args)`` runs f on abstract tensors like those in args, and returns the :class:`Graph` of what it did.
+    """``trace(f)(*args)`` runs f on abstract tensors like those in args, and returns its :class:`Graph`.
 
     Raises what :func:`fnn.jit` raises for a function that cannot be traced.
 
@@ -48,16 +48,16 @@ def trace(f: Callable[..., Tree]) -> Callable[..., "Graph"]:
 
 
 class Graph:
-    """The operations of a function in the order in which they run, forward and derivative alike.
+    """The operations of a function and its derivatives, in the order in which they run.
 
-    Made by :func:`trace`. ``str(graph)`` writes one operation a line, with types; ``nodes`` are torch's
-    (``torch.fx.Node``).
+    Made by :func:`trace`. ``str(graph)`` has one line for each operation, with shapes and dtypes; ``nodes`` are
+    ``torch.fx.Node`` objects.
     """
 
     def __init__(self, traced: Trace, names: list[str]) -> None:
         self._trace = traced
         self.module = traced.module
-        """The graph as a ``torch.fx.GraphModule`` of the leaves and the tensors that were closed over."""
+        """The graph as a ``torch.fx.GraphModule``, whose inputs are the leaves and then the tensors closed over."""
         closed = [f"closed over {i}" for i in range(len(traced.constants))]
         self.inputs = dict(zip(traced.inputs, [*names, *closed], strict=True))
         """The path of each input, by its node."""
@@ -69,7 +69,9 @@ class Graph:
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions in matrix products, convolutions and attention; the rest is not counted.
+        """The number of multiplications and additions in matrix products, convolutions and attention.
+
+        Other operations are not counted.
 
         >>> trace(torch.mm)(torch.ones(2, 3), torch.ones(3, 4)).flops
         48
@@ -78,7 +80,7 @@ class Graph:
 
     @property
     def bytes(self) -> int:
-        """How many bytes the operations read and write if each does so by itself. Views move none.
+        """The number of bytes that the operations read and write if nothing is fused. Views count as zero.
 
         >>> trace(torch.sin)(torch.ones(100)).bytes
         800
@@ -89,7 +91,7 @@ class Graph:
 
     @property
     def peak_memory(self) -> int:
-        """The most bytes that are held at once, inputs included, if each value is freed after its last use.
+        """The largest number of bytes in use at once, inputs included, if each value is freed after its last use.
 
         >>> trace(lambda x: x.sin().cos().tan())(torch.ones(100)).peak_memory
         1200
@@ -138,7 +140,7 @@ class Graph:
     __repr__ = __str__
 
     def svg(self) -> str:
-        """A drawing, as the text of an SVG file: inputs on top, each operation below everything that it needs.
+        """Draw the graph, as the text of an SVG file: each operation is below everything that it needs.
 
         >>> trace(torch.sin)(torch.ones(3)).svg()[:4]
         '<svg'
@@ -147,14 +149,14 @@ class Graph:
 
 
 def _operation(node: fx.Node) -> str:
-    """The name of a node's operation, empty where it only takes a value out of several."""
+    """The name of a node's operation; empty if the node only selects one of several results."""
     if node.target is operator.getitem:
         return ""
     return getattr(node.target, "_opname", None) or getattr(node.target, "__name__", str(node.target))
 
 
 def _letters() -> Iterator[str]:
-    """a, b, ..., z, aa, ab, ..."""
+    """Yield a, b, ..., z, aa, ab, ..."""
     number = 0
     while True:
         number += 1
@@ -166,7 +168,7 @@ def _letters() -> Iterator[str]:
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    """The abstract tensors of nodes, and of lists of them."""
+    """The abstract tensors of a node, or of a list of nodes."""
     if isinstance(value, fx.Node):
         value = value.meta.get("val")
     if isinstance(value, (list, tuple)):
@@ -175,7 +177,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _made(node: fx.Node) -> list[Tensor]:
-    """The values of a node that are not views of its arguments."""
+    """The results of a node that are not views of its arguments."""
     if node.target is operator.getitem:
         return []
     given = {_torch.storage_id(value) for value in _tensors(node.args)}
@@ -195,7 +197,7 @@ def _flops(node: fx.Node) -> int:
 
 
 def _values(arguments: Any) -> Any:
-    """The arguments of a node with the abstract value of each node among them in its place."""
+    """The arguments of a node, with each node among them replaced by its abstract value."""
     return fx.map_arg(arguments, lambda used: used.meta["val"])
 
 
@@ -214,7 +216,7 @@ def _draw(graph: Graph) -> str:
     for node in [*graph.inputs, *graph.nodes]:
         sources[node] = [producer(used) for used in node.all_input_nodes]
         level[node] = 1 + max((level[used] for used in sources[node]), default=-1)
-    for node in graph.inputs:  # right above the first operation that needs it
+    for node in graph.inputs:  # directly above the first operation that needs it
         below = [level[other] for other, used in sources.items() if node in used]
         level[node] = min(below, default=1) - 1
     rows: dict[int, list[fx.Node]] = {}

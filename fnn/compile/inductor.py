@@ -16,13 +16,15 @@ aten = torch.ops.aten
 
 
 def compile_graph(trace: Trace, donated: Mapping[int, int], mode: str | None, options: dict[str, Any]) -> Run:
-    """As :func:`fnn.compile.replay.replay`: the results of the graph, by generated code.
+    """Like :func:`fnn.compile.replay.replay`, but with code that Inductor generates.
 
-    New values of donated inputs are copied into them at the end of the graph, which the compiler merges with the last
-    operation that computes them.
+    The new values of donated inputs are copied into them at the end of the graph. The compiler fuses these copies with
+    the operations that compute the values.
     """
     if any(node.target is _torch.python_call for node in trace.module.graph.nodes):
-        raise TypeError('fnn.debug.print works with backend="replay" only; take it out, or jit without "inductor"')
+        raise TypeError(
+            'fnn.debug.print works with backend="replay" only; remove it, or use jit without backend="inductor"'
+        )
     own_results(trace, donated)
     graph, inputs = trace.module.graph, trace.inputs
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
@@ -37,7 +39,7 @@ def compile_graph(trace: Trace, donated: Mapping[int, int], mode: str | None, op
     trace.module.recompile()
     code = compiled(trace.module, [node.meta["val"] for node in inputs], _options(trace, mode, options))
     values = [None if isinstance(value, fx.Node) else value for value in trace.results]
-    in_graph_memory = mode == "reduce-overhead"  # where the next call of the graph overwrites it
+    in_graph_memory = mode == "reduce-overhead"  # a CUDA graph overwrites its results at the next call
 
     def run(inputs: list[Tensor]) -> list[Any]:
         held = hold_interrupts() if owners else None
@@ -61,7 +63,7 @@ def _options(trace: Trace, mode: str | None, options: dict[str, Any]) -> dict[st
         raise ValueError(f'jit: the option "cpu_matmul" is "mkl" or "onednn", got {route!r}')
     defaults: dict[str, Any] = {}
     if all(node.meta["val"].device.type == "cpu" for node in trace.inputs):
-        from fnn.compile.cpu_matmul import Products, onednn_is_faster  # only here, as it imports the compiler
+        from fnn.compile.cpu_matmul import Products, onednn_is_faster  # imported here, because it imports the compiler
 
         onednn = onednn_is_faster() if route is None else route == "onednn"
         defaults = {"layout_optimization": False, "post_grad_custom_pre_pass": Products(onednn)}

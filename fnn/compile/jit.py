@@ -1,4 +1,4 @@
-"""``jit``: a pure function is traced once for each kind of its arguments, and its flat graph is what runs."""
+"""``jit``: a pure function is traced once for each kind of arguments; after that its flat graph runs."""
 
 import functools
 import os
@@ -20,7 +20,7 @@ from fnn.compile.trace import Layout, layout_of, name_of, parameters
 from fnn.compile.watch import Watch, by_value
 from fnn.tree import Tree, TreeDef
 
-# as attributes of the class these are descriptors, whose __get__ is the fastest way to an attribute of many tensors
+# the descriptors' own __get__ is the fastest way to read an attribute of many tensors
 _shape, _dtype, _device, _requires_grad = (
     getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "requires_grad")
 )
@@ -36,8 +36,9 @@ _switch = _Switch()
 
 @contextmanager
 def disable_jit():
-    """While it lasts, jitted functions are the plain ones; so they are everywhere if FNN_DISABLE_JIT=1 is in the
-    environment.
+    """Within this context jitted functions run as plain functions.
+
+    The environment variable ``FNN_DISABLE_JIT=1`` does the same for the whole process.
 
     >>> with disable_jit():
     ...     jit(lambda x: x if x > 0 else -x)(torch.tensor(-2.0))
@@ -65,30 +66,33 @@ def jit(
     Args:
         f: a pure function of trees of tensors.
         donate_argnums: positional arguments whose memory the results take over, so that a train step holds
-            one copy of params and optimizer state. The donated tensors hold no data afterwards; go on with
-            the results: ``params, opt_state, value = step(params, opt_state, batch)``. Each donated leaf needs
-            a result of its shape, dtype and device.
-        static_argnums: positional arguments that are hashable Python values; one graph for each value and type.
-        backend: "replay" runs the operations one by one with eager's own kernels: it is ready as soon as f has been
-            traced, and gives the bits that f gives. "inductor" generates code, as ``torch.compile`` does.
-        mode: Inductor's: "reduce-overhead" (CUDA graphs), "max-autotune", ...
-        options: Inductor's, over fnn's own defaults where everything is on the CPU: ``layout_optimization=False``
-            and the matrix products of :mod:`fnn.compile.cpu_matmul`, whose route ``{"cpu_matmul": "mkl"}`` or
-            ``"onednn"`` sets.
-        background: replay until Inductor is ready in a thread, and then switch. A number says at which call to switch,
-            so that a run can be repeated bit for bit.
+            one copy of params and optimizer state. The donated tensors hold no data afterwards; use the results
+            instead: ``params, opt_state, value = step(params, opt_state, batch)``. For each donated leaf there
+            must be a result with the same shape, dtype and device.
+        static_argnums: positional arguments that are hashable Python values. Each value and type gets its own graph.
+        backend: "replay" runs the operations one by one with the kernels of eager mode. It needs no compilation and
+            its results are bitwise equal to those of f. "inductor" generates code, as ``torch.compile`` does.
+        mode: the mode of Inductor, such as "reduce-overhead" (CUDA graphs) or "max-autotune".
+        options: the options of Inductor. If all tensors are on the CPU, the defaults are ``layout_optimization=False``
+            and the matrix products of :mod:`fnn.compile.cpu_matmul`; ``{"cpu_matmul": "mkl"}`` or ``"onednn"`` selects
+            the library for the products.
+        background: replay the graph until a thread has compiled it, and then switch. An integer says at which call to
+            switch, so that a run can be repeated bit for bit.
 
-    While f is traced its tensors have shapes, but no values. It is traced again for another structure, shape, stride,
-    dtype or device of the arguments, another static argument, other settings of torch (default dtype, autocast,
-    deterministic algorithms), and when something that f refers to has changed: see :mod:`fnn.compile.watch`. Never
-    for other numbers in a tensor. ``jitted.explain(*args)`` says why a call would trace again, :func:`compile_count`
-    how often that has happened. Inside another jitted function and inside ``vmap``, ``grad`` and their like it is f
-    itself, and so it is where autograd has to see it: an argument, or a tensor that f refers to, requires gradients
-    and these are enabled. Results of donated arguments never require gradients.
+    While f is traced, its tensors have shapes but no values. It is traced again if the structure of the arguments or
+    the shape, strides, dtype or device of a leaf changes, if a static argument or a setting of torch (default dtype,
+    autocast, deterministic algorithms) changes, and if something that f refers to has changed (see
+    :mod:`fnn.compile.watch`). It is never traced again because the numbers in a tensor change.
+    ``jitted.explain(*args)`` says why a call would be traced again, and :func:`compile_count` how many graphs have
+    been traced.
 
-    Raises ``TypeError`` for a leaf that is not a tensor and for Python code that asks for a tensor's value (naming the
-    line); ``ValueError`` for a tree that was donated before, one tensor donated twice, and a donated leaf for which
-    there is no result. An exception of f is raised as itself.
+    Within another jitted function and within ``vmap``, ``grad`` and other transforms, the jitted function simply calls
+    f. It also calls f if gradients are enabled and an argument, or a tensor that f refers to, requires gradients, so
+    that ``.backward()`` works. With donated arguments the results never require gradients.
+
+    Raises ``TypeError`` if a leaf is not a tensor, or if Python code asks for the value of a tensor (the message names
+    the line). Raises ``ValueError`` if a tensor was donated before or is donated twice, or if there is no result for a
+    donated leaf. Exceptions that f raises are passed on unchanged.
 
     >>> square = jit(lambda x: x * x)
     >>> square(torch.tensor(3.0)), compile_count(square)
@@ -125,7 +129,7 @@ def jit(
 
 
 def compile_count(jitted: Callable) -> int:
-    """How many graphs a function made by :func:`jit` has traced so far.
+    """The number of graphs that have been traced so far for a function made by :func:`jit`.
 
     >>> compile_count(jit(lambda x: x))
     0
@@ -134,7 +138,7 @@ def compile_count(jitted: Callable) -> int:
 
 
 class _Record(NamedTuple):
-    """What a graph was traced for, for :meth:`_Jitted.explain`."""
+    """The conditions under which a graph was traced, for :meth:`_Jitted.explain`."""
 
     treedef: TreeDef
     layouts: list[Layout]
@@ -144,7 +148,7 @@ class _Record(NamedTuple):
 
 
 class _Jitted:
-    """A function with its settings and everything that has been traced of it."""
+    """A function with its settings and all its graphs."""
 
     def __init__(
         self, f: Callable, donated: tuple[int, ...], static: tuple[int, ...], settings: dict[str, Any]
@@ -155,7 +159,7 @@ class _Jitted:
         self.settings = settings
         self.lock = threading.RLock()
         self.watches: dict[Hashable, Watch] = {}  # by the static arguments
-        self.signatures: dict[int, Signature] = {}  # by the id of a structure, which the signature keeps alive
+        self.signatures: dict[int, Signature] = {}  # by the id of the structure, which the signature keeps alive
         self.last: Signature | None = None
         self.records: list[_Record] = []
 
@@ -193,7 +197,7 @@ class _Jitted:
                     if emptied := watch.emptied():
                         raise ValueError(
                             f"{emptied} holds no data: it was donated to an earlier call. Pass it to "
-                            f"{name_of(self.f)} as an argument, or let it refer to a copy (tensor.clone())"
+                            f"{name_of(self.f)} as an argument, or make the function refer to a copy (tensor.clone())"
                         )
                     rare = self._only_sizes_differ(signature, leaves, statics)
                     f = self._with_statics(values)
@@ -206,7 +210,7 @@ class _Jitted:
         return executable(leaves, given)
 
     def explain(self, args: tuple, kwargs: dict) -> str:
-        """A sentence on whether a call with these arguments would trace the function, and why."""
+        """Say whether a call with these arguments would trace the function again, and why."""
         values: tuple = ()
         if self.static:
             args, values = self._split(args, kwargs)
@@ -231,7 +235,7 @@ class _Jitted:
         return signature
 
     def _only_sizes_differ(self, signature: Signature, leaves: Sequence[Tensor], statics: tuple) -> bool:
-        """Whether it has been traced for such arguments of other sizes: this may be a last, short batch."""
+        """Whether the function was traced before for arguments that differ only in size, like a last, short batch."""
         if self.settings["backend"] == "replay":
             return False
         kinds = [(len(x.shape), x.dtype, x.device) for x in leaves]
@@ -244,7 +248,7 @@ class _Jitted:
         )
 
     def _with_statics(self, values: tuple) -> Callable[..., Tree]:
-        """The function of the arguments that are not static."""
+        """The function with its static arguments filled in."""
         if not values:
             return self.f
         static = dict(zip(self.static, values, strict=False))
@@ -257,7 +261,7 @@ class _Jitted:
         return functools.update_wrapper(function, self.f)
 
     def _split(self, args: tuple, kwargs: dict) -> tuple[tuple, tuple]:
-        """The arguments that are not static, and those that are."""
+        """Split the arguments into those that are not static and those that are."""
         name, names = name_of(self.f), parameters(self.f)
         values = tuple(args[i] for i in self.static if i < len(args))
         for i in self.static[len(values) :]:
@@ -277,7 +281,7 @@ class _Jitted:
 
 
 def _differences(names: Sequence[str], then: _Record, now: _Record) -> list[str]:
-    """Why a call is not the one of an earlier trace."""
+    """The reasons why a call cannot use the graph of an earlier trace."""
     if then.treedef is not now.treedef:
         return [f"its arguments are {now.treedef!r} and were {then.treedef!r}"]
     found = []
@@ -285,9 +289,9 @@ def _differences(names: Sequence[str], then: _Record, now: _Record) -> list[str]
         changed = [f"{part} {b}, was {a}" for part, a, b in zip(Layout._fields, old, new, strict=True) if a != b]
         found += [f"{name} has {', '.join(changed)}"] * bool(changed)
     if then.statics != now.statics:
-        found.append("a static argument is another")
+        found.append("a static argument has changed")
     if then.state != now.state:
-        found.append("torch's default dtype, autocast or deterministic algorithms are set otherwise")
+        found.append("the setting of torch's default dtype, autocast or deterministic algorithms has changed")
     for place in {**then.watched, **now.watched}:
         (old, old_text), (new, new_text) = (record.watched.get(place, (None, "not there")) for record in (then, now))
         if old != new:
@@ -296,7 +300,7 @@ def _differences(names: Sequence[str], then: _Record, now: _Record) -> list[str]
 
 
 def _global_state() -> tuple:
-    """What of torch's state changes what a traced function computes."""
+    """The settings of torch that change what a traced function computes."""
     cast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
     dtypes = (torch.get_autocast_dtype("cpu"), torch.get_autocast_dtype("cuda")) if any(cast) else ()
     return torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled(), *cast, *dtypes
@@ -308,9 +312,9 @@ def _static_key(value: Any) -> Any:
 
 
 def _positions(f: Callable, argnums: int | Sequence[int], name: str) -> tuple[int, ...]:
-    """The positions of arguments, none negative; negative ones are counted from the end of the parameters of ``f``."""
+    """The positions as non-negative numbers; negative ones count from the end of the parameters of ``f``."""
     given = as_tuple(argnums, name)
     count = len(parameters(f))
-    if all(n >= 0 for n in given):  # f may take more arguments than it names
+    if all(n >= 0 for n in given):  # with *args, f may take more arguments than it names
         count = max((count, *(n + 1 for n in given)))
     return tuple(sorted(positions(given, count, name)))

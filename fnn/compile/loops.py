@@ -1,15 +1,15 @@
-"""One loop in a traced graph. Its gradients, tangents and batches are loops again.
+"""One loop in a traced graph. Its gradients, tangents and batches are loops, too.
 
-A :class:`Body` is the graph of one step. It closes over nothing: what the step refers to is an input of the graph. So a
-loop can be taken through the transforms of torch.func one level at a time, innermost first, each of which makes
-another body:
+A :class:`Body` is the graph of one step. All tensors that the step refers to are inputs of this graph. Therefore the
+active transforms of torch.func can be applied to the loop one at a time, starting with the innermost. Each of them
+makes a new body:
 
-- vmap: the body of all samples at once, in which the carries that depend on a sample get a batch dimension;
-- jvp: the body of values and tangents;
-- grad: the body that also returns what the backward pass needs of each step (or, with ``remat``, the carry alone), and
-  for the backward pass the step's vector-Jacobian product, run from the last step to the first.
+- vmap: a body for all samples at once, in which the carries that depend on a sample get a batch dimension;
+- jvp: a body for values and tangents;
+- grad: a body that also returns the values that the backward pass needs of each step (with ``remat``, only the carry),
+  and for the backward pass the step's vector-Jacobian product, which runs from the last step to the first.
 
-When no transform is left the loop is recorded as one node of the graph.
+When no transform is left, the loop is recorded as one node of the graph.
 """
 
 import itertools
@@ -45,9 +45,9 @@ class Result(NamedTuple):
 
 def loop(body: Body, carry: Sequence[Tensor], xs: Sequence[Tensor], closed: Sequence[Tensor], length: int) -> Result:
     """Run the body ``length`` times; each of ``xs`` is (length, ...)."""
-    kept = [i for i, result in enumerate(_results(body.graph)[: body.carries]) if result is _inputs(body.graph)[i]]
-    if kept:
-        return _without_kept(body, carry, xs, closed, length, kept)
+    unchanged = [i for i, result in enumerate(_results(body.graph)[: body.carries]) if result is _inputs(body.graph)[i]]
+    if unchanged:
+        return _without_unchanged(body, carry, xs, closed, length, unchanged)
     flat = [_torch.inside(_torch.unwrap_if_dead(value)) for value in (*carry, *xs, *closed)]
     if _torch.peek_interpreter_stack() is None:
         if torch.is_grad_enabled() and any(value.requires_grad for value in flat):
@@ -73,7 +73,7 @@ def make_body(
     closed: Sequence[Tensor] = (),
     remat: bool = False,
 ) -> tuple[Body, list[Tensor]]:
-    """The body of ``function(*carry, *x, *closed)`` for a loop over these, and what else the function closes over."""
+    """The body of ``function(*carry, *x, *closed)``, and the other tensors that the function closes over."""
     differentiable = torch.is_grad_enabled() or _torch.peek_interpreter_stack() is not None
     examples = [*map(_example, carry), *(_example(x, leading_axes=1) for x in xs), *map(_example, closed)]
     graph, more = _torch.closed_graph(lambda *values: list(function(*values)), examples, differentiable, run)
@@ -81,7 +81,7 @@ def make_body(
 
 
 def run(graph: GraphModule, values: Iterable[Tensor]) -> list[Tensor]:
-    """The results of a graph at the active transforms, loops in it included."""
+    """Run a graph, which may contain loops, under the active transforms."""
     return list(_Run(graph).run(*values))
 
 
@@ -92,7 +92,7 @@ class _Run(Interpreter):
             body = Body(graph, len(carry), len(xs), graph.meta.get("remat", False))
             result = loop(body, carry, xs, closed, xs[0].shape[0])
             return (*result.carry, *result.ys)
-        if target in (aten.view.default, aten._unsafe_view.default):  # under vmap the memory may lie otherwise
+        if target in (aten.view.default, aten._unsafe_view.default):  # under vmap the strides may be different
             target = aten.reshape.default
         return super().call_function(target, args, kwargs)
 
@@ -100,7 +100,7 @@ class _Run(Interpreter):
 def replay(
     body: Callable[..., Sequence[Tensor]], carry: Sequence[Tensor], xs: Sequence[Tensor], closed: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """What a recorded loop means, as a Python loop on real tensors."""
+    """Run a recorded loop as a Python loop on real tensors."""
     ys: list[Tensor] = []
     carries, count = len(carry), xs[0].shape[0]
     for i, x in enumerate(zip(*(leaf.unbind(0) for leaf in xs), strict=True)):
@@ -115,7 +115,7 @@ def replay(
 
 
 def run_as_python_loops(graph: GraphModule) -> None:
-    """Let the loops of a graph, and those in their steps, run by :func:`replay`."""
+    """Make :func:`replay` run the loops of a graph and the loops nested in them."""
     for node in graph.graph.find_nodes(op="call_function", target=_torch.scan_op):
         run_as_python_loops(getattr(graph, node.args[0].target))
         node.target = replay
@@ -126,9 +126,9 @@ def run_as_python_loops(graph: GraphModule) -> None:
 
 
 def _record(body: Body, flat: list[Tensor], length: int) -> Result:
-    graph = _part(body.graph, _inputs(body.graph), _results(body.graph))
-    carry, xs, closed = _split(body, _apart(graph, body, [value.contiguous() for value in flat]))
-    _own(graph)
+    graph = _subgraph(body.graph, _inputs(body.graph), _results(body.graph))
+    carry, xs, closed = _split(body, _with_own_memory(graph, body, [value.contiguous() for value in flat]))
+    _copy_shared_results(graph)
     if not xs:
         xs = [torch.arange(length, device=carry[0].device if carry else None)]
         nodes = _inputs(graph)
@@ -141,8 +141,8 @@ def _record(body: Body, flat: list[Tensor], length: int) -> Result:
     return Result(list(results[: body.carries]), list(results[body.carries :]))
 
 
-def _apart(graph: GraphModule, body: Body, values: list[Tensor]) -> list[Tensor]:
-    """The inputs of a loop without memory shared among carry and closed-over tensors, which the compiler refuses."""
+def _with_own_memory(graph: GraphModule, body: Body, values: list[Tensor]) -> list[Tensor]:
+    """The inputs of a loop, copied where two share memory: the compiler does not accept shared memory."""
     found: list[Tensor] = []
     first: dict[int, Node] = {}  # by the identity of a closed-over tensor
     taken: set[int] = set()
@@ -162,8 +162,8 @@ def _apart(graph: GraphModule, body: Body, values: list[Tensor]) -> list[Tensor]
     return found
 
 
-def _own(graph: GraphModule) -> None:
-    """Let no result share memory with an input or another result, and make all contiguous."""
+def _copy_shared_results(graph: GraphModule) -> None:
+    """Copy each result that is not contiguous or shares memory with an input or another result."""
     output = graph.graph.find_nodes(op="output")[0]
     taken = {_storage(node) for node in _inputs(graph)}
     results = []
@@ -185,16 +185,16 @@ def _storage(node: Node) -> int:
     return node.meta["val"].untyped_storage()._cdata
 
 
-def _without_kept(body: Body, carry: Any, xs: Any, closed: Any, length: int, kept: list[int]) -> Result:
-    """A carry that the step returns as it was is no carry: it is closed over."""
+def _without_unchanged(body: Body, carry: Any, xs: Any, closed: Any, length: int, unchanged: list[int]) -> Result:
+    """Run the loop with the carries that the step returns unchanged as closed-over tensors instead of carries."""
     inputs = _inputs(body.graph)
-    changing = [i for i in range(body.carries) if i not in kept]
-    order = [inputs[i] for i in (*changing, *range(body.carries, len(inputs)), *kept)]
+    changing = [i for i in range(body.carries) if i not in unchanged]
+    order = [inputs[i] for i in (*changing, *range(body.carries, len(inputs)), *unchanged)]
     results = _results(body.graph)
-    graph = _part(body.graph, order, [results[i] for i in (*changing, *range(body.carries, len(results)))])
+    graph = _subgraph(body.graph, order, [results[i] for i in (*changing, *range(body.carries, len(results)))])
     smaller = Body(graph, len(changing), body.xs, body.remat)
-    result = loop(smaller, [carry[i] for i in changing], xs, [*closed, *(carry[i] for i in kept)], length)
-    last = dict(zip(changing, result.carry, strict=True)) | {i: carry[i].clone() for i in kept}
+    result = loop(smaller, [carry[i] for i in changing], xs, [*closed, *(carry[i] for i in unchanged)], length)
+    last = dict(zip(changing, result.carry, strict=True)) | {i: carry[i].clone() for i in unchanged}
     return Result([last[i] for i in range(body.carries)], result.ys)
 
 
@@ -267,11 +267,11 @@ def _with_tangents(body: Body, flat: list[Tensor], length: int, level: _torch.Le
                 rest = rest[count + len(part) :]
 
             def function(*chosen: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-                results = run(body.graph, _replaced(values, which, chosen))
-                return tuple(_chosen(results, results_active)), results
+                results = run(body.graph, _replace(values, which, chosen))
+                return tuple(_select(results, results_active)), results
 
             _, derivatives, results = torch.func.jvp(  # pyright: ignore[reportAssignmentType]
-                function, tuple(_chosen(values, active)), tuple(directions), has_aux=True
+                function, tuple(_select(values, active)), tuple(directions), has_aux=True
             )
             derivatives = list(derivatives)
             carries = sum(results_active[: body.carries])
@@ -301,19 +301,19 @@ def _with_tangents(body: Body, flat: list[Tensor], length: int, level: _torch.Le
 
 
 class _Split(NamedTuple):
-    """The forward step with what it saves, and how to make the backward step."""
+    """The forward step, which also returns the saved values, and a function that makes the backward step."""
 
     forward: Body
-    closed: list[Tensor]  # what the graphs close over beside the inputs
+    closed: list[Tensor]  # the tensors that the graphs close over besides the inputs
     saved: int  # how many of the forward step's last results are saved
     backward: Callable[[Sequence[bool]], tuple[Body, list[int]]]
 
 
 def _with_gradients(body: Body, flat: list[Tensor], length: int, level: _torch.Level | None) -> Result:
-    """The loop as one function of reverse mode at this level; None is ordinary autograd without torch.func."""
+    """The loop as one autograd.Function at this level; None means ordinary autograd, outside torch.func."""
     below = level.below if level else nullcontext
-    unwrap = level.unwrap if level else _same
-    wrap = level.wrap if level else _same
+    unwrap = level.unwrap if level else _identity
+    wrap = level.wrap if level else _identity
     needs = level.requires_grad if level else _requires_grad
     values = [unwrap(value) for value in flat]
     wanted = [torch.is_grad_enabled() and needs(value) for value in flat]
@@ -345,7 +345,7 @@ def _with_gradients(body: Body, flat: list[Tensor], length: int, level: _torch.L
         ctx.mark_non_differentiable(*(value for value, each in zip(output, results_active, strict=True) if not each))
 
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        cotangents = tuple(_chosen(cotangents, results_active))
+        cotangents = tuple(_select(cotangents, results_active))
         if level is None and torch.is_grad_enabled():
             return again(ctx.saved_tensors, cotangents)
         if level is None or not level.is_innermost(kept["probe"]):
@@ -356,12 +356,12 @@ def _with_gradients(body: Body, flat: list[Tensor], length: int, level: _torch.L
         return tuple(None if value is None else level.wrap(value) for value in found)
 
     def again(inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-        """The gradients as a function that ordinary autograd can differentiate."""
+        """Compute the gradients in a way that ordinary autograd can differentiate."""
         which = [i for i, each in enumerate(active) if each and inputs[i].is_floating_point()]
 
         def function(*chosen: Tensor) -> tuple[Tensor, ...]:
-            result = loop(body, *_split(body, _replaced(list(inputs), which, chosen)), length)
-            return tuple(_chosen([*result.carry, *result.ys], results_active))
+            result = loop(body, *_split(body, _replace(list(inputs), which, chosen)), length)
+            return tuple(_select([*result.carry, *result.ys], results_active))
 
         results, pullback = torch.func.vjp(function, *(inputs[i] for i in which))  # pyright: ignore[reportAssignmentType]
         found = pullback(
@@ -370,25 +370,25 @@ def _with_gradients(body: Body, flat: list[Tensor], length: int, level: _torch.L
                 for result, value in zip(results, cotangents, strict=True)
             )
         )
-        return tuple(_placed(found, which, len(inputs)))
+        return tuple(_scatter(found, which, len(inputs)))
 
     def gradients(cotangents: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         carry, xs, closed = _split(body, kept["inputs"])
         carries = sum(results_active[: body.carries])
         last = [
             torch.zeros_like(value) if cotangent is None else cotangent
-            for value, cotangent in zip(_chosen(carry, active[: body.carries]), cotangents[:carries], strict=True)
+            for value, cotangent in zip(_select(carry, active[: body.carries]), cotangents[:carries], strict=True)
         ]
         from_ys = cotangents[carries:]
         backward_body, used = split.backward([cotangent is not None for cotangent in from_ys])
         closed_active = active[body.carries + body.xs :]
-        sums = [torch.zeros_like(value) for value in _chosen(closed, closed_active)]
+        sums = [torch.zeros_like(value) for value in _select(closed, closed_active)]
         stacks = [*(c for c in from_ys if c is not None), *kept["saved"], *(xs[i] for i in used)]
         result = loop(
             backward_body, [*last, *sums], [stack.flip(0) for stack in stacks], [*closed, *split.closed], length
         )
         found = [*result.carry[:carries], *(y.flip(0) for y in result.ys), *result.carry[carries:]]
-        return tuple(_placed(found, [i for i, each in enumerate(active) if each], len(active)))
+        return tuple(_scatter(found, [i for i, each in enumerate(active) if each], len(active)))
 
     methods = {"forward": forward, "setup_context": setup_context, "backward": backward}
     results = list(_torch.single_level_function("Loop", methods, level is not None)(*flat))
@@ -396,7 +396,7 @@ def _with_gradients(body: Body, flat: list[Tensor], length: int, level: _torch.L
 
 
 def _split_joint(body: Body, values: list[Tensor], active: list[bool], results_active: list[bool]) -> _Split:
-    """Trace the step with its vector-Jacobian product, and cut the graph in two."""
+    """Trace the step with its vector-Jacobian product, and split the graph into forward and backward."""
     count, carries = len(active), body.carries
     which = [i for i, each in enumerate(active) if each]
 
@@ -404,21 +404,21 @@ def _split_joint(body: Body, values: list[Tensor], active: list[bool], results_a
         values, cotangents = list(inputs[:count]), inputs[count:]
 
         def function(*chosen: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-            results = run(body.graph, _replaced(values, which, chosen))
-            return tuple(_chosen(results, results_active)), results
+            results = run(body.graph, _replace(values, which, chosen))
+            return tuple(_select(results, results_active)), results
 
-        _, pullback, results = torch.func.vjp(function, *_chosen(values, active), has_aux=True)  # pyright: ignore[reportAssignmentType]
+        _, pullback, results = torch.func.vjp(function, *_select(values, active), has_aux=True)  # pyright: ignore[reportAssignmentType]
         return [*results, *pullback(cotangents)]
 
     inputs = [node.meta["val"] for node in _inputs(body.graph)]
     results = [node.meta["val"] for node in _results(body.graph)]
-    examples = [_example(value) for value in (*inputs, *_chosen(results, results_active))]
+    examples = [_example(value) for value in (*inputs, *_select(results, results_active))]
     graph, more = _torch.closed_graph(joint, examples, True, run)
     nodes = _inputs(graph)
     own, cotangents, further = nodes[:count], nodes[count : len(examples)], nodes[len(examples) :]
     of_results, of_inputs = _results(graph)[: len(results)], _results(graph)[len(results) :]
-    after = _reached(graph, cotangents)
-    changing = _reached(graph, own[: carries + body.xs])
+    after = _descendants(graph, cotangents)
+    changing = _descendants(graph, own[: carries + body.xs])
     saved: list[Node] = []
     used: list[int] = []
     inner: set[Node] = set()  # what the backward step computes
@@ -440,23 +440,23 @@ def _split_joint(body: Body, values: list[Tensor], active: list[bool], results_a
 
     for node in of_inputs:
         need(node)
-    forward = _part(graph, [*own, *further], [*of_results, *saved])
+    forward = _subgraph(graph, [*own, *further], [*of_results, *saved])
 
     def backward(given: Sequence[bool]) -> tuple[Body, list[int]]:
         made = Graph()
         active_carries = sum(results_active[:carries])
         from_carry, from_ys = cotangents[:active_carries], cotangents[active_carries:]
         closed = own[carries + body.xs :]
-        sums = _chosen(closed, active[carries + body.xs :])
+        sums = _select(closed, active[carries + body.xs :])
         environment: dict[Node, Node] = {}
 
         for node in from_carry:
-            environment[node] = _take(made, node)
-        totals = [_take(made, node) for node in sums]
+            environment[node] = _new_input(made, node)
+        totals = [_new_input(made, node) for node in sums]
         arriving = [node for node, each in zip(from_ys, given, strict=True) if each]
         xs = [*arriving, *saved, *(own[carries + i] for i in used)]
         for node in (*xs, *closed, *further):
-            environment[node] = _take(made, node)
+            environment[node] = _new_input(made, node)
         for node, each in zip(from_ys, given, strict=True):
             if not each:
                 value = node.meta["val"]
@@ -495,10 +495,10 @@ def _first_operation(graph: GraphModule) -> Node:
     return next(node for node in graph.graph.nodes if node.op != "placeholder")
 
 
-def _part(graph: GraphModule, inputs: Sequence[Node], results: Sequence[Node]) -> GraphModule:
-    """The part of a graph that leads from these inputs, in this order, to these results."""
+def _subgraph(graph: GraphModule, inputs: Sequence[Node], results: Sequence[Node]) -> GraphModule:
+    """The part of a graph that computes these results from these inputs, in the given order."""
     made = Graph()
-    environment = {node: _take(made, node) for node in inputs}
+    environment = {node: _new_input(made, node) for node in inputs}
     needed: set[Node] = set()
     waiting = [node for node in results if node not in environment]
     while waiting:
@@ -513,15 +513,15 @@ def _part(graph: GraphModule, inputs: Sequence[Node], results: Sequence[Node]) -
     return GraphModule(graph, made)
 
 
-def _take(made: Graph, node: Node) -> Node:
-    """A new input of a graph, for what the node of another graph stands for."""
+def _new_input(made: Graph, node: Node) -> Node:
+    """Add an input to the graph ``made`` that stands for the value of a node of another graph."""
     placeholder = made.placeholder(f"input_{len(made.nodes)}")
     placeholder.meta["val"] = node.meta["val"]
     return placeholder
 
 
-def _reached(graph: GraphModule, sources: Iterable[Node]) -> set[Node]:
-    """The nodes whose values depend on these."""
+def _descendants(graph: GraphModule, sources: Iterable[Node]) -> set[Node]:
+    """The given nodes and all nodes whose values depend on them."""
     found = set(sources)
     for node in graph.graph.nodes:
         if any(argument in found for argument in node.all_input_nodes):
@@ -530,7 +530,7 @@ def _reached(graph: GraphModule, sources: Iterable[Node]) -> set[Node]:
 
 
 def _dependent(body: Body, inputs: Sequence[bool], differentiable: bool = False) -> tuple[list[bool], list[bool]]:
-    """Which inputs and results of the body depend on some inputs, after any number of steps."""
+    """Which inputs and results of the body depend on the given inputs after any number of steps."""
     nodes, results = _inputs(body.graph), _results(body.graph)
 
     def counts(node: Node) -> bool:
@@ -538,7 +538,7 @@ def _dependent(body: Body, inputs: Sequence[bool], differentiable: bool = False)
 
     active = [each and counts(node) for each, node in zip(inputs, nodes, strict=True)]
     while True:
-        reached = _reached(body.graph, [node for node, each in zip(nodes, active, strict=True) if each])
+        reached = _descendants(body.graph, [node for node, each in zip(nodes, active, strict=True) if each])
         found = [node in reached and counts(node) for node in results]
         after = [a or (i < body.carries and found[i]) for i, a in enumerate(active)]
         if after == active:
@@ -549,7 +549,7 @@ def _dependent(body: Body, inputs: Sequence[bool], differentiable: bool = False)
 
 
 def _is_view(node: Node) -> bool:
-    """Whether the operation returns its argument's memory under another shape."""
+    """Whether the operation returns a view of its argument."""
     if not _torch.is_operation(node.target):
         return False
     operation: Any = node.target
@@ -562,10 +562,10 @@ def _is_view(node: Node) -> bool:
 def _split(
     body: Body, values: Sequence[Any], where: Sequence[bool] | None = None
 ) -> tuple[list[Any], list[Any], list[Any]]:
-    """Carries, xs and the rest; only those values for which ``where`` is true."""
+    """Split values into carry, xs and closed-over tensors, keeping only those for which ``where`` is true."""
     where = [True] * len(values) if where is None else where
     ends = (0, body.carries, body.carries + body.xs, len(values))
-    carry, xs, closed = (_chosen(values[i:j], where[i:j]) for i, j in itertools.pairwise(ends))
+    carry, xs, closed = (_select(values[i:j], where[i:j]) for i, j in itertools.pairwise(ends))
     return carry, xs, closed
 
 
@@ -573,28 +573,28 @@ def _is_x(body: Body, i: int) -> bool:
     return body.carries <= i < body.carries + body.xs
 
 
-def _chosen(values: Sequence[Any], where: Sequence[bool]) -> list[Any]:
+def _select(values: Sequence[Any], where: Sequence[bool]) -> list[Any]:
     return [value for value, each in zip(values, where, strict=True) if each]
 
 
-def _replaced(values: Sequence[Any], which: Sequence[int], by: Sequence[Any]) -> list[Any]:
+def _replace(values: Sequence[Any], which: Sequence[int], by: Sequence[Any]) -> list[Any]:
     new = list(values)
     for i, value in zip(which, by, strict=True):
         new[i] = value
     return new
 
 
-def _placed(values: Sequence[Any], which: Sequence[int], count: int) -> list[Any]:
-    return _replaced([None] * count, which, values)
+def _scatter(values: Sequence[Any], which: Sequence[int], count: int) -> list[Any]:
+    return _replace([None] * count, which, values)
 
 
 def _example(value: Tensor, leading_axes: int = 0) -> Tensor:
-    """A plain contiguous tensor of the shape that the active transforms show, without its leading axes."""
+    """A plain contiguous tensor with the shape that the active transforms show, without the leading axes."""
     with _torch.not_recorded(), _torch.outside_transforms():
         return torch.zeros(value.shape[leading_axes:], dtype=value.dtype, device=value.device)
 
 
-def _same(value: Tensor) -> Tensor:
+def _identity(value: Tensor) -> Tensor:
     return value
 
 

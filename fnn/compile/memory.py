@@ -1,4 +1,4 @@
-"""Memory that the C library keeps."""
+"""How the C library handles the memory of freed tensors."""
 
 import ctypes
 
@@ -6,12 +6,13 @@ _MMAP_THRESHOLD, _TRIM_THRESHOLD, _TOP_PAD = -3, -1, -2  # of mallopt(3)
 
 
 def keep_freed_memory() -> bool:
-    """Let the process keep the memory of freed CPU tensors for the next ones. True where that is possible.
+    """Let the process reuse the memory of freed CPU tensors. Returns True if that is possible.
 
-    torch has no caching allocator on the CPU. The GNU C library gives each freed tensor of a megabyte or more back to
-    the system and takes it again page by page, which costs eager steps of medium networks a third of their time. After
-    this call they stay with the process, whose memory then does not shrink again: one megabyte to one gigabyte each,
-    as much as was in use at once. It holds for the whole process, and does nothing on other systems (False).
+    torch has no caching allocator on the CPU. The GNU C library returns the memory of each freed tensor of a megabyte
+    or more to the system and requests it again page by page, which takes a third of the time of eager steps of medium
+    networks. After this call the process keeps the memory of freed tensors of up to one gigabyte each, so its memory
+    does not shrink below the largest amount that was in use at once. The setting applies to the whole process. On
+    systems without the GNU C library the function does nothing and returns False.
 
     >>> isinstance(keep_freed_memory(), bool)
     True

@@ -1,8 +1,8 @@
-"""Replay: a traced graph as straight Python code, one line for each operation, run by eager's own kernels.
+"""Replay: a traced graph as straight-line Python code, one line for each operation, run by the kernels of eager mode.
 
-Operations that write the result of a donated leaf straight into its memory, such as the multi-tensor kernel at the end
-of an optimizer's step, come last, behind everything that does not need their results. Only this last part is held
-together against Ctrl-C; before it nothing has been changed.
+Operations that write a result directly into the memory of a donated leaf, such as the multi-tensor kernel at the end of
+an optimizer's step, run last, after everything that does not need their results. Ctrl-C is delayed only during this
+last part; before it nothing has been changed.
 """
 
 import operator
@@ -22,10 +22,10 @@ Run = Callable[[list[Tensor]], list[Any]]
 
 
 def replay(trace: Trace, donated: Mapping[int, int]) -> Run:
-    """A function of the graph's inputs: the leaves of the result, each of which owns its memory.
+    """Make a function that takes the graph's inputs and returns the leaves of the result, each with its own memory.
 
-    ``donated`` maps the number of an input to that of the result which takes its memory: that result is the input
-    itself, with the new value.
+    ``donated`` maps the index of an input to the index of the result that takes its memory. That result is the input
+    tensor itself, with the new value written into it.
     """
     own_results(trace, donated)
     inputs = trace.inputs
@@ -58,22 +58,22 @@ def replay(trace: Trace, donated: Mapping[int, int]) -> Run:
 
 
 def _step(module: fx.GraphModule) -> Callable[..., list[Any]]:
-    """The step of a loop as a function of its carry, its x and what it closes over."""
+    """The step of a loop as a function of its carry, its x and the tensors that it closes over."""
     run = replay(Trace(module, [], list(module.graph.find_nodes(op="output")[0].args[0]), LEAF), {})
     return lambda *values: run(list(values))
 
 
 class _Write(NamedTuple):
-    """A node that is run as the operation that computes the same in the memory of some arguments."""
+    """An in-place operation that replaces a node and writes its results into the memory of some arguments."""
 
     operation: Any
-    returned: int  # how many of the node's values the operation returns; the others are these arguments
+    returned: int  # how many of the node's results the operation returns; the others are in the arguments
     arguments: list[fx.Node | list[fx.Node]]
     results: set[fx.Node]
 
 
 def _writes(trace: Trace, taken_over: Mapping[fx.Node, fx.Node]) -> tuple[dict[fx.Node, _Write], set[fx.Node]]:
-    """The nodes that can write into donated leaves, and all nodes that come after the first of them."""
+    """The nodes that can write into donated leaves, and all nodes that must run late because they depend on these."""
     nodes = [node for node in trace.module.graph.nodes if node.op == "call_function"]
     writes = {}
     for last in {producer(new): None for new in taken_over}:
@@ -101,7 +101,7 @@ def _writes(trace: Trace, taken_over: Mapping[fx.Node, fx.Node]) -> tuple[dict[f
 
 
 def _in_place(node: fx.Node, taken_over: Mapping[fx.Node, fx.Node]) -> _Write | None:
-    """How a node writes all that it may write into donated leaves; None where it cannot."""
+    """The in-place form of a node that writes only into donated leaves; None if there is none."""
     operation = _torch.in_place_form(node.target)
     if operation is None or node.kwargs.keys() - {argument.name for argument in operation._schema.arguments}:
         return None
@@ -143,13 +143,13 @@ def _memory(write: _Write) -> set[int]:
 
 
 def _read(node: fx.Node) -> set[int]:
-    """The memory that a node reads, by what it was in the trace."""
+    """The memory that a node reads, identified by the storages of the abstract tensors."""
     values = [used.meta.get("val") for used in node.all_input_nodes]
     return {_torch.storage_id(value) for value in values if isinstance(value, Tensor)}
 
 
 def _last_use(nodes: list[fx.Node], kept: set[Any]) -> dict[fx.Node, list[fx.Node]]:
-    """For each node the values that nothing needs after it."""
+    """For each node the values that are not needed after it."""
     last = {
         used: node
         for node in nodes
@@ -163,7 +163,7 @@ def _last_use(nodes: list[fx.Node], kept: set[Any]) -> dict[fx.Node, list[fx.Nod
 
 
 class _Source:
-    """The lines of a function, and the values that they refer to."""
+    """The source lines of a function, and the values that they refer to."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -216,7 +216,8 @@ class _Source:
             self.add(f"del {', '.join(map(self.name, dying))}")
 
     def function(self) -> Run:
-        parameters = ", ".join(["inputs", *(f"{name}={name}" for name in self.values)])  # locals are fast to look up
+        # parameters with defaults are local variables, which are fast to look up
+        parameters = ", ".join(["inputs", *(f"{name}={name}" for name in self.values)])
         scope = dict(self.values)
         exec(f"def replay({parameters}):\n" + "".join(f"    {line}\n" for line in self.lines), scope)
         return scope["replay"]

@@ -20,18 +20,19 @@ def scan(
     unroll: int = 1,
     remat: bool = False,
 ) -> tuple[Tree, Tree]:
-    """``carry, y = step(carry, x)`` for every x along the leading axis of ``xs``: ``(carry, ys)``.
+    """Run ``carry, y = step(carry, x)`` for every x along the leading axis of ``xs``, and return ``(carry, ys)``.
 
-    ``jax.lax.scan``'s meaning: ``ys`` are the y's stacked along a new leading axis, and the carry keeps its structure,
-    shapes and dtypes. All leaves are tensors; None stands for nothing, as whole ``xs``, ``y`` or inside a tree.
-    ``length`` is the number of steps where ``xs`` has no tensor. Where it is 0, the step runs once on zeros, to
-    learn what the y's look like.
+    This is ``jax.lax.scan``: ``ys`` are the y's stacked along a new leading axis, and the carry keeps its structure,
+    shapes and dtypes. All leaves are tensors or None; ``xs`` and ``y`` may also be None as a whole. ``length`` is the
+    number of steps and must be given if ``xs`` has no tensor. If it is 0, the step runs once on zeros, to find the
+    structure and the shapes of the y's.
 
     In eager mode this is a Python loop. Inside :func:`fnn.jit` it is one loop in the graph, so that the time to trace
-    and to compile does not grow with the length; ``unroll`` steps are written out per turn. Every transform goes
-    through it: its derivatives and batches are loops in the graph, too. The backward pass keeps what it needs of each
-    step, or, with ``remat=True``, the carries alone, from which it computes each step again; eager code ignores
-    ``remat``. A step that holds a ``torch.autograd.Function`` or disables gradients is written out ``length`` times.
+    and to compile does not grow with the length; each iteration of that loop runs ``unroll`` steps. All transforms of
+    ``torch.func`` can be applied: derivatives and batches of the loop are loops in the graph, too. The forward pass
+    saves the values of each step that the backward pass needs. With ``remat=True`` it saves only the carries, and the
+    backward pass computes each step again; eager code ignores ``remat``. If the step contains a
+    ``torch.autograd.Function`` or disables gradients, the loop is unrolled completely.
 
     Raises ``TypeError`` for a leaf that is not a tensor, and ``ValueError`` for xs of different leading lengths, for a
     length that does not fit or is missing, and for a carry or y that changes its structure, shape or dtype.
@@ -46,7 +47,7 @@ def scan(
     loop = _Steps(step, carry, x_def)
     values = loop.first
     if length == 0:
-        # the step's shapes under whatever transforms are active
+        # zeros_like and new_zeros give the shapes that the active transforms show
         _, y = loop([torch.zeros_like(value) for value in values], [x.new_zeros(x.shape[1:]) for x in x_leaves])
         return loop.result([value.clone() for value in values], [leaf.new_zeros((0, *leaf.shape)) for leaf in y])
     turns = length // unroll if _torch.recording() and length > unroll else 0
@@ -54,7 +55,7 @@ def scan(
     if turns > 1:
         head = [x[: turns * unroll] for x in x_leaves]
         found = _one_loop(loop, values, head, turns, unroll, remat)
-        if found is None:  # the step can only be written out
+        if found is None:  # the step cannot be a graph of its own, so the loop is unrolled
             turns = 0
         else:
             values, ys = found
@@ -159,7 +160,7 @@ def _length(xs: list[Tensor], structure: _Structure, length: int | None) -> int:
 def _written_out(
     step: Callable, values: list[Tensor], xs: list[Tensor], length: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The Python loop. xs are taken apart once, as ``xs[i]`` would cost the whole of xs in each backward step."""
+    """The Python loop. It unbinds xs once, because the derivative of each ``xs[i]`` would be as large as xs."""
     rows = zip(*(x.unbind(0) for x in xs), strict=True) if xs else [()] * length
     ys: list[list[Tensor]] = []
     for row in rows:
@@ -171,7 +172,7 @@ def _written_out(
 def _one_loop(
     step: _Steps, values: list[Tensor], xs: list[Tensor], turns: int, unroll: int, remat: bool
 ) -> tuple[list[Tensor], list[Tensor]] | None:
-    """One loop in the graph of ``unroll`` steps a turn; None where the step cannot be a graph of its own."""
+    """Record one loop with ``unroll`` steps per iteration; None if the step cannot be a graph of its own."""
     count = len(values)
 
     def turn(*inputs: Tensor) -> list[Tensor]:
@@ -186,7 +187,7 @@ def _one_loop(
     except Exception:
         if _torch.peek_interpreter_stack() is None and not torch.is_grad_enabled():
             raise
-        return None  # an error of the step's own comes again
+        return None  # if the step itself raised the error, the Python loop raises it again
     carry, ys = loops.loop(body, values, xs, closed, turns)
     return carry, [y.reshape(turns * unroll, *y.shape[2:]) for y in ys] if unroll > 1 else ys
 
@@ -194,7 +195,7 @@ def _one_loop(
 def fori_loop(lower: int, upper: int, body: Callable[[Tensor, Tree], Tree], carry: Tree, unroll: int = 1) -> Tree:
     """``carry = body(i, carry)`` for i = lower, ..., upper - 1, where i is a 0-d int64 tensor.
 
-    ``jax.lax.fori_loop``'s meaning; a :func:`scan` without ys. ``lower >= upper`` gives a copy of ``carry``.
+    This is ``jax.lax.fori_loop``, a :func:`scan` without ys. If ``lower >= upper``, it returns a copy of ``carry``.
 
     >>> fori_loop(0, 5, lambda i, total: total + i, torch.tensor(0))
     tensor(10)
@@ -214,10 +215,9 @@ def epoch(
 ) -> tuple[Tree, Tree]:
     """One pass over ``data`` in an order drawn from ``key``: a :func:`scan` of ``step(carry, batch)``.
 
-    data: a tree of tensors with one leading length n. The last n % batch_size samples of the order are left
-    out. Inside :func:`fnn.jit` the order, the batches and all steps are one call; the second result holds
-    what each step returned (losses: shape (n // batch_size,)), so one synchronisation shows a whole epoch.
-    Raises ``ValueError`` for a batch larger than the data.
+    data: a tree of tensors with the same leading length n. The last n % batch_size samples of the order are left out.
+    Inside :func:`fnn.jit` the whole epoch is one call. The second result holds what the steps returned, stacked: losses
+    have the shape (n // batch_size,). Raises ``ValueError`` if the batch is larger than the data.
 
     >>> step = lambda total, batch: (total + batch.sum(), batch.sum())
     >>> total, sums = epoch(step, torch.tensor(0), torch.arange(6), random.key(0), 2)

@@ -1,4 +1,4 @@
-"""Tracing by running: a function runs once on abstract tensors, and the operations that it does are its graph."""
+"""Tracing by running: a function runs once on abstract tensors, and the operations that it calls become its graph."""
 
 import functools
 import inspect
@@ -25,7 +25,7 @@ _VIEWS_OF_ALL = (aten.detach.default, aten.alias.default)
 
 
 class Layout(NamedTuple):
-    """What a trace knows of a tensor."""
+    """The properties of a tensor that are known while a function is traced."""
 
     shape: torch.Size
     stride: tuple[int, ...]
@@ -57,8 +57,8 @@ def trace_function(
 ) -> Trace:
     """Run ``function(*args, **kwargs)`` on abstract leaves. ``treedef`` is the structure of ``(args, kwargs)``.
 
-    for_replay: multi-tensor kernels are recorded as they are, as each operation will run by itself. Raises what the
-    function raises, and ``TypeError`` naming the user's line where Python asks for the value of a tensor.
+    for_replay: the graph will be replayed, so multi-tensor kernels may be recorded. Raises what the function raises,
+    and ``TypeError`` naming the user's line if Python asks for the value of a tensor.
     """
     results: list[Any] = []
     out_treedef: list[TreeDef] = []
@@ -91,7 +91,7 @@ def trace_function(
 
 
 def _hoist_constants(module: fx.GraphModule, abstract: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Make each tensor that the function closed over an input of the graph, behind the arguments."""
+    """Turn each tensor that the function closed over into an input of the graph, after the arguments."""
     graph = module.graph
     constants: dict[int, Tensor] = {}
     inputs: dict[int, fx.Node] = {}
@@ -111,14 +111,14 @@ def _hoist_constants(module: fx.GraphModule, abstract: Callable[[Tensor], Tensor
 
 
 def producer(node: fx.Node) -> fx.Node:
-    """The operation that a value comes from, where it is one of several results."""
+    """The operation that computed a value, which may be one of its several results."""
     while node.target is operator.getitem:
         node = node.args[0]  # type: ignore[assignment]
     return node
 
 
 def argument_names(function: Callable, treedef: TreeDef, static: Sequence[int] = ()) -> list[str]:
-    """The path of each leaf, ``params['w']``, where ``treedef`` is the structure of ``(args, kwargs)``."""
+    """The path of each leaf, such as ``params['w']``. ``treedef`` is the structure of ``(args, kwargs)``."""
     positional, keywords = treedef.children
     names = [name for i, name in enumerate(parameters(function)) if i not in static]
     names = [names[i] if i < len(names) else f"argument {i}" for i in range(len(positional.children))]
@@ -129,7 +129,7 @@ def argument_names(function: Callable, treedef: TreeDef, static: Sequence[int] =
 
 @functools.lru_cache(maxsize=1000)
 def parameters(function: Callable) -> list[str]:
-    """The names of a function's parameters; none for what Python cannot look into."""
+    """The names of a function's parameters; empty if ``inspect.signature`` cannot find them."""
     try:
         found = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -140,9 +140,9 @@ def parameters(function: Callable) -> list[str]:
 
 
 def own_results(trace: Trace, donated: Mapping[int, int]) -> None:
-    """Copy each result that shares memory with an input or with another result, or that lies upon itself.
+    """Copy each result that shares memory with an input or another result, or whose elements share memory.
 
-    A result that is an input and takes its own memory, as ``donated`` says, stays.
+    A donated input that is returned unchanged and keeps its own memory, according to ``donated``, is not copied.
     """
     graph, inputs = trace.module.graph, trace.inputs
     output = _output(graph)
@@ -166,15 +166,18 @@ def _output(graph: fx.Graph) -> fx.Node:
 
 
 class _NoValues(TorchFunctionMode):
-    """Refuses to read the value of a tensor, also of one that was closed over, which would be frozen into the graph.
+    """Refuses to read the value of a tensor.
 
-    A tensor on the device "meta" that is closed over is one that was donated.
+    The value of a tensor that was closed over could be read, but would be frozen into the graph. A tensor that was
+    closed over and is on the device "meta" has been donated.
     """
 
     def __torch_function__(self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func in _READING and (func in _READING_MANY or not _torch.is_abstract(args[0])):
             raise _value_error(stack(sys._getframe(1)), "the function")
-        mine = not sys._getframe(1).f_code.co_filename.startswith(_LIBRARIES[0])  # torch itself works on such tensors
+        mine = not sys._getframe(1).f_code.co_filename.startswith(
+            _LIBRARIES[0]
+        )  # torch itself creates and uses meta tensors
         if mine and any(isinstance(arg, Tensor) and arg.is_meta and not _torch.is_abstract(arg) for arg in args):
             raise ValueError(
                 f"a tensor that the function closes over holds no data{user_line(stack(sys._getframe(1)))}: it was "
@@ -190,7 +193,7 @@ _READING = _READING_MANY | {
 
 
 def stack(frame: FrameType | None) -> list[tuple[str, int]]:
-    """Files and lines of a frame and those that called it, the outermost first."""
+    """The files and lines of a frame and its callers, the outermost first."""
     places = []
     while frame is not None:
         places.append((frame.f_code.co_filename, frame.f_lineno))
@@ -199,7 +202,7 @@ def stack(frame: FrameType | None) -> list[tuple[str, int]]:
 
 
 def user_line(places: Sequence[tuple[str, int]]) -> str:
-    """`` at FILE:LINE: `code``` for the innermost of these places that is neither in torch nor in fnn."""
+    """`` at FILE:LINE: `code``` for the innermost of these places that is outside torch and fnn."""
     mine = [place for place in places if not place[0].startswith(_LIBRARIES)]
     return f" at {mine[-1][0]}:{mine[-1][1]}: `{linecache.getline(*mine[-1]).strip()}`" if mine else ""
 
@@ -207,11 +210,11 @@ def user_line(places: Sequence[tuple[str, int]]) -> str:
 def _value_error(places: Sequence[tuple[str, int]], name: str) -> TypeError:
     return TypeError(
         f"{name} asks for the value of a tensor{user_line(places)}, and while fnn.jit traces a function tensors have "
-        "shapes but no values. Write torch.where in place of `if`, a mask in place of tensor[mask], and move printing, "
-        ".item(), .numpy() and other reading out of the function"
+        "shapes but no values. Use torch.where instead of `if` and instead of tensor[mask], "
+        "and move printing, .item(), .numpy() and other code that reads values out of the function"
     )
 
 
 def name_of(function: Callable) -> str:
-    """What to call a function in a sentence."""
+    """The name of a function in messages."""
     return getattr(function, "__name__", type(function).__name__)

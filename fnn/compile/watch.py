@@ -1,13 +1,13 @@
-"""What a function refers to besides its arguments: part of the key under which its graphs are kept.
+"""The values that a function refers to besides its arguments. They are part of the key of its graphs.
 
-A graph is right only while the names that were read when it was traced stand for the same things. :class:`Watch`
+A graph is valid only as long as the names that were read when it was traced refer to the same values. :class:`Watch`
 follows the user's function through its closure, defaults, globals and bound objects, and through the user's functions
-that it finds there, and notes each place. To look at all places again costs a few microseconds.
+that it finds there, and records each place where it finds values. Reading all places again takes a few microseconds.
 
-Numbers, strings and tuples count by value and type; lists, dicts and the attributes of objects by their items, one
-level deep; the modules of ``torch.nn`` by their parts, training flags and plain attributes; everything else by
-identity. Functions of installed libraries are not followed, except that what the user put into closures of fnn's
-functions, such as a lambda among the layers of a model, is.
+Numbers, strings and tuples are compared by value and type; lists, dicts and the attributes of objects by their items,
+one level deep; the modules of ``torch.nn`` by their submodules, parameters, buffers and plain attributes such as the
+training flag; everything else by identity. Functions of installed libraries are not followed. The closures of fnn's
+functions are, because they may hold the user's functions, such as a lambda among the layers of a model.
 """
 
 import dis
@@ -32,7 +32,7 @@ _INSTALLED = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "pl
 
 
 def by_value(value: Any) -> Any:
-    """A hashable stand-in for a value: equal for equal numbers of one type, nan included; otherwise the identity.
+    """A hashable key for a value: equal for equal values of one plain type, nan included; otherwise the identity.
 
     >>> by_value(2) == by_value(2.0), by_value(0.0) == by_value(-0.0), by_value(float("nan")) == by_value(float("nan"))
     (False, False, True)
@@ -52,7 +52,7 @@ def by_value(value: Any) -> Any:
 
 
 class Place(NamedTuple):
-    """Somewhere that values stand: ``read`` gives them, and ``names`` says what they are called in ``where``."""
+    """A place that holds values, such as a closure. ``read`` returns them, and ``names`` their names in ``where``."""
 
     where: str
     read: Callable[[], Iterable]
@@ -60,25 +60,27 @@ class Place(NamedTuple):
 
 
 class _Look(NamedTuple):
-    """What stood in the places at one time, and the table that belongs to it."""
+    """The values in the places at one time, and the table that belongs to them."""
 
     places: list[Place]
     ids: list[int]
-    kept: list[Any]  # what stood there and has no identity of its own, so that an id means one thing
+    kept: list[Any]  # the values that are compared by value; keeping them alive keeps their ids unique
     table: dict
 
 
 class Watch:
-    """The places that some roots refer to. ``look()`` is a table for what stands there now."""
+    """The places that some roots refer to. ``look()`` returns the table that belongs to their current values."""
 
     def __init__(self, roots: Iterable[Any]) -> None:
         self._roots = list(roots)
         self._lock = threading.RLock()
-        self._tables: dict[tuple, tuple[dict, list]] = {}  # by what stands there; with what keeps identities alive
+        self._tables: dict[
+            tuple, tuple[dict, list]
+        ] = {}  # by the values in the places; each with what keeps ids unique
         self._last: _Look | None = None
 
     def look(self) -> dict:
-        """The same table whenever the same things stand in all places."""
+        """Return a table, the same one whenever all places hold the same values."""
         last = self._last
         if last is not None:
             try:
@@ -103,12 +105,12 @@ class Watch:
             return table
 
     def references(self, tensors: Iterable[Tensor]) -> list[Callable[[], Tensor]]:
-        """Functions that give the tensors again, and keep none alive that stands in a place: its table goes with it."""
+        """Functions that return the tensors. Those in a place are not kept alive; their table is deleted with them."""
         known = set(self._last.ids) if self._last else set()
         return [weakref.ref(x) if id(x) in known else (lambda x=x: x) for x in tensors]  # type: ignore[misc]
 
     def emptied(self) -> str:
-        """What to call a tensor in these places that holds no data because it was donated; "" where there is none."""
+        """The name of a tensor in these places that holds no data because it was donated; "" if there is none."""
         for place in self._last.places if self._last else ():
             for name, value in zip(place.names(), place.read(), strict=False):
                 if isinstance(value, Tensor) and value.is_meta:
@@ -116,7 +118,7 @@ class Watch:
         return ""
 
     def values(self) -> dict[str, Any]:
-        """What stands in all places now, by name: as it is compared, and as text."""
+        """The current values in all places, by name: each as its key for comparison and as text."""
         self.look()
         places = self._last.places if self._last else []
         return {
@@ -126,10 +128,10 @@ class Watch:
         }
 
     def _pins(self, values: Iterable[Any], marks: tuple) -> list:
-        """References to all that counts by identity; when one of them dies, the table goes."""
+        """References to all values that are compared by identity; when one of them dies, the table is deleted."""
         mine = weakref.ref(self)
 
-        def gone(_: Any) -> None:
+        def delete_table(_: Any) -> None:
             watch = mine()
             if watch is not None:
                 watch._tables.pop(marks, None)
@@ -141,14 +143,14 @@ class Watch:
                 pins += self._pins(value, marks)
             elif isinstance(by_value(value), int):
                 try:
-                    pins.append(weakref.ref(value, gone))
+                    pins.append(weakref.ref(value, delete_table))
                 except TypeError:
                     pins.append(value)
         return pins
 
 
 class _Walk:
-    """One walk over what can be reached, which notes the places."""
+    """One walk over everything that can be reached from some roots, which records the places."""
 
     def __init__(self) -> None:
         self.places: list[Place] = []
@@ -160,7 +162,7 @@ class _Walk:
             self.visit(value, items)
 
     def visit(self, value: Any, items: bool = True) -> None:
-        """Note the places within a value; those of lists, dicts and objects only where ``items`` is true."""
+        """Record the places within a value; those of lists, dicts and objects only if ``items`` is true."""
         container = not isinstance(value, (*_PLAIN, float, complex, Tensor, ModuleType))
         if not container or (id(value), items) in self._seen:
             return
@@ -217,7 +219,7 @@ class _Walk:
             self._chain(scope.get(name), attributes)
 
     def _chain(self, value: Any, names: list[str]) -> None:
-        """``config.rate`` where config is a module."""
+        """Record the attributes of modules, such as ``config.rate`` if config is a module."""
         if names and isinstance(value, ModuleType) and _of_the_user(vars(value)):
             scope, name = vars(value), names[0]
             self._note(f"the module {value.__name__}", lambda: (name,), lambda: (scope.get(name, _MISSING),))
@@ -277,7 +279,7 @@ def _text(value: Any) -> str:
 def _content(cell: Any) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # empty as yet
+    except ValueError:  # the cell is still empty
         return _MISSING
 
 
@@ -291,7 +293,7 @@ def _of(module: str | None, *libraries: str) -> bool:
 
 
 def _of_the_user(scope: dict) -> bool:
-    """Whether a module, given by its globals, is neither fnn nor one that is installed; code of exec has no file."""
+    """Whether a module, given by its globals, is neither fnn nor an installed library. Code of exec has no file."""
     name, file = scope.get("__name__"), scope.get("__file__")
     if _of(name, "fnn", "torch", "builtins"):
         return False
@@ -300,7 +302,7 @@ def _of_the_user(scope: dict) -> bool:
 
 @functools.lru_cache(maxsize=10_000)
 def _global_names(code: CodeType) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """The globals that code, and the code within it, reads, and each with the attributes that it reads of it."""
+    """The globals that code and its nested code read, and the chains of attributes that they read from each."""
     names: dict[str, None] = {}
     chains: dict[tuple[str, ...], None] = {}
     chain: tuple[str, ...] = ()
