@@ -34,10 +34,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import SUPPORTED_NODES as pytree_containers  # noqa: N811
 from torch.utils._pytree import (  # no public pytree module in any supported version
-    tree_flatten,
     tree_leaves,
     tree_map,
-    tree_unflatten,
 )
 
 # these names are imported at first use, because their modules import the compiler, which takes as long as torch itself
@@ -743,10 +741,8 @@ __all__ = [
     "storage_id",
     "storage_users",
     "swap_tensors",
-    "tree_flatten",
     "tree_leaves",
     "tree_map",
-    "tree_unflatten",
     "unwrap_if_dead",
     "values_can_be_read",
     "version",

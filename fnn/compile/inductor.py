@@ -61,6 +61,8 @@ def _options(trace: Trace, mode: str | None, options: dict[str, Any]) -> dict[st
     route = options.get("cpu_matmul")
     if route not in (None, "mkl", "onednn"):
         raise ValueError(f'jit: the option "cpu_matmul" is "mkl" or "onednn", got {route!r}')
+    if route == "onednn" and _torch.onednn_linear is None:
+        raise ValueError('jit: this torch was built without oneDNN; leave out the option "cpu_matmul"')
     defaults: dict[str, Any] = {}
     if all(node.meta["val"].device.type == "cpu" for node in trace.inputs):
         from fnn.compile.cpu_matmul import Products, onednn_is_faster  # imported here, because it imports the compiler

@@ -7,6 +7,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fnn
+from fnn import _torch
 from fnn.compile import cpu_matmul
 
 PRODUCTS = {
@@ -87,3 +88,9 @@ def test_generated_code_takes_the_routes(route):
     assert ("extern_kernels.mm" in text or "extern_kernels.addmm" in text) == (route == "mkl")
     with pytest.raises(ValueError, match='"cpu_matmul" is "mkl" or "onednn", got \'fast\''):
         fnn.jit(gradient, backend="inductor", options={"cpu_matmul": "fast"})(params, x)
+
+
+def test_a_route_that_this_torch_lacks_is_refused(monkeypatch):
+    monkeypatch.setattr(_torch, "onednn_linear", None)
+    with pytest.raises(ValueError, match="built without oneDNN"):
+        fnn.jit(lambda x: x @ x, backend="inductor", options={"cpu_matmul": "onednn"})(torch.ones(2, 2))
