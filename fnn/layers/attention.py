@@ -9,9 +9,10 @@ from torch import Tensor
 
 from fnn import init, random
 from fnn.layers.activations import softmax
-from fnn.layers.base import Layer, ShapeError, as_size, check_dtype, check_mapping, check_params, check_tensor
+from fnn.layers.base import Layer, ShapeError, as_size, check_dtype, check_mapping, check_params, check_tensor, factory
 
 
+@factory
 def multi_head_attention(
     embed_dim: int,
     num_heads: int,

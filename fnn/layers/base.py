@@ -1,8 +1,10 @@
 """The types of layers, the checks that layers share, and errors that name their place in a network."""
 
+import functools
+import inspect
 import operator
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, ParamSpec, Self, TypeVar
 
 from torch import Tensor
 
@@ -30,6 +32,37 @@ class StatefulLayer(NamedTuple):
 
     init: Callable[[Tensor], tuple[Tree, Tree]]
     apply: Callable[..., tuple[Any, Tree]]
+
+
+class Config(NamedTuple):
+    """How a layer was made: the function that made it, the arguments of the call, and the parts of a combinator."""
+
+    maker: Callable[..., Any]
+    arguments: dict[str, Any]
+    parts: dict[str, Any]
+
+
+Arguments = ParamSpec("Arguments")
+Made = TypeVar("Made", bound=Layer | StatefulLayer)
+
+
+def factory(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
+    """Decorate a function that makes layers, so that each layer knows how it was made.
+
+    The :class:`Config` is kept as an attribute of ``apply``, because a layer is nothing but a pair of functions. A
+    function that returns a combinator of layers, such as a model, keeps the combinator's parts.
+    """
+    signature = inspect.signature(make)
+
+    @functools.wraps(make)
+    def make_and_record(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Made:
+        layer = make(*args, **kwargs)
+        arguments = dict(signature.bind(*args, **kwargs).arguments)
+        known = getattr(layer.apply, "config", None)
+        layer.apply.config = Config(make_and_record, arguments, known.parts if known else {})  # pyright: ignore[reportFunctionMemberAccess]
+        return layer
+
+    return make_and_record
 
 
 class _PlacedError(Exception):

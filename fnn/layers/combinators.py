@@ -17,6 +17,7 @@ from fnn.layers.base import (
     check_params,
     check_state,
     check_tensor,
+    factory,
     is_empty,
 )
 from fnn.tree import Tree
@@ -28,6 +29,7 @@ Part = Layer | Callable[[Tensor], Tensor]
 def sequential(*layers: Part, **named: Part) -> Layer: ...
 @overload
 def sequential(*layers: Part | StatefulLayer, **named: Part | StatefulLayer) -> StatefulLayer: ...
+@factory
 def sequential(*layers: Part | StatefulLayer, **named: Part | StatefulLayer) -> Layer | StatefulLayer:
     """Apply layers one after the other. A function of one tensor is a layer without parameters.
 
@@ -94,6 +96,7 @@ def sequential(*layers: Part | StatefulLayer, **named: Part | StatefulLayer) -> 
 def residual(layer: Part) -> Layer: ...
 @overload
 def residual(layer: StatefulLayer) -> StatefulLayer: ...
+@factory
 def residual(layer: Part | StatefulLayer) -> Layer | StatefulLayer:
     """y = x + layer(x) (He et al., 2015). Params and state are those of ``layer``.
 

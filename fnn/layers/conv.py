@@ -17,9 +17,11 @@ from fnn.layers.base import (
     check_dtype,
     check_mapping,
     check_params,
+    factory,
 )
 
 
+@factory
 def conv2d(
     in_channels: int,
     out_channels: int,

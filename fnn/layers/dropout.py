@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from fnn import random
-from fnn.layers.base import Layer, check_params, check_tensor
+from fnn.layers.base import Layer, check_params, check_tensor, factory
 
 
+@factory
 def dropout(rate: float = 0.5) -> Layer:
     """Set each entry to zero with probability ``rate``, and divide the others by 1 - rate (Srivastava et al., 2014).
 

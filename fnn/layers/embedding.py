@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnn import init
-from fnn.layers.base import Layer, ShapeError, as_size, check_mapping, check_params, check_tensor
+from fnn.layers.base import Layer, ShapeError, as_size, check_mapping, check_params, check_tensor, factory
 
 
+@factory
 def embedding(
     num_embeddings: int,
     embedding_dim: int,

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnn import init, random
-from fnn.layers.base import Layer, as_size, check_dtype, check_last_axis, check_mapping, check_params
+from fnn.layers.base import Layer, as_size, check_dtype, check_last_axis, check_mapping, check_params, factory
 
 
+@factory
 def linear(
     in_features: int,
     out_features: int,

@@ -20,10 +20,12 @@ from fnn.layers.base import (
     check_params,
     check_state,
     check_tensor,
+    factory,
 )
 from fnn.random.arguments import device_of
 
 
+@factory
 def layer_norm(
     shape: int | tuple[int, ...],
     eps: float = 1e-5,
@@ -56,6 +58,7 @@ def layer_norm(
     return Layer(lambda key=None: _scale_and_shift(key, axes, affine, bias, dtype), apply)
 
 
+@factory
 def rms_norm(
     shape: int | tuple[int, ...],
     eps: float | None = None,
@@ -87,6 +90,7 @@ def rms_norm(
     return Layer(lambda key=None: _scale_and_shift(key, axes, affine, False, dtype), apply)
 
 
+@factory
 def group_norm(
     groups: int,
     channels: int,
@@ -112,6 +116,7 @@ def group_norm(
     return _by_groups("group_norm", groups, channels, eps, affine, bias, dtype)
 
 
+@factory
 def instance_norm(
     channels: int,
     eps: float = 1e-5,
@@ -143,6 +148,7 @@ def instance_norm(
     return Layer(layer.init, apply)
 
 
+@factory
 def batch_norm(
     channels: int,
     eps: float = 1e-5,

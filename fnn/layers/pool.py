@@ -3,9 +3,10 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from fnn.layers.base import Layer, ShapeError, as_pair, check_channels, check_params
+from fnn.layers.base import Layer, ShapeError, as_pair, check_channels, check_params, factory
 
 
+@factory
 def max_pool2d(
     kernel_size: int | tuple[int, int],
     stride: int | tuple[int, int] | None = None,
@@ -37,6 +38,7 @@ def max_pool2d(
     return Layer(lambda key: {}, apply)
 
 
+@factory
 def avg_pool2d(
     kernel_size: int | tuple[int, int],
     stride: int | tuple[int, int] | None = None,

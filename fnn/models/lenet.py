@@ -3,10 +3,11 @@
 from torch import Tensor
 
 from fnn.layers import avg_pool2d, conv2d, flatten, linear, max_pool2d, relu, sequential, tanh
-from fnn.layers.base import Layer, ShapeError, check_mapping, check_tensor
+from fnn.layers.base import Layer, ShapeError, check_mapping, check_tensor, factory
 from fnn.tree import Tree
 
 
+@factory
 def lenet() -> Layer:
     """The network of PyTorch's "Neural Networks" tutorial: 3x3 kernels, relu, max pooling.
 
@@ -33,6 +34,7 @@ def lenet() -> Layer:
     )  # fmt: skip
 
 
+@factory
 def lenet5() -> Layer:
     """LeNet-5 (LeCun et al., 1998): 5x5 kernels, tanh, average pooling, all 6 maps connected to all 16.
 

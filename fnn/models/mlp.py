@@ -6,10 +6,11 @@ from collections.abc import Callable
 from torch import Tensor
 
 from fnn.layers import linear, relu, sequential
-from fnn.layers.base import Layer, check_mapping, check_tensor
+from fnn.layers.base import Layer, check_mapping, check_tensor, factory
 from fnn.tree import Tree
 
 
+@factory
 def mlp(*sizes: int, activation: Callable[[Tensor], Tensor] = relu) -> Layer:
     """Linear layers of the given sizes with an activation between them.
 
