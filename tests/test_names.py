@@ -12,6 +12,12 @@ import pytest
 import fnn
 
 ROOMS = [name for name in fnn.__all__ if isinstance(getattr(fnn, name), ModuleType)]
+ROOMS += [
+    f"{room}.{name}"
+    for room in ROOMS
+    for name in importlib.import_module(f"fnn.{room}").__all__
+    if isinstance(getattr(importlib.import_module(f"fnn.{room}"), name), ModuleType)
+]
 PUBLIC = {room: importlib.import_module(f"fnn.{room}").__all__ for room in ROOMS}
 PUBLIC["fnn"] = [name for name in fnn.__all__ if name not in ROOMS]
 
