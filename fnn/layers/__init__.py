@@ -67,6 +67,7 @@ from fnn.layers.pool import (
     max_pool2d,
     max_pool3d,
 )
+from fnn.layers.structure import config, from_config
 
 __all__ = [
     "ShapeError",
@@ -83,6 +84,7 @@ __all__ = [
     "circular_pad1d",
     "circular_pad2d",
     "circular_pad3d",
+    "config",
     "constant_pad1d",
     "constant_pad2d",
     "constant_pad3d",
@@ -98,6 +100,7 @@ __all__ = [
     "flatten",
     "fractional_max_pool2d",
     "fractional_max_pool3d",
+    "from_config",
     "gelu",
     "global_avg_pool",
     "global_max_pool",

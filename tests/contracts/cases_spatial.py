@@ -100,6 +100,10 @@ def plain(name: str, args: tuple, options: dict | None = None, *shape: int) -> C
     return without_params(name, args, options or {}, shape or SHAPES[int(name.split(",")[0][-2])])
 
 
+def make(name: str, args: tuple, options: dict | None = None, *shape: int) -> fnn.Layer:
+    return getattr(layers, name.split(",")[0])(*args, **(options or {}))
+
+
 def fractional(dims: int, ours: dict, theirs: dict) -> Case:
     layer = getattr(layers, f"fractional_max_pool{dims}d")(2, **ours)
     pool = getattr(F, f"fractional_max_pool{dims}d")
@@ -138,3 +142,11 @@ LAYERS: dict[str, Callable[[], Case]] = {
     "max_unpool2d": lambda: unpooled(2, (6, 7)),
     "max_unpool3d": lambda: unpooled(3, SHAPES[3]),
 }  # fmt: skip
+
+MADE: dict[str, fnn.Layer] = {
+    **{name: make(name, args, options) for name, (args, options, _) in CONVOLUTIONS.items()},
+    **{name: make(name, *row) for name, row in PLAIN.items()},
+    **{f"max_unpool{dims}d": make(f"max_unpool{dims}d", (2,)) for dims in (1, 2, 3)},
+    "fractional_max_pool2d": layers.fractional_max_pool2d(2, output_ratio=0.6),
+    "fractional_max_pool3d": layers.fractional_max_pool3d(2, 3, return_indices=True),
+}
