@@ -12,7 +12,7 @@ from fnn import layers, models, tree
 from fnn._configs import MAKERS
 from fnn.layers.base import factory
 from fnn.layers.structure import paths
-from tests.contracts import test_meta
+from tests.contracts import cases_spatial, test_meta
 
 KEY = fnn.random.key(0)
 TEXT = """
@@ -64,9 +64,12 @@ def test_a_model_made_again_computes_the_same() -> None:
     assert tree.max_difference(new.apply(params, state, x, **given), model.apply(params, state, x, **given)) == 0
 
 
-@pytest.mark.parametrize("name", test_meta.LAYERS)
+MADE = cases_spatial.MADE | test_meta.LAYERS
+
+
+@pytest.mark.parametrize("name", MADE)
 def test_every_layer_is_made_again_from_its_config(name: str) -> None:
-    layer = test_meta.LAYERS[name]
+    layer = MADE[name]
     new = again(layer)
     assert str(new) == str(layer)
     assert layers.config(new) == layers.config(layer)
@@ -77,7 +80,7 @@ def test_every_public_layer_and_model_records_how_it_was_made() -> None:
     public = {f"layers.{name}" for name in layers.__all__} | {f"models.{name}" for name in models.__all__}
     listed = {name for name in MAKERS if not name.startswith("init.")}
     assert listed <= public
-    made = {name.split(",")[0] for name in test_meta.LAYERS}
+    made = {name.split(",")[0] for name in MADE}
     assert {name.removeprefix("layers.") for name in listed} == made
 
 

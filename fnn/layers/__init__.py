@@ -17,29 +17,93 @@ from fnn.layers.activations import (
     softplus,
     tanh,
 )
+from fnn.layers.adaptive_pool import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+    global_avg_pool,
+    global_max_pool,
+)
 from fnn.layers.attention import multi_head_attention
 from fnn.layers.base import ShapeError
+from fnn.layers.batch_norm import batch_norm, instance_norm
 from fnn.layers.combinators import residual, sequential
-from fnn.layers.conv import conv2d
+from fnn.layers.conv import conv1d, conv2d, conv3d
+from fnn.layers.conv_transpose import conv_transpose1d, conv_transpose2d, conv_transpose3d
 from fnn.layers.dropout import dropout
 from fnn.layers.embedding import embedding
+from fnn.layers.fractional_pool import fractional_max_pool2d, fractional_max_pool3d
 from fnn.layers.linear import linear
-from fnn.layers.norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
-from fnn.layers.pool import avg_pool2d, max_pool2d
+from fnn.layers.max_unpool import max_unpool1d, max_unpool2d, max_unpool3d
+from fnn.layers.norm import group_norm, layer_norm, rms_norm
+from fnn.layers.padding import (
+    circular_pad1d,
+    circular_pad2d,
+    circular_pad3d,
+    constant_pad1d,
+    constant_pad2d,
+    constant_pad3d,
+    reflection_pad1d,
+    reflection_pad2d,
+    reflection_pad3d,
+    replication_pad1d,
+    replication_pad2d,
+    replication_pad3d,
+    zero_pad1d,
+    zero_pad2d,
+    zero_pad3d,
+)
+from fnn.layers.pool import (
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    lp_pool1d,
+    lp_pool2d,
+    lp_pool3d,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+)
 from fnn.layers.structure import config, from_config
 
 __all__ = [
     "ShapeError",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+    "avg_pool1d",
     "avg_pool2d",
+    "avg_pool3d",
     "batch_norm",
+    "circular_pad1d",
+    "circular_pad2d",
+    "circular_pad3d",
     "config",
+    "constant_pad1d",
+    "constant_pad2d",
+    "constant_pad3d",
+    "conv1d",
     "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "dropout",
     "elu",
     "embedding",
     "flatten",
+    "fractional_max_pool2d",
+    "fractional_max_pool3d",
     "from_config",
     "gelu",
+    "global_avg_pool",
+    "global_max_pool",
     "group_norm",
     "instance_norm",
     "layer_norm",
@@ -47,11 +111,25 @@ __all__ = [
     "linear",
     "log_sigmoid",
     "log_softmax",
+    "lp_pool1d",
+    "lp_pool2d",
+    "lp_pool3d",
+    "max_pool1d",
     "max_pool2d",
+    "max_pool3d",
+    "max_unpool1d",
+    "max_unpool2d",
+    "max_unpool3d",
     "mish",
     "multi_head_attention",
+    "reflection_pad1d",
+    "reflection_pad2d",
+    "reflection_pad3d",
     "relu",
     "relu6",
+    "replication_pad1d",
+    "replication_pad2d",
+    "replication_pad3d",
     "residual",
     "rms_norm",
     "selu",
@@ -61,4 +139,7 @@ __all__ = [
     "softmax",
     "softplus",
     "tanh",
+    "zero_pad1d",
+    "zero_pad2d",
+    "zero_pad3d",
 ]

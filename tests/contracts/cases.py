@@ -8,7 +8,7 @@ A case is ``function(params, x)``, float64 values for both, and ``reference(para
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,48 +16,8 @@ from torch import Tensor, nn
 
 import fnn
 from fnn import layers, losses
-
-
-class Case(NamedTuple):
-    function: Callable[[Any, Tensor], Tensor]
-    reference: Callable[[Any, Tensor], Tensor]
-    params: Any
-    x: Tensor
-
-
-def numbers(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def module(layer: fnn.Layer, net: nn.Module, *shape: int) -> Case:
-    """A layer against a torch module; the params' dotted paths are the module's own names."""
-    params = fnn.tree.cast(layer.init(fnn.random.key(5)), torch.float64)
-    net = net.double()
-
-    def reference(params: Any, x: Tensor) -> Tensor:
-        return torch.func.functional_call(net, fnn.tree.to_state_dict(params), (x,))
-
-    return Case(layer.apply, reference, params, numbers(1, *shape))
-
-
-def function(ours: Callable, theirs: Callable, *shape: int) -> Case:
-    """A function without parameters; a scale stands in for them so that every transform has something to act on."""
-    params = {"scale": numbers(3, *shape[1:])}
-    return Case(lambda p, x: ours(p["scale"] * x), lambda p, x: theirs(p["scale"] * x), params, numbers(2, *shape))
-
-
-def normed(layer: fnn.StatefulLayer, net: nn.Module, train: bool, *shape: int) -> Case:
-    """Batch normalisation against torch's, with running statistics that are neither 0 nor 1."""
-    params, state = fnn.tree.cast(layer.init(fnn.random.key(5)), torch.float64)
-    params = fnn.tree.map(lambda leaf: leaf + 0.3 * numbers(6, *leaf.shape), params)
-    state = fnn.tree.map(lambda leaf: leaf + numbers(7, *leaf.shape).abs() if leaf.is_floating_point() else leaf, state)
-    net = net.double().train(train)
-
-    def reference(params: Any, x: Tensor) -> Tensor:
-        buffers = {name: leaf.clone() for name, leaf in fnn.tree.to_state_dict(state).items()}
-        return torch.func.functional_call(net, fnn.tree.to_state_dict(params) | buffers, (x,))
-
-    return Case(lambda p, x: layer.apply(p, state, x, train=train)[0], reference, params, numbers(1, *shape))
+from tests.contracts import cases_spatial
+from tests.contracts.case import Case, function, module, normed, numbers
 
 
 def torch_attention(causal: bool, params: Any, x: Tensor) -> Tensor:
@@ -171,7 +131,7 @@ LAYERS: dict[str, Callable[[], Case]] = {
     "rms_norm, eps": lambda: module(layers.rms_norm(5, 1e-3), nn.RMSNorm(5, 1e-3), 4, 3, 5),
     "group_norm, no bias, eps": lambda: module(layers.group_norm(2, 6, 1e-3, bias=False), nn.GroupNorm(2, 6, 1e-3), 3, 6, 4),
     "instance_norm, no bias, eps": lambda: module(
-        layers.instance_norm(3, 1e-3, True, False), nn.InstanceNorm1d(3, 1e-3, affine=True), 3, 3, 4
+        layers.instance_norm(3, 1e-3, affine=True, bias=False), nn.InstanceNorm1d(3, 1e-3, affine=True), 3, 3, 4
     ),
     "instance_norm, single samples": lambda: function(
         lambda x: torch.stack([layers.instance_norm(2, spatial=2).apply({}, one) for one in x]),
@@ -189,7 +149,7 @@ LAYERS: dict[str, Callable[[], Case]] = {
     ),
     "layer_norm": lambda: module(layers.layer_norm(5), nn.LayerNorm(5), 4, 3, 5),
     "layer_norm, two axes, no affine": lambda: function(
-        lambda x: layers.layer_norm((3, 5), 1e-3, affine=False).apply({}, x),
+        lambda x: layers.layer_norm((3, 5), 1e-3, elementwise_affine=False).apply({}, x),
         lambda x: F.layer_norm(x, (3, 5), eps=1e-3), 4, 3, 5,
     ),
     "rms_norm": lambda: module(layers.rms_norm(5), nn.RMSNorm(5), 4, 3, 5),
@@ -312,5 +272,7 @@ LOSSES: dict[str, Callable[[], Case]] = {
         BITS,
     ),
 }
+
+LAYERS |= cases_spatial.LAYERS
 
 CASES = {**LAYERS, **ACTIVATIONS, **LOSSES}
