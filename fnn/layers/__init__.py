@@ -17,18 +17,23 @@ from fnn.layers.activations import (
     softplus,
     tanh,
 )
-from fnn.layers.attention import multi_head_attention
+from fnn.layers.attention import attention_cache, multi_head_attention
 from fnn.layers.base import ShapeError
 from fnn.layers.combinators import residual, sequential
 from fnn.layers.conv import conv2d
+from fnn.layers.dot_product import scaled_dot_product_attention
 from fnn.layers.dropout import dropout
 from fnn.layers.embedding import embedding
 from fnn.layers.linear import linear
 from fnn.layers.norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from fnn.layers.pool import avg_pool2d, max_pool2d
+from fnn.layers.positions import learned_positions, rotary_positions, sinusoidal_positions
+from fnn.layers.transformer import transformer, transformer_decoder, transformer_encoder
+from fnn.layers.transformer_layers import transformer_decoder_layer, transformer_encoder_layer
 
 __all__ = [
     "ShapeError",
+    "attention_cache",
     "avg_pool2d",
     "batch_norm",
     "conv2d",
@@ -41,6 +46,7 @@ __all__ = [
     "instance_norm",
     "layer_norm",
     "leaky_relu",
+    "learned_positions",
     "linear",
     "log_sigmoid",
     "log_softmax",
@@ -51,11 +57,19 @@ __all__ = [
     "relu6",
     "residual",
     "rms_norm",
+    "rotary_positions",
+    "scaled_dot_product_attention",
     "selu",
     "sequential",
     "sigmoid",
     "silu",
+    "sinusoidal_positions",
     "softmax",
     "softplus",
     "tanh",
+    "transformer",
+    "transformer_decoder",
+    "transformer_decoder_layer",
+    "transformer_encoder",
+    "transformer_encoder_layer",
 ]

@@ -8,7 +8,7 @@ A case is ``function(params, x)``, float64 values for both, and ``reference(para
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,34 +16,8 @@ from torch import Tensor, nn
 
 import fnn
 from fnn import layers, losses
-
-
-class Case(NamedTuple):
-    function: Callable[[Any, Tensor], Tensor]
-    reference: Callable[[Any, Tensor], Tensor]
-    params: Any
-    x: Tensor
-
-
-def numbers(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def module(layer: fnn.Layer, net: nn.Module, *shape: int) -> Case:
-    """A layer against a torch module; the params' dotted paths are the module's own names."""
-    params = fnn.tree.cast(layer.init(fnn.random.key(5)), torch.float64)
-    net = net.double()
-
-    def reference(params: Any, x: Tensor) -> Tensor:
-        return torch.func.functional_call(net, fnn.tree.to_state_dict(params), (x,))
-
-    return Case(layer.apply, reference, params, numbers(1, *shape))
-
-
-def function(ours: Callable, theirs: Callable, *shape: int) -> Case:
-    """A function without parameters; a scale stands in for them so that every transform has something to act on."""
-    params = {"scale": numbers(3, *shape[1:])}
-    return Case(lambda p, x: ours(p["scale"] * x), lambda p, x: theirs(p["scale"] * x), params, numbers(2, *shape))
+from tests.contracts import cases_sequence
+from tests.contracts.case import Case, function, module, numbers
 
 
 def normed(layer: fnn.StatefulLayer, net: nn.Module, train: bool, *shape: int) -> Case:
@@ -58,20 +32,6 @@ def normed(layer: fnn.StatefulLayer, net: nn.Module, train: bool, *shape: int) -
         return torch.func.functional_call(net, fnn.tree.to_state_dict(params) | buffers, (x,))
 
     return Case(lambda p, x: layer.apply(p, state, x, train=train)[0], reference, params, numbers(1, *shape))
-
-
-def torch_attention(causal: bool, params: Any, x: Tensor) -> Tensor:
-    net = nn.MultiheadAttention(6, 2, bias="in_proj_bias" in params, batch_first=True, dtype=torch.float64)
-    mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=torch.float64) if causal else None
-    options = {"need_weights": False, "attn_mask": mask}
-    return torch.func.functional_call(net, fnn.tree.to_state_dict(params), (x, x, x), options)[0]
-
-
-def attention(causal: bool, bias: bool) -> Case:
-    layer = layers.multi_head_attention(6, 2, causal, bias)
-    params = fnn.tree.cast(layer.init(fnn.random.key(5)), torch.float64)
-    params = fnn.tree.map(lambda leaf: leaf + 0.3 * numbers(6, *leaf.shape), params)
-    return Case(layer.apply, lambda p, x: torch_attention(causal, p, x), params, numbers(1, 3, 4, 6))
 
 
 def embedded() -> Case:
@@ -198,8 +158,7 @@ LAYERS: dict[str, Callable[[], Case]] = {
     "batch_norm": lambda: normed(layers.batch_norm(3), nn.BatchNorm2d(3), False, 4, 3, 5, 5),
     "batch_norm, training": lambda: normed(layers.batch_norm(3, 1e-3), nn.BatchNorm1d(3, 1e-3), True, 4, 3, 5),
     "embedding": embedded,
-    "multi_head_attention": lambda: attention(False, True),
-    "multi_head_attention, causal, no bias": lambda: attention(True, False),
+    **cases_sequence.LAYERS,
     "residual": lambda: module(layers.residual(layers.linear(4, 4)), TorchResidual(4, 4), 5, 4),
     "sequential, with state": lambda: normed(
         layers.sequential(

@@ -17,7 +17,7 @@ import fnn
 from fnn import init, layers, losses, metrics, models, random, tree
 from fnn._torch import TorchDispatchMode
 from fnn.random.continuous import inside
-from tests.contracts import cases
+from tests.contracts import cases, cases_sequence
 
 META = torch.device("meta")
 
@@ -41,7 +41,7 @@ def on_meta(value: Any) -> Any:
     return tree.map(lambda leaf: leaf.to(META) if isinstance(leaf, Tensor) else leaf, value)
 
 
-LAYERS = {
+LAYERS: dict[str, Any] = {
     "linear": layers.linear(4, 3),
     "conv2d": layers.conv2d(1, 2, 3),
     "conv2d, same": layers.conv2d(1, 2, 4, padding="same"),
@@ -55,7 +55,7 @@ LAYERS = {
     "batch_norm": layers.batch_norm(4),
     "dropout": layers.dropout(0.5),
     "embedding": layers.embedding(7, 3, 1),
-    "multi_head_attention": layers.multi_head_attention(4, 2, causal=True),
+    **cases_sequence.ON_META,
     "residual": layers.residual(layers.dropout(0.3)),
     "sequential": layers.sequential(layers.linear(4, 3), layers.batch_norm(3), layers.relu, layers.dropout()),
     "models.mlp": models.mlp(4, 5, 3),
@@ -64,7 +64,7 @@ LAYERS = {
 }
 SHAPES = {
     "conv2d": (2, 1, 5, 5), "max_pool2d": (2, 1, 4, 4), "avg_pool2d": (2, 1, 4, 4), "group_norm": (2, 4, 3),
-    "instance_norm": (2, 4, 3), "multi_head_attention": (2, 3, 4), "models.lenet": (2, 1, 32, 32),
+    "instance_norm": (2, 4, 3), **dict.fromkeys(cases_sequence.ON_META, (2, 3, 4)), "models.lenet": (2, 1, 32, 32),
     "models.lenet5": (2, 1, 32, 32),
 }  # fmt: skip
 
