@@ -28,6 +28,7 @@ from fnn.layers.linear import linear
 from fnn.layers.norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from fnn.layers.pool import avg_pool2d, max_pool2d
 from fnn.layers.positions import learned_positions, rotary_positions, sinusoidal_positions
+from fnn.layers.structure import config, from_config
 from fnn.layers.transformer import transformer, transformer_decoder, transformer_encoder
 from fnn.layers.transformer_layers import transformer_decoder_layer, transformer_encoder_layer
 
@@ -36,11 +37,13 @@ __all__ = [
     "attention_cache",
     "avg_pool2d",
     "batch_norm",
+    "config",
     "conv2d",
     "dropout",
     "elu",
     "embedding",
     "flatten",
+    "from_config",
     "gelu",
     "group_norm",
     "instance_norm",

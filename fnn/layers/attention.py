@@ -161,6 +161,7 @@ def multi_head_attention(
         key: Tensor | None = None,
     ) -> Any:
         check_mapping(name, params)
+        check_tensor(name, query)
         check_params(name, {k: leaf for k, leaf in params.items() if k != "out_proj"}, **matrices, **biases, **extra)
         check_params(f"{name}'s out_proj", params.get("out_proj", {}), **out_shapes)
         keys = query if keys is None else keys
