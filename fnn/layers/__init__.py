@@ -27,12 +27,13 @@ from fnn.layers.adaptive_pool import (
     global_avg_pool,
     global_max_pool,
 )
-from fnn.layers.attention import multi_head_attention
+from fnn.layers.attention import attention_cache, multi_head_attention
 from fnn.layers.base import ShapeError
 from fnn.layers.batch_norm import batch_norm, instance_norm
 from fnn.layers.combinators import residual, sequential
 from fnn.layers.conv import conv1d, conv2d, conv3d
 from fnn.layers.conv_transpose import conv_transpose1d, conv_transpose2d, conv_transpose3d
+from fnn.layers.dot_product import scaled_dot_product_attention
 from fnn.layers.dropout import dropout
 from fnn.layers.embedding import embedding
 from fnn.layers.fractional_pool import fractional_max_pool2d, fractional_max_pool3d
@@ -67,7 +68,10 @@ from fnn.layers.pool import (
     max_pool2d,
     max_pool3d,
 )
+from fnn.layers.positions import learned_positions, rotary_positions, sinusoidal_positions
 from fnn.layers.structure import config, from_config
+from fnn.layers.transformer import transformer, transformer_decoder, transformer_encoder
+from fnn.layers.transformer_layers import transformer_decoder_layer, transformer_encoder_layer
 
 __all__ = [
     "ShapeError",
@@ -77,6 +81,7 @@ __all__ = [
     "adaptive_max_pool1d",
     "adaptive_max_pool2d",
     "adaptive_max_pool3d",
+    "attention_cache",
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
@@ -108,6 +113,7 @@ __all__ = [
     "instance_norm",
     "layer_norm",
     "leaky_relu",
+    "learned_positions",
     "linear",
     "log_sigmoid",
     "log_softmax",
@@ -132,13 +138,21 @@ __all__ = [
     "replication_pad3d",
     "residual",
     "rms_norm",
+    "rotary_positions",
+    "scaled_dot_product_attention",
     "selu",
     "sequential",
     "sigmoid",
     "silu",
+    "sinusoidal_positions",
     "softmax",
     "softplus",
     "tanh",
+    "transformer",
+    "transformer_decoder",
+    "transformer_decoder_layer",
+    "transformer_encoder",
+    "transformer_encoder_layer",
     "zero_pad1d",
     "zero_pad2d",
     "zero_pad3d",

@@ -16,22 +16,8 @@ from torch import Tensor, nn
 
 import fnn
 from fnn import layers, losses
-from tests.contracts import cases_spatial
+from tests.contracts import cases_sequence, cases_spatial
 from tests.contracts.case import Case, function, module, normed, numbers
-
-
-def torch_attention(causal: bool, params: Any, x: Tensor) -> Tensor:
-    net = nn.MultiheadAttention(6, 2, bias="in_proj_bias" in params, batch_first=True, dtype=torch.float64)
-    mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=torch.float64) if causal else None
-    options = {"need_weights": False, "attn_mask": mask}
-    return torch.func.functional_call(net, fnn.tree.to_state_dict(params), (x, x, x), options)[0]
-
-
-def attention(causal: bool, bias: bool) -> Case:
-    layer = layers.multi_head_attention(6, 2, causal, bias)
-    params = fnn.tree.cast(layer.init(fnn.random.key(5)), torch.float64)
-    params = fnn.tree.map(lambda leaf: leaf + 0.3 * numbers(6, *leaf.shape), params)
-    return Case(layer.apply, lambda p, x: torch_attention(causal, p, x), params, numbers(1, 3, 4, 6))
 
 
 def embedded() -> Case:
@@ -160,8 +146,7 @@ LAYERS: dict[str, Callable[[], Case]] = {
     "batch_norm": lambda: normed(layers.batch_norm(3), nn.BatchNorm2d(3), False, 4, 3, 5, 5),
     "batch_norm, training": lambda: normed(layers.batch_norm(3, 1e-3), nn.BatchNorm1d(3, 1e-3), True, 4, 3, 5),
     "embedding": embedded,
-    "multi_head_attention": lambda: attention(False, True),
-    "multi_head_attention, causal, no bias": lambda: attention(True, False),
+    **cases_sequence.LAYERS,
     "residual": lambda: module(layers.residual(layers.linear(4, 4)), TorchResidual(4, 4), 5, 4),
     "sequential, with state": lambda: normed(
         layers.sequential(

@@ -17,7 +17,7 @@ import fnn
 from fnn import init, layers, losses, metrics, models, random, tree
 from fnn._torch import TorchDispatchMode
 from fnn.random.continuous import inside
-from tests.contracts import cases, cases_spatial
+from tests.contracts import cases, cases_sequence, cases_spatial
 
 META = torch.device("meta")
 
@@ -59,7 +59,7 @@ LAYERS: dict[str, Any] = {
     "batch_norm": layers.batch_norm(4),
     "dropout": layers.dropout(0.5),
     "embedding": layers.embedding(7, 3, 1),
-    "multi_head_attention": layers.multi_head_attention(4, 2, causal=True),
+    **cases_sequence.ON_META,
     "residual": layers.residual(layers.dropout(0.3)),
     "sequential": layers.sequential(layers.linear(4, 3), layers.batch_norm(3), layers.relu, layers.dropout()),
     "models.mlp": models.mlp(4, 5, 3),
@@ -69,7 +69,7 @@ LAYERS: dict[str, Any] = {
 SHAPES = {
     "conv1d": (2, 1, 5), "conv2d": (2, 1, 5, 5), "conv_transpose2d": (2, 1, 5, 5),
     "fractional_max_pool2d": (2, 1, 5, 5), "max_pool2d": (2, 1, 4, 4), "avg_pool2d": (2, 1, 4, 4),
-    "group_norm": (2, 4, 3), "instance_norm": (2, 4, 3), "multi_head_attention": (2, 3, 4),
+    "group_norm": (2, 4, 3), "instance_norm": (2, 4, 3), **dict.fromkeys(cases_sequence.ON_META, (2, 3, 4)),
     "models.lenet": (2, 1, 32, 32), "models.lenet5": (2, 1, 32, 32),
 }  # fmt: skip
 
