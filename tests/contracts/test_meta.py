@@ -71,7 +71,8 @@ LAYERS = {
 }
 SHAPES = {
     "conv2d": (2, 1, 5, 5), "max_pool2d": (2, 1, 4, 4), "avg_pool2d": (2, 1, 4, 4), "group_norm": (2, 4, 3),
-    "dropout2d": (2, 3, 4), "dropout3d": (2, 3, 2, 4), "instance_norm": (2, 4, 3), "multi_head_attention": (2, 3, 4), "models.lenet": (2, 1, 32, 32),
+    "dropout2d": (2, 3, 4), "dropout3d": (2, 3, 2, 4), "instance_norm": (2, 4, 3),
+    "multi_head_attention": (2, 3, 4), "models.lenet": (2, 1, 32, 32),
     "models.lenet5": (2, 1, 32, 32),
 }  # fmt: skip
 
