@@ -51,7 +51,16 @@ def test_every_public_name_has_a_docstring(room: str) -> None:
 
 
 def test_importing_fnn_imports_no_extra_and_not_the_compiler() -> None:
-    heavy = ("torchvision", "matplotlib", "tqdm", "tyro", "jax", "torch._dynamo", "torch._inductor.compile_fx")
+    heavy = (
+        "torchvision",
+        "matplotlib",
+        "tqdm",
+        "tyro",
+        "jax",
+        "triton",
+        "torch._dynamo",
+        "torch._inductor.compile_fx",
+    )
     code = f"import sys, torch; before = set(sys.modules); import fnn; print({heavy} & (sys.modules.keys() - before))"
     code = code.replace(str(heavy), str(set(heavy)))
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils.flop_counter import flop_registry
 
 from fnn import _torch
 from fnn import tree as _tree
@@ -189,6 +188,8 @@ def _size(value: Tensor) -> int:
 
 
 def _flops(node: fx.Node) -> int:
+    from torch.utils.flop_counter import flop_registry  # imported here, because it imports Triton
+
     count = flop_registry.get(getattr(node.target, "overloadpacket", None))
     if count is None:
         return 0

@@ -55,6 +55,7 @@ from fnn.layers.piecewise import (
     threshold,
 )
 from fnn.layers.pool import avg_pool2d, max_pool2d
+from fnn.layers.structure import config, from_config
 
 __all__ = [
     "ShapeError",
@@ -62,6 +63,7 @@ __all__ = [
     "avg_pool2d",
     "batch_norm",
     "celu",
+    "config",
     "conv2d",
     "cosine_similarity",
     "dropout",
@@ -72,6 +74,7 @@ __all__ = [
     "embedding",
     "feature_alpha_dropout",
     "flatten",
+    "from_config",
     "geglu",
     "gelu",
     "glu",
