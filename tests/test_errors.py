@@ -100,7 +100,7 @@ SENTENCES = [
         apply(layers.sequential(layers.residual(layers.linear(3, 2))), ONES(2, 4)),
         r"params\['0'\]: linear expects inputs of shape \(\.\.\., 3\), got \(2, 4\)",
     ),
-    (lambda: layers.dropout(1.0), "0 <= rate < 1, got 1.0"),
+    (lambda: layers.dropout(1.5), "dropout expects 0 <= p <= 1, got 1.5"),
     (lambda: layers.gelu(ONES(1), "exact"), "'none' or 'tanh', got 'exact'"),
     (lambda: fnn.models.mlp(3), r"at least an input and an output size, got \(3,\)"),
     (lambda: losses.cross_entropy(ONES(2, 3), ONES(3, dtype=torch.int64)), r"targets of shape \(2,\), got \(3,\)"),
@@ -294,7 +294,7 @@ TYPES = {
     "size": (lambda: layers.linear(4.0, 3), r"linear expects in_features as an integer, got 4\.0"),
     "size, text": (lambda: layers.embedding("3", 2), "num_embeddings as an integer, got '3'"),
     "sizes in a list": (lambda: fnn.models.mlp([4, 3]), r"mlp takes its sizes one by one, got \[4, 3\]; write mlp\(\*sizes\)"),
-    "dropout": (lambda: layers.dropout(layers.linear(2, 2)), "dropout expects its rate as a number"),
+    "dropout": (lambda: layers.dropout(layers.linear(2, 2)), "dropout expects p, the probability to drop, as a number"),
     "summary": (lambda: fnn.summary(SMALL), r"got a layer; write summary\(model\.init"),
     "summary of a module": (lambda: fnn.summary(torch.nn.Linear(4, 3)), "params is a Linear, not a tensor"),
 }  # fmt: skip

@@ -22,7 +22,7 @@ sequential(...)
     sequential(...)
       block.0: batch_norm(4, momentum=None)
       block.1: leaky_relu(negative_slope=0.2)
-      block.2: dropout(rate=0.1)
+      block.2: dropout(p=0.1)
   flat: flatten
   head: mlp(64, 5, 3, activation=gelu)
     head.0: linear(64, 5)

@@ -1,21 +1,24 @@
 """Layers: pairs of pure functions ``(init, apply)``, and functions without parameters."""
 
 from fnn.layers.activations import (
+    celu,
     elu,
     flatten,
     gelu,
-    leaky_relu,
+    gumbel_softmax,
     log_sigmoid,
     log_softmax,
     mish,
-    relu,
-    relu6,
     selu,
     sigmoid,
     silu,
     softmax,
+    softmax2d,
+    softmin,
     softplus,
+    softsign,
     tanh,
+    tanhshrink,
 )
 from fnn.layers.adaptive_pool import (
     adaptive_avg_pool1d,
@@ -33,10 +36,12 @@ from fnn.layers.batch_norm import batch_norm, instance_norm
 from fnn.layers.combinators import residual, sequential
 from fnn.layers.conv import conv1d, conv2d, conv3d
 from fnn.layers.conv_transpose import conv_transpose1d, conv_transpose2d, conv_transpose3d
+from fnn.layers.distance import cosine_similarity, pairwise_distance
 from fnn.layers.dot_product import scaled_dot_product_attention
-from fnn.layers.dropout import dropout
+from fnn.layers.dropout import alpha_dropout, dropout, dropout1d, dropout2d, dropout3d, feature_alpha_dropout
 from fnn.layers.embedding import embedding
 from fnn.layers.fractional_pool import fractional_max_pool2d, fractional_max_pool3d
+from fnn.layers.gated import geglu, glu, swiglu
 from fnn.layers.linear import linear
 from fnn.layers.max_unpool import max_unpool1d, max_unpool2d, max_unpool3d
 from fnn.layers.norm import group_norm, layer_norm, rms_norm
@@ -56,6 +61,19 @@ from fnn.layers.padding import (
     zero_pad1d,
     zero_pad2d,
     zero_pad3d,
+)
+from fnn.layers.piecewise import (
+    hardshrink,
+    hardsigmoid,
+    hardswish,
+    hardtanh,
+    leaky_relu,
+    prelu,
+    relu,
+    relu6,
+    rrelu,
+    softshrink,
+    threshold,
 )
 from fnn.layers.pool import (
     avg_pool1d,
@@ -81,11 +99,13 @@ __all__ = [
     "adaptive_max_pool1d",
     "adaptive_max_pool2d",
     "adaptive_max_pool3d",
+    "alpha_dropout",
     "attention_cache",
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
     "batch_norm",
+    "celu",
     "circular_pad1d",
     "circular_pad2d",
     "circular_pad3d",
@@ -99,17 +119,29 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "cosine_similarity",
     "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
     "elu",
     "embedding",
+    "feature_alpha_dropout",
     "flatten",
     "fractional_max_pool2d",
     "fractional_max_pool3d",
     "from_config",
+    "geglu",
     "gelu",
     "global_avg_pool",
     "global_max_pool",
+    "glu",
     "group_norm",
+    "gumbel_softmax",
+    "hardshrink",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
     "instance_norm",
     "layer_norm",
     "leaky_relu",
@@ -128,6 +160,8 @@ __all__ = [
     "max_unpool3d",
     "mish",
     "multi_head_attention",
+    "pairwise_distance",
+    "prelu",
     "reflection_pad1d",
     "reflection_pad2d",
     "reflection_pad3d",
@@ -139,6 +173,7 @@ __all__ = [
     "residual",
     "rms_norm",
     "rotary_positions",
+    "rrelu",
     "scaled_dot_product_attention",
     "selu",
     "sequential",
@@ -146,8 +181,15 @@ __all__ = [
     "silu",
     "sinusoidal_positions",
     "softmax",
+    "softmax2d",
+    "softmin",
     "softplus",
+    "softshrink",
+    "softsign",
+    "swiglu",
     "tanh",
+    "tanhshrink",
+    "threshold",
     "transformer",
     "transformer_decoder",
     "transformer_decoder_layer",
