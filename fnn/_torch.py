@@ -10,10 +10,11 @@ moves one of them, tests/test_torch.py fails and names it.
 import functools
 import importlib
 import threading
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -116,7 +117,7 @@ def record(
     pure = torch.func.functionalize(function, remove="mutations")
     flat = make_fx(pure, tracing_mode="fake", _allow_non_fake_inputs=True)
     before = _tracing.fake_mode, _tracing.for_replay
-    with _trace_lock, torch.no_grad(), _compiling():
+    with _trace_lock, torch.no_grad(), compiling():
         _tracing.fake_mode, _tracing.for_replay = mode, for_replay
         try:
             return flat(*abstract), mode.from_tensor
@@ -143,15 +144,27 @@ def load_inductor(file: Path, options: dict[str, Any]) -> Callable[..., Any]:
         return CompiledArtifact.load(path=str(file), format="binary")
 
 
+class _Compilers:
+    count = 0  # how many calls, of all threads, have set torch's flag
+    before = False
+    lock = threading.Lock()
+
+
 @contextmanager
-def _compiling() -> Iterator[None]:
+def compiling() -> Iterator[None]:
     """Make ``torch.compiler.is_compiling()`` true, so that code of other libraries takes its traceable path."""
-    before = torch.compiler._is_compiling_flag
-    torch.compiler._is_compiling_flag = True
+    with _Compilers.lock:
+        if _Compilers.count == 0:
+            _Compilers.before = torch.compiler._is_compiling_flag
+            torch.compiler._is_compiling_flag = True
+        _Compilers.count += 1
     try:
         yield
     finally:
-        torch.compiler._is_compiling_flag = before
+        with _Compilers.lock:
+            _Compilers.count -= 1
+            if _Compilers.count == 0:
+                torch.compiler._is_compiling_flag = _Compilers.before
 
 
 def is_abstract(tensor: Tensor) -> bool:
@@ -340,6 +353,71 @@ def readable(tensor: Tensor) -> bool:
             return False
         tensor = get_unwrapped(tensor)
     return not (torch.compiler.is_compiling() or isinstance(tensor, FakeTensor) or tensor.is_meta)
+
+
+def derivatives_of_derivatives() -> bool:
+    """Whether a forward derivative, or a derivative of a derivative, may be taken of what is computed here.
+
+    This is also assumed of a function that runs under a dispatch mode other than those of a trace, since such modes
+    are how fnn looks at a function before it differentiates it.
+    """
+    kinds = [level.key() for level in get_interpreter_stack() or ()]
+    watched = _tracing.fake_mode is None and dispatch_modes()
+    return watched or TransformType.Jvp in kinds or kinds.count(TransformType.Grad) > 1
+
+
+def memory_of(tensor: Tensor) -> Tensor | None:
+    """The plain tensor inside the wrappers of all transforms; None if it has no storage."""
+    while is_functorch_wrapped_tensor(tensor):
+        if torch._C._functorch.is_functionaltensor(tensor):
+            torch._sync(tensor)
+        tensor = get_unwrapped(tensor)
+    return tensor if tensor.layout == torch.strided else None
+
+
+class Slot(NamedTuple):
+    """The place of a parameter or a buffer in a module: the module's own dict, and the name in it."""
+
+    path: str
+    owner: dict[str, Any]
+    name: str
+    kind: str  # "parameter" or "buffer"
+
+
+def slots(module: torch.nn.Module) -> list[Slot]:
+    """The places of all parameters and buffers, those that share a tensor included, in the order of the modules."""
+    found = []
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        for kind, owner in (("parameter", part._parameters), ("buffer", part._buffers)):
+            names = [name for name, value in owner.items() if value is not None]
+            found += [Slot(f"{prefix}.{name}" if prefix else name, owner, name, kind) for name in names]
+    return found
+
+
+def refresh_recurrent(module: torch.nn.RNNBase) -> None:
+    """Let a recurrent module, which keeps its weights in a list as well, find them again."""
+    module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
+
+
+@functools.cache
+def without_overrides(function: Any) -> Callable:
+    """A copy of a Python function of torch that does not look for overrides, so that a mode sees what it calls."""
+    unseen = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    names = function.__globals__ | dict.fromkeys(unseen, lambda *arguments: False)
+    copy = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def seeded_functions() -> frozenset[str]:
+    """The names of torch's operations that draw from its global generator."""
+    packets = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name[:4] == "aten"}
+    packets = {name: getattr(torch.ops.aten, name) for name in packets}
+    return frozenset(
+        name
+        for name, packet in packets.items()
+        if any(is_random(getattr(packet, overload)) for overload in packet.overloads())
+    )
 
 
 def storage_users(tensor: Tensor) -> int:
@@ -712,7 +790,9 @@ __all__ = [
     "cache_folder",
     "cached_libraries",
     "closed_graph",
+    "compiling",
     "derivatives_enabled",
+    "derivatives_of_derivatives",
     "dispatch_modes",
     "foreach",
     "foreach_add_scalar",
@@ -726,6 +806,7 @@ __all__ = [
     "is_operation",
     "is_view",
     "mode_options",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
+    "memory_of",
     "multi_tensor_kernels",
     "not_recorded",
     "onednn_linear",
@@ -735,9 +816,12 @@ __all__ = [
     "readable",
     "record_scan",
     "recording",
+    "refresh_recurrent",
     "scan_op",
+    "seeded_functions",
     "single_level_function",
     "size_hint",
+    "slots",
     "storage_id",
     "storage_users",
     "swap_tensors",
@@ -746,5 +830,6 @@ __all__ = [
     "unwrap_if_dead",
     "values_can_be_read",
     "version",
+    "without_overrides",
     "without_tangent",
 ]
