@@ -236,13 +236,12 @@ class _Skeleton:
         if self.mode == (train, drawing):
             return
         for name, part in self.module.named_modules():
-            training = train if isinstance(part, _STATISTICS) else train or drawing
+            training = train if isinstance(part, _torch.NormWithStatistics) else train or drawing
             part.training = training and name not in self.stays_in_evaluation
         self.mode = train, drawing
 
 
 _EMPTY = torch.empty(0, device="meta")
-_STATISTICS = (nn.modules.batchnorm._NormBase,)
 
 
 def _without_values(module: nn.Module) -> nn.Module:

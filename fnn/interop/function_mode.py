@@ -106,10 +106,8 @@ class ModuleCalls(TorchFunctionMode):
             self._owners = {}
             for kind, tensors in self.given.items():
                 for each in tensors:
-                    if (memory := _torch.memory_of(each)) is not None:
-                        self._owners[_torch.storage_id(memory)] = kind
-        memory = _torch.memory_of(tensor)
-        return None if memory is None else self._owners.get(_torch.storage_id(memory))
+                    self._owners[_torch.storage_id(_torch.without_wrappers(each))] = kind
+        return self._owners.get(_torch.storage_id(_torch.without_wrappers(tensor)))
 
     def copy(self, owner: str, func: Any) -> NoReturn:
         """Stop the pass, because it would write into the caller's memory."""
@@ -156,8 +154,7 @@ class ModuleCalls(TorchFunctionMode):
 
     @staticmethod
     def _is_its_own(tensor: Tensor) -> bool:
-        memory = _torch.memory_of(tensor)
-        return memory is not None and _torch.storage_users(memory) == 1
+        return _torch.storage_users(_torch.without_wrappers(tensor)) == 1
 
 
 # Functions that write into one of their arguments
