@@ -16,6 +16,7 @@ from torch import Tensor
 from fnn import _torch
 from fnn import tree as _tree
 from fnn._argnums import Argnums, positions
+from fnn._tracing import differentiated
 
 
 def grad(f: Callable, argnums: Argnums = 0, has_aux: bool = False) -> Callable:
@@ -183,7 +184,8 @@ def _by_autograd(of_leaves: Callable, leaves: list[Tensor]) -> tuple[Tensor, Any
     with torch.enable_grad():
         try:
             own = [x.view_as(x) if recording and x.requires_grad else x.detach().requires_grad_() for x in leaves]
-            value, aux = of_leaves(own)
+            with differentiated():
+                value, aux = of_leaves(own)
         except RuntimeError as error:
             if "inference tensor" in str(error).lower():  # torch.func accepts these
                 return _by_torch_func(of_leaves, leaves)
