@@ -185,6 +185,13 @@ def multi_tensor_kernels() -> bool:
     return not (levels or torch.compiler.is_dynamo_compiling() or dispatch_modes())
 
 
+def outermost_in_trace() -> bool:
+    """Whether a function is being traced for replay, no transform is active, and the graph will not be differentiated."""
+    if _tracing.fake_mode is None or not _tracing.for_replay or _closing.functions:
+        return False
+    return all(level.key() == TransformType.Functionalize for level in get_interpreter_stack() or ())
+
+
 def in_place_form(operation: Any) -> Any:
     """The in-place form of an operation, such as ``aten.add_.Tensor`` of ``aten.add.Tensor``; None if it has none."""
     if not is_operation(operation):
@@ -204,7 +211,7 @@ def is_random(operation: Any) -> bool:
 
 
 class _Seen(TorchDispatchMode):
-    """Records the first operation that is called, and returns ``value`` instead of running the expected operation."""
+    """Records the first call of an operation, and returns ``value`` instead of running the expected operation."""
 
     def __init__(self, expected: Any, value: Any) -> None:
         super().__init__()
@@ -213,7 +220,7 @@ class _Seen(TorchDispatchMode):
         self.value = value
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        self.first = self.first or func
+        self.first = self.first or [func, args, kwargs or {}]
         return self.value if func is self.expected else func(*args, **(kwargs or {}))
 
 
@@ -222,6 +229,12 @@ def _functions_of(name: str) -> list[Callable]:
     """torch's own functions of this name, which call the kernel with less overhead than those of ``torch.ops``."""
     places = torch._C._VariableFunctions, torch._C._nn, torch._C.TensorBase
     return [getattr(place, name) for place in places if hasattr(place, name)]
+
+
+def _mkldnn_rnn_layer(*args: Any) -> Any:
+    """A layer of oneDNN's LSTM, which keeps what its backward pass needs only while gradients are enabled."""
+    with torch.enable_grad():
+        return torch.ops.aten.mkldnn_rnn_layer.default(*args)
 
 
 _direct: dict[tuple, Callable] = {}
@@ -234,18 +247,21 @@ def direct_call(operation: Any, args: tuple, kwargs: dict, value: Any) -> Callab
     """
     if not is_operation(operation):
         return operation
+    if operation is torch.ops.aten.mkldnn_rnn_layer.default:
+        return _mkldnn_rnn_layer
     value = value if operation._schema.returns else None
-    values = [torch.fx.map_arg(list(given), lambda node: node.meta["val"]) for given in (args, kwargs.values())]
-    key = operation, *[tuple(map(_kind, given)) for given in values], tuple(kwargs)
+    given, named = (torch.fx.map_arg(part, lambda node: node.meta["val"]) for part in (list(args), dict(kwargs)))
+    key = operation, _kind(given), _kind(list(named.values())), tuple(named)
     if key not in _direct:
         _direct[key] = operation._op
         for function in _functions_of(operation._opname) if operation.namespace == "aten" else ():
             try:
                 with torch.no_grad(), _Seen(operation, value) as seen:
-                    function(*values[0], **dict(zip(kwargs, values[1], strict=True)))
+                    function(*given, **named)
             except (TypeError, RuntimeError, ValueError):
                 continue
-            if seen.first is operation:
+            # the arguments are compared, too, because defaults may differ, as those of torch._C._nn.mse_loss do
+            if seen.first is not None and _same(seen.first, [operation, given, named]):
                 _direct[key] = function
                 break
     return _direct[key]
@@ -253,6 +269,16 @@ def direct_call(operation: Any, args: tuple, kwargs: dict, value: Any) -> Callab
 
 def _kind(value: Any) -> Any:
     return tuple(map(_kind, value)) if isinstance(value, (list, tuple)) else (type(value), getattr(value, "ndim", None))
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Whether two arguments of operations are equal; tensors are equal only to themselves."""
+    if isinstance(first, dict):
+        names = (first.keys() | second.keys()) - {"pin_memory"}  # some write its default out
+        return names <= first.keys() & second.keys() and all(_same(first[name], second[name]) for name in names)
+    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
+        return len(first) == len(second) and all(map(_same, first, second))
+    return first is second or (not isinstance(first, Tensor) and type(first) is type(second) and first == second)
 
 
 _calls: list[Callable[[list[Tensor]], None]] = []
