@@ -186,7 +186,7 @@ def multi_tensor_kernels() -> bool:
 
 
 def outermost_in_trace() -> bool:
-    """Whether a function is being traced for replay, no transform is active, and the graph will not be differentiated."""
+    """Whether a function is traced for replay, outside all transforms, into a graph that will not be differentiated."""
     if _tracing.fake_mode is None or not _tracing.for_replay or _closing.functions:
         return False
     return all(level.key() == TransformType.Functionalize for level in get_interpreter_stack() or ())
