@@ -20,6 +20,7 @@ from torch import Tensor
 from fnn import _torch
 from fnn import tree as _tree
 from fnn._argnums import Argnums, positions
+from fnn._tracing import is_outermost_in_replay
 
 
 def grad(f: Callable, argnums: Argnums = 0, has_aux: bool = False) -> Callable:
@@ -172,8 +173,9 @@ def _by_torch_func(of_leaves: Callable, leaves: list[Tensor]) -> tuple[Tensor, A
         found, treedef = _tree.flatten(aux)
         return value, (value, [x for x in found if isinstance(x, Tensor)])  # torch.func takes nothing but tensors
 
-    if _torch.outermost_in_trace():  # without gradients enabled, torch takes the formulas of torch.autograd.grad
-        value, pullback, (_, tensors) = torch.func.vjp(of_list, leaves, has_aux=True)
+    if is_outermost_in_replay():  # without gradients enabled, torch takes the formulas of torch.autograd.grad
+        value, pullback, *aux = torch.func.vjp(of_list, leaves, has_aux=True)
+        tensors = aux[0][1]
         with torch.no_grad():
             (grads,) = pullback(torch.ones_like(value))
     else:

@@ -26,16 +26,19 @@ from fnn.layers.embedding import embedding
 from fnn.layers.linear import linear
 from fnn.layers.norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from fnn.layers.pool import avg_pool2d, max_pool2d
+from fnn.layers.structure import config, from_config
 
 __all__ = [
     "ShapeError",
     "avg_pool2d",
     "batch_norm",
+    "config",
     "conv2d",
     "dropout",
     "elu",
     "embedding",
     "flatten",
+    "from_config",
     "gelu",
     "group_norm",
     "instance_norm",

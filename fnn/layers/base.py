@@ -1,14 +1,15 @@
 """The types of layers, the checks that layers share, and errors that name their place in a network."""
 
-import functools
-import inspect
 import operator
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple, ParamSpec, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 
+from fnn._configs import factory as factory
+from fnn._configs import with_parts as with_parts
 from fnn._numerics import under_autocast
+from fnn.layers.structure import structure
 from fnn.tree import Tree
 
 
@@ -17,11 +18,14 @@ class Layer(NamedTuple):
 
     ``init(key) -> params`` makes a tree of tensors, which is ``{}`` for a layer without parameters.
     ``apply(params, x, *, key=None) -> y`` computes the layer. A key turns on the randomness of training (dropout);
-    without a key the result is deterministic.
+    without a key the result is deterministic. ``print(layer)`` shows the calls that make it and its parts.
     """
 
     init: Callable[[Tensor], Tree]
     apply: Callable[..., Any]
+
+    def __repr__(self) -> str:
+        return structure(self)
 
 
 class StatefulLayer(NamedTuple):
@@ -33,36 +37,8 @@ class StatefulLayer(NamedTuple):
     init: Callable[[Tensor], tuple[Tree, Tree]]
     apply: Callable[..., tuple[Any, Tree]]
 
-
-class Config(NamedTuple):
-    """How a layer was made: the function that made it, the arguments of the call, and the parts of a combinator."""
-
-    maker: Callable[..., Any]
-    arguments: dict[str, Any]
-    parts: dict[str, Any]
-
-
-Arguments = ParamSpec("Arguments")
-Made = TypeVar("Made", bound=Layer | StatefulLayer)
-
-
-def factory(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
-    """Decorate a function that makes layers, so that each layer knows how it was made.
-
-    The :class:`Config` is kept as an attribute of ``apply``, because a layer is nothing but a pair of functions. A
-    function that returns a combinator of layers, such as a model, keeps the combinator's parts.
-    """
-    signature = inspect.signature(make)
-
-    @functools.wraps(make)
-    def make_and_record(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Made:
-        layer = make(*args, **kwargs)
-        arguments = dict(signature.bind(*args, **kwargs).arguments)
-        known = getattr(layer.apply, "config", None)
-        layer.apply.config = Config(make_and_record, arguments, known.parts if known else {})  # pyright: ignore[reportFunctionMemberAccess]
-        return layer
-
-    return make_and_record
+    def __repr__(self) -> str:
+        return structure(self)
 
 
 class _PlacedError(Exception):

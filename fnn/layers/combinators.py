@@ -19,6 +19,7 @@ from fnn.layers.base import (
     check_tensor,
     factory,
     is_empty,
+    with_parts,
 )
 from fnn.tree import Tree
 
@@ -89,7 +90,8 @@ def sequential(*layers: Part | StatefulLayer, **named: Part | StatefulLayer) -> 
         return x, after
 
     whole = StatefulLayer(init, apply)
-    return whole if any(isinstance(part, StatefulLayer) for part in given.values()) else _without_state(whole)
+    has_state = any(isinstance(part, StatefulLayer) for part in given.values())
+    return with_parts(whole if has_state else _without_state(whole), given)
 
 
 @overload
@@ -126,7 +128,7 @@ def residual(layer: Part | StatefulLayer) -> Layer | StatefulLayer:
         return x + y, state
 
     whole = StatefulLayer(part.init, apply)
-    return whole if isinstance(layer, StatefulLayer) else _without_state(whole)
+    return with_parts(whole if isinstance(layer, StatefulLayer) else _without_state(whole), {"": layer})
 
 
 def _as_stateful(combinator: str, name: str, part: Part | StatefulLayer) -> StatefulLayer:

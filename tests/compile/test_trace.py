@@ -196,6 +196,8 @@ def test_nans_names_the_operation_and_the_line():
         expected = pytest.raises(FloatingPointError, match=r"log made a nan of shape \(3,\).*return y\.log\(\)")
         with expected, fnn.debug.nans():
             call(X)
+    with pytest.raises(FloatingPointError, match="log_ made a nan"), fnn.debug.nans():
+        (X - 2).log_()
     with fnn.debug.nans():
         fnn.jit(lambda x: x * 2)(torch.tensor([torch.nan, 1.0]))  # was there before
     fnn.jit(function)(X)  # nothing is checked outside

@@ -130,6 +130,8 @@ def torch_tanh_stack() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(32, 3))
 
 
+NOT_LAYERS = {"Layer", "StatefulLayer", "ShapeError", "config", "from_config"}  # public names of fnn.layers
+
 LAYERS: dict[str, Callable[[], Case]] = {
     "linear": lambda: module(layers.linear(4, 3), nn.Linear(4, 3), 5, 4),
     "linear, sequences": lambda: module(layers.linear(4, 3, bias=False), nn.Linear(4, 3, bias=False), 5, 2, 4),
