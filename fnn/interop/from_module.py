@@ -79,7 +79,9 @@ def from_module(module: nn.Module) -> Converted:
 @factory
 def _layer(module: nn.Module) -> Layer | StatefulLayer:
     skeleton = _Skeleton(module)
-    first = {kind: {path: leaf.detach().clone() for path, leaf in leaves.items()} for kind, leaves in _leaves(module).items()}
+    first = {
+        kind: {path: leaf.detach().clone() for path, leaf in leaves.items()} for kind, leaves in _leaves(module).items()
+    }
 
     def init_both(key: Any = None) -> tuple[Tree, Tree]:
         params, state = (
@@ -201,9 +203,7 @@ class _Skeleton:
         _check_outputs(self.name, outputs)
         if not train or not given_state:
             return outputs, state
-        return outputs, _tree.structure(state).unflatten(
-            [new_state[path] for path in _tree.structure(state).paths]
-        )
+        return outputs, _tree.structure(state).unflatten([new_state[path] for path in _tree.structure(state).paths])
 
     def _run(
         self, calls: ModuleCalls, params: dict, state: dict, structure: _tree.TreeDef, leaves: list, train: bool
@@ -214,7 +214,9 @@ class _Skeleton:
             outputs = self.module(*args, **kwargs)
             held = {path: places[0].owner[places[0].name] for path, places in self.state.slots.items()}
         leaves, treedef = _tree.flatten(outputs)
-        return treedef.unflatten(list(map(calls.present, leaves))), {path: calls.present(leaf) for path, leaf in held.items()}
+        return treedef.unflatten(list(map(calls.present, leaves))), {
+            path: calls.present(leaf) for path, leaf in held.items()
+        }
 
     @contextmanager
     def _filled(self, values: dict[str, Tensor]) -> Iterator[None]:
@@ -270,17 +272,25 @@ def _copy(leaf: Any) -> Any:
 
 def _check_module(module: Any) -> None:
     if isinstance(module, type) and issubclass(module, nn.Module):
-        raise TypeError(f"from_module expects a module, got the class {module.__name__}; call it: {module.__name__}(...)")
+        raise TypeError(
+            f"from_module expects a module, got the class {module.__name__}; call it: {module.__name__}(...)"
+        )
     if not isinstance(module, nn.Module):
         raise TypeError(f"from_module expects a torch.nn.Module, got a {type(module).__name__}")
     for name, part in module.named_modules():
         where = f" at {name!r}" if name else ""
         if isinstance(part, torch.jit.ScriptModule):
-            raise TypeError(f"from_module: the part{where} is scripted and hides its operations; give the module that was scripted")
+            raise TypeError(
+                f"from_module: the part{where} is scripted and hides its operations; give the module that was scripted"
+            )
         if isinstance(part, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            raise TypeError(f"from_module: the part{where} is a {type(part).__name__}; write from_module(module.module)")
+            raise TypeError(
+                f"from_module: the part{where} is a {type(part).__name__}; write from_module(module.module)"
+            )
         if hasattr(part, "_orig_mod"):
-            raise TypeError(f"from_module: the part{where} is compiled by torch.compile; give the module that was compiled")
+            raise TypeError(
+                f"from_module: the part{where} is compiled by torch.compile; give the module that was compiled"
+            )
     lazy = [slot.path for slot in _torch.slots(module) if nn.parameter.is_lazy(slot.owner[slot.name])]
     if lazy:
         raise TypeError(f"from_module: {lazy[0]!r} has no shape yet; call the module once on an input, then convert it")

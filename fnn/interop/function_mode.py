@@ -159,7 +159,24 @@ class ModuleCalls(TorchFunctionMode):
 
 # Functions that write into one of their arguments
 
-_OPERATORS = frozenset(f"__i{name}__" for name in "add sub mul truediv floordiv mod pow and or xor lshift rshift matmul".split())
+_OPERATORS = frozenset(
+    f"__i{name}__"
+    for name in [
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "and",
+        "or",
+        "xor",
+        "lshift",
+        "rshift",
+        "matmul",
+    ]
+)
 
 
 def _written(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import fnn
 from fnn import layers
 from tests.contracts import cases_sequence, cases_spatial
-from tests.contracts.case import Case, module, normed
+from tests.contracts.case import Case, function, module, normed
 from tests.contracts.cases_functions import ACTIVATIONS, DROPOUTS, FUNCTIONS_WITH_PARAMS
 from tests.contracts.cases_losses import LOSSES
 
