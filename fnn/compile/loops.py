@@ -130,7 +130,7 @@ def _record(body: Body, flat: list[Tensor], length: int) -> Result:
     carry, xs, closed = _split(body, _with_own_memory(graph, body, [value.contiguous() for value in flat]))
     _copy_shared_results(graph)
     if not xs:
-        xs = [torch.arange(length, device=carry[0].device if carry else None)]
+        xs = [torch.arange(length, device=next((value.device for value in (*carry, *closed)), None))]
         nodes = _inputs(graph)
         with graph.graph.inserting_before(nodes[body.carries] if nodes[body.carries :] else _first_operation(graph)):
             graph.graph.placeholder("turn").meta["val"] = _example(xs[0], leading_axes=1)

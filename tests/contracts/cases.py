@@ -8,7 +8,7 @@ A case is ``function(params, x)``, float64 values for both, and ``reference(para
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,34 +16,8 @@ from torch import Tensor, nn
 
 import fnn
 from fnn import layers, losses
-
-
-class Case(NamedTuple):
-    function: Callable[[Any, Tensor], Tensor]
-    reference: Callable[[Any, Tensor], Tensor]
-    params: Any
-    x: Tensor
-
-
-def numbers(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def module(layer: fnn.Layer, net: nn.Module, *shape: int) -> Case:
-    """A layer against a torch module; the params' dotted paths are the module's own names."""
-    params = fnn.tree.cast(layer.init(fnn.random.key(5)), torch.float64)
-    net = net.double()
-
-    def reference(params: Any, x: Tensor) -> Tensor:
-        return torch.func.functional_call(net, fnn.tree.to_state_dict(params), (x,))
-
-    return Case(layer.apply, reference, params, numbers(1, *shape))
-
-
-def function(ours: Callable, theirs: Callable, *shape: int) -> Case:
-    """A function without parameters; a scale stands in for them so that every transform has something to act on."""
-    params = {"scale": numbers(3, *shape[1:])}
-    return Case(lambda p, x: ours(p["scale"] * x), lambda p, x: theirs(p["scale"] * x), params, numbers(2, *shape))
+from tests.contracts import cases_models
+from tests.contracts.case import Case, function, module, numbers
 
 
 def normed(layer: fnn.StatefulLayer, net: nn.Module, train: bool, *shape: int) -> Case:
@@ -130,7 +104,7 @@ def torch_tanh_stack() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(32, 3))
 
 
-NOT_LAYERS = {"Layer", "StatefulLayer", "ShapeError", "config", "from_config"}  # public names of fnn.layers
+NOT_LAYERS = {"Layer", "StatefulLayer", "ShapeError", "capture", "config", "from_config"}  # public names of fnn.layers
 
 LAYERS: dict[str, Callable[[], Case]] = {
     "linear": lambda: module(layers.linear(4, 3), nn.Linear(4, 3), 5, 4),
@@ -215,6 +189,7 @@ LAYERS: dict[str, Callable[[], Case]] = {
         layers.sequential(layers.conv2d(1, 2, 3), layers.tanh, layers.flatten, layers.linear(32, 3)),
         torch_tanh_stack(), 3, 1, 6, 6,
     ),
+    **cases_models.LAYERS,
     "models.mlp": lambda: module(fnn.models.mlp(12, 7, 3), torch_mlp(), 4, 12),
     "models.lenet": lambda: module(fnn.models.lenet(), torch_lenet(), 2, 1, 32, 32),
     "models.lenet5": lambda: module(fnn.models.lenet5(), torch_lenet5(), 2, 1, 32, 32),

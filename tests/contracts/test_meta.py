@@ -17,7 +17,7 @@ import fnn
 from fnn import init, layers, losses, metrics, models, random, tree
 from fnn._torch import TorchDispatchMode
 from fnn.random.continuous import inside
-from tests.contracts import cases
+from tests.contracts import cases, cases_models
 
 META = torch.device("meta")
 
@@ -58,6 +58,7 @@ LAYERS = {
     "multi_head_attention": layers.multi_head_attention(4, 2, causal=True),
     "residual": layers.residual(layers.dropout(0.3)),
     "sequential": layers.sequential(layers.linear(4, 3), layers.batch_norm(3), layers.relu, layers.dropout()),
+    **cases_models.ON_META,
     "models.mlp": models.mlp(4, 5, 3),
     "models.lenet": models.lenet(),
     "models.lenet5": models.lenet5(),
@@ -65,7 +66,7 @@ LAYERS = {
 SHAPES = {
     "conv2d": (2, 1, 5, 5), "max_pool2d": (2, 1, 4, 4), "avg_pool2d": (2, 1, 4, 4), "group_norm": (2, 4, 3),
     "instance_norm": (2, 4, 3), "multi_head_attention": (2, 3, 4), "models.lenet": (2, 1, 32, 32),
-    "models.lenet5": (2, 1, 32, 32),
+    "models.lenet5": (2, 1, 32, 32), **cases_models.SHAPES,
 }  # fmt: skip
 
 
