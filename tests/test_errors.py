@@ -205,7 +205,7 @@ SENTENCES = [
     (lambda: metrics.confusion_matrix(ONES(2, 3), torch.tensor([0, -1])), "targets from 0 to 2; leave out"),
     (lambda: metrics.confusion_matrix(ONES(2, 3), torch.tensor([0, -100])), "targets from 0 to 2; leave out"),
     (lambda: metrics.confusion_matrix(ONES(2, 3), ONES(2)), r"got torch.float32; write targets\.long\(\)"),
-    (apply(layers.residual(layers.linear(3, 2)), ONES(2, 3)), r"adds a shortcut that makes the same change"),
+    (apply(layers.residual(layers.linear(3, 2)), ONES(2, 3)), r"with a shortcut that makes the same change"),
     (
         lambda: layers.linear(3, 2).apply(donated(layers.linear(3, 2)), ONES(2, 3)),
         "weight was donated to a jitted function",

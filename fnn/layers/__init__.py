@@ -33,7 +33,8 @@ from fnn.layers.adaptive_pool import (
 from fnn.layers.attention import attention_cache, multi_head_attention
 from fnn.layers.base import ShapeError
 from fnn.layers.batch_norm import batch_norm, instance_norm
-from fnn.layers.combinators import residual, sequential
+from fnn.layers.capture import capture
+from fnn.layers.combinators import branch, connect, map_over_time, parallel, residual, sequential
 from fnn.layers.conv import conv1d, conv2d, conv3d
 from fnn.layers.conv_transpose import conv_transpose1d, conv_transpose2d, conv_transpose3d
 from fnn.layers.distance import cosine_similarity, pairwise_distance
@@ -87,9 +88,11 @@ from fnn.layers.pool import (
     max_pool3d,
 )
 from fnn.layers.positions import learned_positions, rotary_positions, sinusoidal_positions
+from fnn.layers.remat import remat
 from fnn.layers.structure import config, from_config
 from fnn.layers.transformer import transformer, transformer_decoder, transformer_encoder
 from fnn.layers.transformer_layers import transformer_decoder_layer, transformer_encoder_layer
+from fnn.layers.wrappers import frozen, mixed_precision, repeat
 
 __all__ = [
     "ShapeError",
@@ -105,11 +108,14 @@ __all__ = [
     "avg_pool2d",
     "avg_pool3d",
     "batch_norm",
+    "branch",
+    "capture",
     "celu",
     "circular_pad1d",
     "circular_pad2d",
     "circular_pad3d",
     "config",
+    "connect",
     "constant_pad1d",
     "constant_pad2d",
     "constant_pad3d",
@@ -131,6 +137,7 @@ __all__ = [
     "fractional_max_pool2d",
     "fractional_max_pool3d",
     "from_config",
+    "frozen",
     "geglu",
     "gelu",
     "global_avg_pool",
@@ -152,6 +159,7 @@ __all__ = [
     "lp_pool1d",
     "lp_pool2d",
     "lp_pool3d",
+    "map_over_time",
     "max_pool1d",
     "max_pool2d",
     "max_pool3d",
@@ -159,14 +167,18 @@ __all__ = [
     "max_unpool2d",
     "max_unpool3d",
     "mish",
+    "mixed_precision",
     "multi_head_attention",
     "pairwise_distance",
+    "parallel",
     "prelu",
     "reflection_pad1d",
     "reflection_pad2d",
     "reflection_pad3d",
     "relu",
     "relu6",
+    "remat",
+    "repeat",
     "replication_pad1d",
     "replication_pad2d",
     "replication_pad3d",

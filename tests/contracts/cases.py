@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fnn
 from fnn import layers
-from tests.contracts import cases_sequence, cases_spatial
+from tests.contracts import cases_models, cases_sequence, cases_spatial
 from tests.contracts.case import Case, function, module, normed
 from tests.contracts.cases_functions import ACTIVATIONS, DROPOUTS, FUNCTIONS_WITH_PARAMS
 from tests.contracts.cases_losses import LOSSES
@@ -64,7 +64,7 @@ def torch_tanh_stack() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(32, 3))
 
 
-NOT_LAYERS = {"Layer", "StatefulLayer", "ShapeError", "config", "from_config"}  # public names of fnn.layers
+NOT_LAYERS = {"Layer", "StatefulLayer", "ShapeError", "capture", "config", "from_config"}  # public names of fnn.layers
 
 LAYERS: dict[str, Callable[[], Case]] = {
     "linear": lambda: module(layers.linear(4, 3), nn.Linear(4, 3), 5, 4),
@@ -147,6 +147,7 @@ LAYERS: dict[str, Callable[[], Case]] = {
         layers.sequential(layers.conv2d(1, 2, 3), layers.tanh, layers.flatten, layers.linear(32, 3)),
         torch_tanh_stack(), 3, 1, 6, 6,
     ),
+    **cases_models.LAYERS,
     "models.mlp": lambda: module(fnn.models.mlp(12, 7, 3), torch_mlp(), 4, 12),
     "models.lenet": lambda: module(fnn.models.lenet(), torch_lenet(), 2, 1, 32, 32),
     "models.lenet5": lambda: module(fnn.models.lenet5(), torch_lenet5(), 2, 1, 32, 32),

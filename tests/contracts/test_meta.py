@@ -17,7 +17,7 @@ import fnn
 from fnn import init, layers, losses, metrics, models, random, tree
 from fnn._torch import TorchDispatchMode
 from fnn.random.continuous import inside
-from tests.contracts import cases, cases_sequence, cases_spatial
+from tests.contracts import cases, cases_models, cases_sequence, cases_spatial
 
 META = torch.device("meta")
 
@@ -69,6 +69,7 @@ LAYERS: dict[str, Any] = {
     **cases_sequence.ON_META,
     "residual": layers.residual(layers.dropout(0.3)),
     "sequential": layers.sequential(layers.linear(4, 3), layers.batch_norm(3), layers.relu, layers.dropout()),
+    **cases_models.ON_META,
     "models.mlp": models.mlp(4, 5, 3),
     "models.lenet": models.lenet(),
     "models.lenet5": models.lenet5(),
@@ -76,7 +77,8 @@ LAYERS: dict[str, Any] = {
 SHAPES = {
     "conv1d": (2, 1, 5), "conv2d": (2, 1, 5, 5), "conv_transpose2d": (2, 1, 5, 5),
     "fractional_max_pool2d": (2, 1, 5, 5), "max_pool2d": (2, 1, 4, 4), "avg_pool2d": (2, 1, 4, 4),
-    "group_norm": (2, 4, 3), "dropout2d": (2, 3, 4), "dropout3d": (2, 3, 2, 4), "instance_norm": (2, 4, 3), **dict.fromkeys(cases_sequence.ON_META, (2, 3, 4)),
+    "group_norm": (2, 4, 3), "dropout2d": (2, 3, 4), "dropout3d": (2, 3, 2, 4), "instance_norm": (2, 4, 3),
+    **dict.fromkeys(cases_sequence.ON_META, (2, 3, 4)), **cases_models.SHAPES,
     "models.lenet": (2, 1, 32, 32), "models.lenet5": (2, 1, 32, 32),
 }  # fmt: skip
 
