@@ -20,6 +20,7 @@ from fnn.layers.activations import (
     tanh,
     tanhshrink,
 )
+from fnn.layers.adaptive_softmax import adaptive_log_softmax
 from fnn.layers.attention import multi_head_attention
 from fnn.layers.base import ShapeError
 from fnn.layers.combinators import residual, sequential
@@ -59,6 +60,7 @@ from fnn.layers.structure import config, from_config
 
 __all__ = [
     "ShapeError",
+    "adaptive_log_softmax",
     "alpha_dropout",
     "avg_pool2d",
     "batch_norm",

@@ -1,7 +1,7 @@
 """torch's own table of inputs of modules, and the same computation by fnn.
 
-A subject is one input of ``torch.testing._internal.common_modules.module_db``: torch's module, fnn's counterpart with the
-same arguments, and values at which both are evaluated.
+A subject is one input of ``torch.testing._internal.common_modules.module_db``: torch's module, fnn's counterpart with
+the same arguments, and values at which both are evaluated.
 """
 
 import copy
@@ -81,11 +81,11 @@ def _subject(name: str, cls: type, module_input: Any, training: bool) -> Subject
         return compute(tree.from_state_dict(values["params"]), args | values["args"], training)
 
     if name == "CTCLoss":  # torch's gradient is right behind a log-softmax only
-        theirs, ours = _behind_log_softmax(theirs), _behind_log_softmax(ours)
+        return Subject(name, _behind_log_softmax(theirs), _behind_log_softmax(ours), {"params": params, "args": moving})
     return Subject(name, theirs, ours, {"params": params, "args": moving})
 
 
-def _behind_log_softmax(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _behind_log_softmax(f: Callable) -> Callable:
     """The function of values that are no logarithms of probabilities yet."""
 
     def normalised(values: Any) -> Any:

@@ -193,28 +193,33 @@ def page(results: dict[str, Found]) -> str:
     total = sum(result.tried for result in results.values())
     refused = sum(sum(result.refused.values()) for result in results.values())
     wrong = [line for result in results.values() for line in result.wrong]
-    lines = [
-        "# Layers and losses on torch's own inputs",
-        "",
-        "`python -m tests.contracts.test_module_db` runs every counterpart of a module on the inputs of torch's own tests,",
-        "`torch.testing._internal.common_modules.module_db`, in float64, in training and in evaluation, with the same",
-        "arguments: outputs, `grad` and `vmap(grad)` against the module and ordinary autograd (difference A), `jvp`,",
-        "`jvp(grad)` and `grad(jvp)` against central differences of them (difference B). Differences are relative to the",
-        "larger of 1 and the largest entry. Derivatives are taken with respect to params and floating inputs, but not targets.",
-        f"{total} inputs were tried with torch {torch.__version__.split('+')[0]} ; {refused} were refused with the sentences",
-        f"below the table, and {len(wrong)} came out wrong.",
-        "",
-        "| `torch.nn` | fnn | inputs | difference A | difference B | refused |",
-        "|---|---|---|---|---|---|",
-    ]
+    version = torch.__version__.split("+")[0]
+    introduction = f"""
+# Layers and losses on torch's own inputs
+
+`python -m tests.contracts.test_module_db` runs every counterpart of a module on the inputs of torch's own tests,
+`torch.testing._internal.common_modules.module_db`, in float64, in training and in evaluation, with the same arguments:
+outputs, `grad` and `vmap(grad)` against the module and ordinary autograd (difference A), `jvp`, `jvp(grad)` and
+`grad(jvp)` against central differences of them (difference B). Differences are relative to the larger of 1 and the
+largest entry. Derivatives are taken with respect to params and floating inputs, but not targets.
+With torch {version} , {total} inputs were tried, {refused} were refused with a sentence, and {len(wrong)} came out
+wrong.
+
+| `torch.nn` | fnn | inputs | difference A | difference B | refused |
+|---|---|---|---|---|---|
+"""
+    lines = [introduction.strip()]
     for name, result in results.items():
         cells = [f"`{name}`", f"`{make_torch_nn.counterpart(name)}`", str(result.tried)]
         cells += [f"{result.exact:.0e}", f"{result.by_differences:.0e}", str(sum(result.refused.values()))]
         lines.append("| " + " | ".join(cells) + " |")
     sentences = [
-        f"- `{name}`, {count}: {sentence}" for name, result in results.items() for sentence, count in result.refused.items()
+        f"- `{name}`, {count}: {sentence}"
+        for name, result in results.items()
+        for sentence, count in result.refused.items()
     ]
-    return "\n".join([*lines, "", "Refused:" if sentences else "", "", *sentences, *wrong]).rstrip() + "\n"
+    listed = ["", "Refused:", "", *sentences] if sentences else []
+    return "\n".join([*lines, *listed, *wrong]) + "\n"
 
 
 if __name__ == "__main__":
