@@ -237,8 +237,12 @@ def _functions() -> dict[str, Callable[..., Any]]:
     from fnn import layers  # not at the top, because fnn.layers imports this file
 
     public = {name: getattr(layers, name) for name in layers.__all__}
-    others = {id(each) for each in (*MAKERS.values(), config, from_config)}
-    return {name: each for name, each in public.items() if inspect.isfunction(each) and id(each) not in others}
+    makers = {id(maker) for maker in MAKERS.values()}
+    return {
+        name: each
+        for name, each in public.items()
+        if inspect.isfunction(each) and id(each) not in makers and name not in ("capture", "config", "from_config")
+    }
 
 
 def _decode(data: Any, own: Mapping[str, Any]) -> Any:

@@ -7,7 +7,6 @@ A case is ``function(params, x)``, float64 values for both, and ``reference(para
 # ruff: noqa: E501 (one case a line)
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,37 +14,10 @@ from torch import Tensor, nn
 
 import fnn
 from fnn import layers
+from tests.contracts import cases_models, cases_sequence, cases_spatial
+from tests.contracts.case import Case, function, module, normed
 from tests.contracts.cases_functions import ACTIVATIONS, DROPOUTS, FUNCTIONS_WITH_PARAMS
 from tests.contracts.cases_losses import LOSSES
-from tests.contracts.making import Case, function, module, numbers
-
-
-def normed(layer: fnn.StatefulLayer, net: nn.Module, train: bool, *shape: int) -> Case:
-    """Batch normalisation against torch's, with running statistics that are neither 0 nor 1."""
-    params, state = fnn.tree.cast(layer.init(fnn.random.key(5)), torch.float64)
-    params = fnn.tree.map(lambda leaf: leaf + 0.3 * numbers(6, *leaf.shape), params)
-    state = fnn.tree.map(lambda leaf: leaf + numbers(7, *leaf.shape).abs() if leaf.is_floating_point() else leaf, state)
-    net = net.double().train(train)
-
-    def reference(params: Any, x: Tensor) -> Tensor:
-        buffers = {name: leaf.clone() for name, leaf in fnn.tree.to_state_dict(state).items()}
-        return torch.func.functional_call(net, fnn.tree.to_state_dict(params) | buffers, (x,))
-
-    return Case(lambda p, x: layer.apply(p, state, x, train=train)[0], reference, params, numbers(1, *shape))
-
-
-def torch_attention(causal: bool, params: Any, x: Tensor) -> Tensor:
-    net = nn.MultiheadAttention(6, 2, bias="in_proj_bias" in params, batch_first=True, dtype=torch.float64)
-    mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=torch.float64) if causal else None
-    options = {"need_weights": False, "attn_mask": mask}
-    return torch.func.functional_call(net, fnn.tree.to_state_dict(params), (x, x, x), options)[0]
-
-
-def attention(causal: bool, bias: bool) -> Case:
-    layer = layers.multi_head_attention(6, 2, causal, bias)
-    params = fnn.tree.cast(layer.init(fnn.random.key(5)), torch.float64)
-    params = fnn.tree.map(lambda leaf: leaf + 0.3 * numbers(6, *leaf.shape), params)
-    return Case(layer.apply, lambda p, x: torch_attention(causal, p, x), params, numbers(1, 3, 4, 6))
 
 
 def embedded() -> Case:
@@ -92,7 +64,7 @@ def torch_tanh_stack() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(32, 3))
 
 
-NOT_LAYERS = {"Layer", "StatefulLayer", "ShapeError", "config", "from_config"}  # public names of fnn.layers
+NOT_LAYERS = {"Layer", "StatefulLayer", "ShapeError", "capture", "config", "from_config"}  # public names of fnn.layers
 
 LAYERS: dict[str, Callable[[], Case]] = {
     "linear": lambda: module(layers.linear(4, 3), nn.Linear(4, 3), 5, 4),
@@ -133,7 +105,7 @@ LAYERS: dict[str, Callable[[], Case]] = {
     "rms_norm, eps": lambda: module(layers.rms_norm(5, 1e-3), nn.RMSNorm(5, 1e-3), 4, 3, 5),
     "group_norm, no bias, eps": lambda: module(layers.group_norm(2, 6, 1e-3, bias=False), nn.GroupNorm(2, 6, 1e-3), 3, 6, 4),
     "instance_norm, no bias, eps": lambda: module(
-        layers.instance_norm(3, 1e-3, True, False), nn.InstanceNorm1d(3, 1e-3, affine=True), 3, 3, 4
+        layers.instance_norm(3, 1e-3, affine=True, bias=False), nn.InstanceNorm1d(3, 1e-3, affine=True), 3, 3, 4
     ),
     "instance_norm, single samples": lambda: function(
         lambda x: torch.stack([layers.instance_norm(2, spatial=2).apply({}, one) for one in x]),
@@ -151,7 +123,7 @@ LAYERS: dict[str, Callable[[], Case]] = {
     ),
     "layer_norm": lambda: module(layers.layer_norm(5), nn.LayerNorm(5), 4, 3, 5),
     "layer_norm, two axes, no affine": lambda: function(
-        lambda x: layers.layer_norm((3, 5), 1e-3, affine=False).apply({}, x),
+        lambda x: layers.layer_norm((3, 5), 1e-3, elementwise_affine=False).apply({}, x),
         lambda x: F.layer_norm(x, (3, 5), eps=1e-3), 4, 3, 5,
     ),
     "rms_norm": lambda: module(layers.rms_norm(5), nn.RMSNorm(5), 4, 3, 5),
@@ -162,8 +134,7 @@ LAYERS: dict[str, Callable[[], Case]] = {
     "batch_norm": lambda: normed(layers.batch_norm(3), nn.BatchNorm2d(3), False, 4, 3, 5, 5),
     "batch_norm, training": lambda: normed(layers.batch_norm(3, 1e-3), nn.BatchNorm1d(3, 1e-3), True, 4, 3, 5),
     "embedding": embedded,
-    "multi_head_attention": lambda: attention(False, True),
-    "multi_head_attention, causal, no bias": lambda: attention(True, False),
+    **cases_sequence.LAYERS,
     "residual": lambda: module(layers.residual(layers.linear(4, 4)), TorchResidual(4, 4), 5, 4),
     "sequential, with state": lambda: normed(
         layers.sequential(
@@ -176,10 +147,12 @@ LAYERS: dict[str, Callable[[], Case]] = {
         layers.sequential(layers.conv2d(1, 2, 3), layers.tanh, layers.flatten, layers.linear(32, 3)),
         torch_tanh_stack(), 3, 1, 6, 6,
     ),
+    **cases_models.LAYERS,
     "models.mlp": lambda: module(fnn.models.mlp(12, 7, 3), torch_mlp(), 4, 12),
     "models.lenet": lambda: module(fnn.models.lenet(), torch_lenet(), 2, 1, 32, 32),
     "models.lenet5": lambda: module(fnn.models.lenet5(), torch_lenet5(), 2, 1, 32, 32),
 }  # fmt: skip
 
+LAYERS |= cases_spatial.LAYERS
 LAYERS |= DROPOUTS | FUNCTIONS_WITH_PARAMS
 CASES = {**LAYERS, **ACTIVATIONS, **LOSSES}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fnn
 from fnn import layers
-from tests.contracts.making import Case, function, module
+from tests.contracts.case import Case, function, module
 
 KEY = fnn.random.key(11)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnn import layers, losses
-from tests.contracts.making import Case, function, numbers
+from tests.contracts.case import Case, function, numbers
 
 CLASSES = torch.tensor([0, 4, 2, 4])
 IMAGE_CLASSES = torch.tensor([[0, 4], [2, 2], [1, 3], [4, 0]])

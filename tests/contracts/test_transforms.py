@@ -175,7 +175,8 @@ def test_pure_and_dtypes_kept(name: str) -> None:
     assert all(tree.leaves(tree.map(torch.equal, (s.params, s.x), before)))
     assert first.dtype == torch.float64
     single = tree.cast((s.params, s.x), torch.float32)
-    if name not in cases.LOSSES:  # losses of float32 logits take float64 targets' dtype here
+    # losses of float32 logits take float64 targets' dtype here, and mixed_precision says its dtypes
+    if name not in cases.LOSSES and name != "mixed_precision":
         assert s.function(*single).dtype == torch.float32
         assert s.function(*tree.cast(single, torch.bfloat16)).dtype == torch.bfloat16
 
