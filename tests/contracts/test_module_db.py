@@ -16,7 +16,7 @@ from torch.func import grad, jvp, vmap
 
 from docs import make_torch_nn
 from fnn import tree
-from tests.contracts.making import numbers
+from tests.contracts.case import numbers
 from tests.contracts.module_db import Subject, modules, subjects
 
 PAGE = Path(__file__).parents[2] / "docs" / "module_db.md"
