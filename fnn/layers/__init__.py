@@ -30,6 +30,7 @@ from fnn.layers.adaptive_pool import (
     global_avg_pool,
     global_max_pool,
 )
+from fnn.layers.adaptive_softmax import adaptive_log_softmax
 from fnn.layers.attention import attention_cache, multi_head_attention
 from fnn.layers.base import ShapeError
 from fnn.layers.batch_norm import batch_norm, instance_norm
@@ -99,6 +100,7 @@ __all__ = [
     "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
     "adaptive_avg_pool3d",
+    "adaptive_log_softmax",
     "adaptive_max_pool1d",
     "adaptive_max_pool2d",
     "adaptive_max_pool3d",

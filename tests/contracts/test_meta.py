@@ -63,6 +63,7 @@ LAYERS: dict[str, Any] = {
     "dropout3d": layers.dropout3d(),
     "alpha_dropout": layers.alpha_dropout(),
     "feature_alpha_dropout": layers.feature_alpha_dropout(),
+    "adaptive_log_softmax": layers.adaptive_log_softmax(4, 7, [2, 4], 2.0, True),
     "prelu": layers.prelu(),
     "rrelu": layers.rrelu(),
     "embedding": layers.embedding(7, 3, 1),
@@ -176,10 +177,22 @@ def test_initialisers(name: str, dtype: torch.dtype) -> None:
         assert INITIALIZERS[name](random.key(0, META), (4, 3), dtype).dtype == dtype
 
 
-@pytest.mark.parametrize("name", ["accuracy", "top_k_accuracy", "confusion_matrix"])
+METRICS: dict[str, Callable[[], Any]] = {
+    "accuracy": lambda: metrics.accuracy(LOGITS, TARGETS),
+    "top_k_accuracy": lambda: metrics.top_k_accuracy(LOGITS, TARGETS, 2),
+    "confusion_matrix": lambda: metrics.confusion_matrix(LOGITS, TARGETS),
+    "scores": lambda: metrics.scores(metrics.confusion_matrix(LOGITS, TARGETS)),
+    "precision": lambda: metrics.precision(LOGITS, TARGETS, "micro"),
+    "recall": lambda: metrics.recall(LOGITS, TARGETS, "weighted"),
+    "f1": lambda: metrics.f1(LOGITS, TARGETS, "none"),
+    "roc_auc": lambda: metrics.roc_auc(LOGITS[:, 0], TARGETS),
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
 def test_metrics(name: str) -> None:
     with OnlyOn():
-        getattr(metrics, name)(LOGITS, TARGETS, *([2] if name == "top_k_accuracy" else []))
+        METRICS[name]()
 
 
 def public(module: Any) -> set[str]:
@@ -194,7 +207,7 @@ def test_everything_public_is_run() -> None:
     families = {name.split(",")[0] for name in (*LAYERS, *cases_spatial.LAYERS, *cases.ACTIVATIONS)}
     assert set(layers.__all__) - cases.NOT_LAYERS | {f"models.{name}" for name in models.__all__} == families
     assert set(losses.__all__) == {name.split(",")[0] for name in cases.LOSSES}
-    assert public(metrics) == {"accuracy", "top_k_accuracy", "confusion_matrix"}
+    assert public(metrics) == {*METRICS}
     assert {*random.__all__, "inside"} == {*DRAWS, "key"}
     assert public(init) == {*INITIALIZERS, "gain", "fans"}
 
