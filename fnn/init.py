@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fnn import random
+from fnn._configs import factory
 from fnn.random.arguments import device_of
 from fnn.random.continuous import inside
 
@@ -45,6 +46,7 @@ Initializer = Callable[..., Tensor]
 Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]
 
 
+@factory
 def constant(value: float) -> Initializer:
     """Every entry equals ``value``.
 
@@ -58,6 +60,7 @@ def constant(value: float) -> Initializer:
     return init
 
 
+@factory
 def zeros() -> Initializer:
     """Every entry is 0.
 
@@ -67,6 +70,7 @@ def zeros() -> Initializer:
     return constant(0.0)
 
 
+@factory
 def ones() -> Initializer:
     """Every entry is 1.
 
@@ -76,6 +80,7 @@ def ones() -> Initializer:
     return constant(1.0)
 
 
+@factory
 def uniform(low: float = 0.0, high: float = 1.0) -> Initializer:
     """Uniform in [low, high).
 
@@ -92,6 +97,7 @@ def uniform(low: float = 0.0, high: float = 1.0) -> Initializer:
     return init
 
 
+@factory
 def normal(mean: float = 0.0, std: float = 1.0) -> Initializer:
     """Normal with the given mean and standard deviation.
 
@@ -105,6 +111,7 @@ def normal(mean: float = 0.0, std: float = 1.0) -> Initializer:
     return init
 
 
+@factory
 def truncated_normal(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Initializer:
     """Normal conditioned on a < x < b, with bounds in units of x as in ``torch.nn.init.trunc_normal_``.
 
@@ -123,6 +130,7 @@ def truncated_normal(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: fl
     return init
 
 
+@factory
 def variance_scaling(
     scale: float = 1.0,
     mode: Literal["fan_in", "fan_out", "fan_avg"] = "fan_in",
@@ -156,6 +164,7 @@ def variance_scaling(
     return init
 
 
+@factory
 def xavier_uniform(gain: float = 1.0) -> Initializer:
     """Uniform with variance gain^2 * 2 / (fan_in + fan_out) (Glorot and Bengio, 2010).
 
@@ -165,6 +174,7 @@ def xavier_uniform(gain: float = 1.0) -> Initializer:
     return variance_scaling(gain**2, "fan_avg", "uniform")
 
 
+@factory
 def xavier_normal(gain: float = 1.0) -> Initializer:
     """Normal with variance gain^2 * 2 / (fan_in + fan_out) (Glorot and Bengio, 2010).
 
@@ -178,6 +188,7 @@ glorot_uniform = xavier_uniform
 glorot_normal = xavier_normal
 
 
+@factory
 def kaiming_uniform(
     a: float = 0.0, mode: Literal["fan_in", "fan_out"] = "fan_in", nonlinearity: Nonlinearity = "leaky_relu"
 ) -> Initializer:
@@ -189,6 +200,7 @@ def kaiming_uniform(
     return variance_scaling(gain(nonlinearity, a) ** 2, mode, "uniform")
 
 
+@factory
 def kaiming_normal(
     a: float = 0.0, mode: Literal["fan_in", "fan_out"] = "fan_in", nonlinearity: Nonlinearity = "leaky_relu"
 ) -> Initializer:
@@ -204,6 +216,7 @@ he_uniform = kaiming_uniform
 he_normal = kaiming_normal
 
 
+@factory
 def lecun_uniform() -> Initializer:
     """Uniform with variance 1 / fan_in (LeCun et al., 1998).
 
@@ -213,6 +226,7 @@ def lecun_uniform() -> Initializer:
     return variance_scaling(1.0, "fan_in", "uniform")
 
 
+@factory
 def lecun_normal() -> Initializer:
     """Truncated normal with variance 1 / fan_in (LeCun et al., 1998; Klambauer et al., 2017).
 
@@ -222,6 +236,7 @@ def lecun_normal() -> Initializer:
     return variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
+@factory
 def orthogonal(gain: float = 1.0) -> Initializer:
     """A (semi-)orthogonal matrix times ``gain`` (Saxe et al., 2014). All axes after the first count as columns.
 
@@ -241,6 +256,7 @@ def orthogonal(gain: float = 1.0) -> Initializer:
     return init
 
 
+@factory
 def torch_default() -> Initializer:
     """Uniform in +-1/sqrt(fan_in), the default of ``torch.nn.Linear`` and ``torch.nn.Conv2d`` for weights.
 
@@ -251,6 +267,7 @@ def torch_default() -> Initializer:
     return variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
 
+@factory
 def torch_default_bias(fan_in: int) -> Initializer:
     """Uniform in +-1/sqrt(fan_in), the default of torch's layers for biases. ``fan_in`` is that of the weight.
 

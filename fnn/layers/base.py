@@ -1,14 +1,15 @@
 """The types of layers, the checks that layers share, and errors that name their place in a network."""
 
-import functools
-import inspect
 import operator
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple, ParamSpec, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 
+from fnn._configs import factory as factory
+from fnn._configs import with_parts as with_parts
 from fnn._numerics import under_autocast
+from fnn.layers.structure import structure
 from fnn.tree import Tree
 
 
@@ -17,11 +18,14 @@ class Layer(NamedTuple):
 
     ``init(key) -> params`` makes a tree of tensors, which is ``{}`` for a layer without parameters.
     ``apply(params, x, *, key=None) -> y`` computes the layer. A key turns on the randomness of training (dropout);
-    without a key the result is deterministic.
+    without a key the result is deterministic. ``print(layer)`` shows the calls that make it and its parts.
     """
 
     init: Callable[[Tensor], Tree]
     apply: Callable[..., Any]
+
+    def __repr__(self) -> str:
+        return structure(self)
 
 
 class StatefulLayer(NamedTuple):
@@ -33,36 +37,8 @@ class StatefulLayer(NamedTuple):
     init: Callable[[Tensor], tuple[Tree, Tree]]
     apply: Callable[..., tuple[Any, Tree]]
 
-
-class Config(NamedTuple):
-    """How a layer was made: the function that made it, the arguments of the call, and the parts of a combinator."""
-
-    maker: Callable[..., Any]
-    arguments: dict[str, Any]
-    parts: dict[str, Any]
-
-
-Arguments = ParamSpec("Arguments")
-Made = TypeVar("Made", bound=Layer | StatefulLayer)
-
-
-def factory(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
-    """Decorate a function that makes layers, so that each layer knows how it was made.
-
-    The :class:`Config` is kept as an attribute of ``apply``, because a layer is nothing but a pair of functions. A
-    function that returns a combinator of layers, such as a model, keeps the combinator's parts.
-    """
-    signature = inspect.signature(make)
-
-    @functools.wraps(make)
-    def make_and_record(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Made:
-        layer = make(*args, **kwargs)
-        arguments = dict(signature.bind(*args, **kwargs).arguments)
-        known = getattr(layer.apply, "config", None)
-        layer.apply.config = Config(make_and_record, arguments, known.parts if known else {})  # pyright: ignore[reportFunctionMemberAccess]
-        return layer
-
-    return make_and_record
+    def __repr__(self) -> str:
+        return structure(self)
 
 
 class _PlacedError(Exception):
@@ -204,18 +180,34 @@ def as_size(layer: str, name: str, value: Any, least: int = 1) -> int:
     return number
 
 
-def as_pair(layer: str, name: str, value: Any, least: int = 1) -> tuple[int, int]:
-    """Return one size for both axes, or a pair of sizes (height, width), as a pair.
+SPATIAL = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}  # the names of spatial axes
 
-    >>> as_pair("conv2d", "kernel_size", (3, 3, 7))
+
+def as_sizes(layer: str, name: str, value: Any, dims: int, least: int = 1) -> tuple[int, ...]:
+    """Return one size for all spatial axes, or one for each of ``dims`` axes, as a tuple.
+
+    >>> as_sizes("conv2d", "kernel_size", 3, 2)
+    (3, 3)
+    >>> as_sizes("conv2d", "kernel_size", (3, 3, 7), 2)
     Traceback (most recent call last):
     ValueError: conv2d expects kernel_size as one integer or a pair (height, width), got (3, 3, 7)
     """
     if not isinstance(value, (tuple, list)):
-        value = (value, value)
-    if len(value) != 2:
-        raise ValueError(f"{layer} expects {name} as one integer or a pair (height, width), got {value}")
-    return as_size(layer, name, value[0], least), as_size(layer, name, value[1], least)
+        value = (value,) * dims
+    if len(value) != dims:
+        kind = {1: "a tuple (length,)", 2: "a pair (height, width)", 3: "three (depth, height, width)"}[dims]
+        raise ValueError(f"{layer} expects {name} as one integer or {kind}, got {value}")
+    return tuple(as_size(layer, name, size, least) for size in value)
+
+
+def as_pair(caller: str, name: str, value: Any, least: int = 1) -> tuple[int, int]:
+    """Return one size for both axes, or a pair of sizes (height, width), as a pair.
+
+    >>> as_pair("resize", "size", 28)
+    (28, 28)
+    """
+    height, width = as_sizes(caller, name, value, 2, least)
+    return height, width
 
 
 def check_dtype(layer: str, x: Tensor, leaf: Tensor) -> None:
@@ -230,6 +222,21 @@ def check_dtype(layer: str, x: Tensor, leaf: Tensor) -> None:
             f"{layer} has params of {leaf.dtype} and got inputs of {x.dtype}; write x.to({leaf.dtype}), "
             "or fnn.tree.cast(params, dtype) for another precision"
         )
+
+
+def check_floating(layer: str, x: Tensor) -> None:
+    """Raise :class:`ArgumentError` unless ``x`` is a tensor of real floating-point numbers.
+
+    >>> import torch
+    >>> check_floating("avg_pool2d", torch.tensor([1, 2]))
+    Traceback (most recent call last):
+    fnn.layers.base.ArgumentError: avg_pool2d expects floating-point inputs, got torch.int64; write x.float()
+    """
+    check_tensor(layer, x)
+    if x.is_complex():
+        raise ArgumentError(f"{layer} is not defined for complex numbers; apply it to x.real and x.imag")
+    if not x.is_floating_point():
+        raise ArgumentError(f"{layer} expects floating-point inputs, got {x.dtype}; write x.float()")
 
 
 def check_last_axis(layer: str, x: Tensor, features: int) -> None:

@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
+from fnn._configs import parts_of
 from fnn.layers import avg_pool2d, conv2d, flatten, linear, max_pool2d, relu, sequential, tanh
-from fnn.layers.base import Layer, ShapeError, check_mapping, check_tensor, factory
+from fnn.layers.base import Layer, ShapeError, check_mapping, check_tensor, factory, with_parts
 from fnn.tree import Tree
 
 
@@ -70,4 +71,4 @@ def _for_images(name: str, stack: Layer) -> Layer:
             )
         return stack.apply(params, x, key=key)
 
-    return Layer(stack.init, apply)
+    return with_parts(Layer(stack.init, apply), parts_of(stack))

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from fnn._configs import parts_of
 from fnn.layers import linear, relu, sequential
-from fnn.layers.base import Layer, check_mapping, check_tensor, factory
+from fnn.layers.base import Layer, check_mapping, check_tensor, factory, with_parts
 from fnn.tree import Tree
 
 
@@ -40,4 +41,4 @@ def mlp(*sizes: int, activation: Callable[[Tensor], Tensor] = relu) -> Layer:
         check_tensor("mlp", x)
         return stack.apply(params, x.flatten(1) if x.dim() > 2 else x, key=key)
 
-    return Layer(stack.init, apply)
+    return with_parts(Layer(stack.init, apply), parts_of(stack))
