@@ -293,6 +293,8 @@ TYPES = {
     "integer key, dropout": (lambda: layers.dropout().apply({}, X, key=3), r"got 3; write fnn\.random\.key\(3\)"),
     "size": (lambda: layers.linear(4.0, 3), r"linear expects in_features as an integer, got 4\.0"),
     "size, text": (lambda: layers.embedding("3", 2), "num_embeddings as an integer, got '3'"),
+    "size, bool": (lambda: layers.linear(4, True), "linear expects out_features as an integer, got True"),
+    "batch size, bool": (lambda: list(fnn.data.batches(X, True)), "batch_size as an integer, got True"),
     "sizes in a list": (lambda: fnn.models.mlp([4, 3]), r"mlp takes its sizes one by one, got \[4, 3\]; write mlp\(\*sizes\)"),
     "dropout": (lambda: layers.dropout(layers.linear(2, 2)), "dropout expects p, the probability to drop, as a number"),
     "summary": (lambda: fnn.summary(SMALL), r"got a layer; write summary\(model\.init"),
