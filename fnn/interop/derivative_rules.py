@@ -45,9 +45,7 @@ def _layer_norm(
     return layer.apply(_scales(weight, bias), input)
 
 
-def _rms_norm(
-    input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
-) -> Tensor:
+def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     return layers.rms_norm(tuple(normalized_shape), eps, weight is not None).apply(_scales(weight, None), input)
 
 

@@ -1,6 +1,5 @@
 """torch's random functions with draws from a key. A draw has torch's distribution; its bits are those of fnn.random."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnn import _torch, random
-from fnn.interop.function_mode import RULES, ModuleCalls, rule
+from fnn.interop.function_mode import RULES, ModuleCalls, Rule, rule
 
 # Dropout. Without a key nothing is dropped, as in fnn.layers.dropout.
 
@@ -57,7 +56,9 @@ def _channels_of(spatial: int) -> Callable[[Tensor], tuple[int, ...]]:
 rule(F.dropout, torch.dropout, torch.dropout_)(_dropout(_everywhere))
 rule(F.alpha_dropout, torch.alpha_dropout, torch.alpha_dropout_)(_dropout(_everywhere, alpha=True))
 rule(torch.feature_dropout, torch.feature_dropout_)(_dropout(_channels))
-rule(F.feature_alpha_dropout, torch.feature_alpha_dropout, torch.feature_alpha_dropout_)(_dropout(_channels, alpha=True))
+rule(F.feature_alpha_dropout, torch.feature_alpha_dropout, torch.feature_alpha_dropout_)(
+    _dropout(_channels, alpha=True)
+)
 rule(F.dropout1d)(_dropout(_channels_of(1)))
 rule(F.dropout2d)(_dropout(_channels_of(2)))
 rule(F.dropout3d)(_dropout(_channels_of(3)))
@@ -113,14 +114,15 @@ def _exponential(key: Tensor, like: Tensor, lambd: float = 1.0) -> Tensor:
     return -torch.log1p(-_unit(key, like)) / lambd
 
 
-def _into(drawn: Callable[..., Tensor]) -> Callable[..., Any]:
+def _into(drawn: Callable[..., Tensor]) -> Rule:
     """The rule of a method that fills its tensor with draws."""
 
     def apply(calls: ModuleCalls, func: Any, args: tuple, kwargs: dict) -> Tensor:
         if kwargs.pop("generator", None) is not None:
             calls.refuse(func)
         options = {"from_" if name == "from" else name: value for name, value in kwargs.items()}
-        return calls.write(args[0], drawn(calls.draw(), *args, **options).to(args[0].device))
+        tensor: Tensor = args[0]
+        return calls.write(tensor, drawn(calls.draw(), *args, **options).to(tensor.device))
 
     return apply
 
@@ -138,8 +140,11 @@ rule(Tensor.exponential_)(_into(_exponential))
 @rule(torch.bernoulli, Tensor.bernoulli)
 def _bernoulli_like(calls: ModuleCalls, func: Any, args: tuple, kwargs: dict) -> Tensor:
     _refuse_generator(calls, func, kwargs)
-    probabilities = args[1] if len(args) > 1 else kwargs.get("p", args[0])
-    return _bernoulli(calls.draw(), args[0], probabilities).to(args[0].dtype)
+
+    def draw(input: Tensor, p: float | None = None) -> Tensor:
+        return _bernoulli(calls.draw(), input, input if p is None else p).to(input.dtype)
+
+    return draw(*args, **kwargs)
 
 
 @rule(torch.normal)
@@ -147,7 +152,9 @@ def _normal_of(calls: ModuleCalls, func: Any, args: tuple, kwargs: dict) -> Tens
     _refuse_generator(calls, func, kwargs)
 
     def draw(mean: Any = 0.0, std: Any = 1.0, size: Any = None, dtype: Any = None, device: Any = None) -> Tensor:
-        shape = torch.broadcast_shapes(*[x.shape for x in (mean, std) if isinstance(x, Tensor)]) if size is None else size
+        shape = (
+            torch.broadcast_shapes(*[x.shape for x in (mean, std) if isinstance(x, Tensor)]) if size is None else size
+        )
         kinds = [x.dtype for x in (mean, std) if isinstance(x, Tensor)]
         dtype = dtype or (kinds[0] if kinds else torch.get_default_dtype())
         return mean + std * _placed(random.normal(calls.draw(), tuple(shape), dtype), {"device": device}, mean, std)
@@ -236,7 +243,9 @@ def _seen_inside(calls: ModuleCalls, func: Any, args: tuple, kwargs: dict) -> An
 
 @rule(F.fractional_max_pool2d, F.fractional_max_pool3d)
 def _fractional_max_pool(calls: ModuleCalls, func: Any, args: tuple, kwargs: dict) -> Any:
-    def call(input, kernel_size, output_size=None, output_ratio=None, return_indices=False, _random_samples=None) -> Any:  # noqa: ANN001
+    def call(
+        input, kernel_size, output_size=None, output_ratio=None, return_indices=False, _random_samples=None
+    ) -> Any:
         spatial = 2 if func is F.fractional_max_pool2d else 3
         found = F.fractional_max_pool2d_with_indices if spatial == 2 else F.fractional_max_pool3d_with_indices
         if _random_samples is None:
