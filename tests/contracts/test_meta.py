@@ -54,7 +54,7 @@ LAYERS: dict[str, fnn.Layer | fnn.StatefulLayer] = {
     "instance_norm": layers.instance_norm(4, affine=True, spatial=1),
     "batch_norm": layers.batch_norm(4),
     "dropout": layers.dropout(0.5),
-    "embedding": layers.embedding(7, 3, 1),
+    "embedding": layers.embedding(7, 3, 1, 1.0, scale_grad_by_freq=True),
     **cases_sequence.ON_META,
     "residual": layers.residual(layers.dropout(0.3)),
     "sequential": layers.sequential(layers.linear(4, 3), layers.batch_norm(3), layers.relu, layers.dropout()),
@@ -64,13 +64,13 @@ LAYERS: dict[str, fnn.Layer | fnn.StatefulLayer] = {
 }
 SHAPES = {
     "conv2d": (2, 1, 5, 5), "max_pool2d": (2, 1, 4, 4), "avg_pool2d": (2, 1, 4, 4), "group_norm": (2, 4, 3),
-    "instance_norm": (2, 4, 3), **dict.fromkeys(cases_sequence.ON_META, (2, 3, 4)), "models.lenet": (2, 1, 32, 32),
+    "instance_norm": (2, 4, 3), **cases_sequence.SHAPES_ON_META, "models.lenet": (2, 1, 32, 32),
     "models.lenet5": (2, 1, 32, 32),
 }  # fmt: skip
 
 
 def run_layer(name: str) -> None:
-    layer = LAYERS[name]
+    layer: Any = LAYERS[name]
     key = random.key(0, META)
     shape = SHAPES.get(name.split(",")[0], (3, 4))
     x = torch.zeros(shape, dtype=torch.int64, device=META) if name == "embedding" else torch.zeros(shape, device=META)
@@ -78,7 +78,7 @@ def run_layer(name: str) -> None:
         made = layer.init(key)
         params, state = made if isinstance(layer, fnn.StatefulLayer) else (made, None)
 
-        def apply(params: Any, key: Tensor | None = None) -> Tensor:
+        def apply(params: Any, key: Tensor | None = None) -> Any:
             if state is None:
                 return layer.apply(params, x, key=key)
             return layer.apply(params, state, x, train=True, key=key)[0]
