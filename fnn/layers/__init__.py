@@ -41,7 +41,7 @@ from fnn.layers.conv_transpose import conv_transpose1d, conv_transpose2d, conv_t
 from fnn.layers.distance import cosine_similarity, pairwise_distance
 from fnn.layers.dot_product import scaled_dot_product_attention
 from fnn.layers.dropout import alpha_dropout, dropout, dropout1d, dropout2d, dropout3d, feature_alpha_dropout
-from fnn.layers.embedding import embedding
+from fnn.layers.embedding import embedding, embedding_bag
 from fnn.layers.fractional_pool import fractional_max_pool2d, fractional_max_pool3d
 from fnn.layers.gated import geglu, glu, swiglu
 from fnn.layers.linear import linear
@@ -89,6 +89,8 @@ from fnn.layers.pool import (
     max_pool3d,
 )
 from fnn.layers.positions import learned_positions, rotary_positions, sinusoidal_positions
+from fnn.layers.recurrent import gru, lstm, rnn
+from fnn.layers.recurrent_cells import gru_cell, lstm_cell, rnn_cell
 from fnn.layers.remat import remat
 from fnn.layers.structure import config, from_config
 from fnn.layers.transformer import transformer, transformer_decoder, transformer_encoder
@@ -134,6 +136,7 @@ __all__ = [
     "dropout3d",
     "elu",
     "embedding",
+    "embedding_bag",
     "feature_alpha_dropout",
     "flatten",
     "fractional_max_pool2d",
@@ -146,6 +149,8 @@ __all__ = [
     "global_max_pool",
     "glu",
     "group_norm",
+    "gru",
+    "gru_cell",
     "gumbel_softmax",
     "hardshrink",
     "hardsigmoid",
@@ -161,6 +166,8 @@ __all__ = [
     "lp_pool1d",
     "lp_pool2d",
     "lp_pool3d",
+    "lstm",
+    "lstm_cell",
     "map_over_time",
     "max_pool1d",
     "max_pool2d",
@@ -186,6 +193,8 @@ __all__ = [
     "replication_pad3d",
     "residual",
     "rms_norm",
+    "rnn",
+    "rnn_cell",
     "rotary_positions",
     "rrelu",
     "scaled_dot_product_attention",

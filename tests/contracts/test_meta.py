@@ -66,7 +66,7 @@ LAYERS: dict[str, Any] = {
     "adaptive_log_softmax": layers.adaptive_log_softmax(4, 7, [2, 4], 2.0, True),
     "prelu": layers.prelu(),
     "rrelu": layers.rrelu(),
-    "embedding": layers.embedding(7, 3, 1),
+    "embedding": layers.embedding(7, 3, 1, 1.0, scale_grad_by_freq=True),
     **cases_sequence.ON_META,
     "residual": layers.residual(layers.dropout(0.3)),
     "sequential": layers.sequential(layers.linear(4, 3), layers.batch_norm(3), layers.relu, layers.dropout()),
@@ -79,13 +79,13 @@ SHAPES = {
     "conv1d": (2, 1, 5), "conv2d": (2, 1, 5, 5), "conv_transpose2d": (2, 1, 5, 5),
     "fractional_max_pool2d": (2, 1, 5, 5), "max_pool2d": (2, 1, 4, 4), "avg_pool2d": (2, 1, 4, 4),
     "group_norm": (2, 4, 3), "dropout2d": (2, 3, 4), "dropout3d": (2, 3, 2, 4), "instance_norm": (2, 4, 3),
-    **dict.fromkeys(cases_sequence.ON_META, (2, 3, 4)), **cases_models.SHAPES,
+    **cases_sequence.SHAPES_ON_META, **cases_models.SHAPES,
     "models.lenet": (2, 1, 32, 32), "models.lenet5": (2, 1, 32, 32),
 }  # fmt: skip
 
 
 def run_layer(name: str) -> None:
-    layer = LAYERS[name]
+    layer: Any = LAYERS[name]
     key = random.key(0, META)
     shape = SHAPES.get(name.split(",")[0], (3, 4))
     x = torch.zeros(shape, dtype=torch.int64, device=META) if name == "embedding" else torch.zeros(shape, device=META)
