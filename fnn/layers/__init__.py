@@ -35,8 +35,10 @@ from fnn.layers.conv import conv1d, conv2d, conv3d
 from fnn.layers.conv_transpose import conv_transpose1d, conv_transpose2d, conv_transpose3d
 from fnn.layers.dropout import dropout
 from fnn.layers.embedding import embedding
+from fnn.layers.fold import fold, unfold
 from fnn.layers.fractional_pool import fractional_max_pool2d, fractional_max_pool3d
-from fnn.layers.linear import linear
+from fnn.layers.linear import bilinear, identity, linear
+from fnn.layers.local_response import local_response_norm
 from fnn.layers.max_unpool import max_unpool1d, max_unpool2d, max_unpool3d
 from fnn.layers.norm import group_norm, layer_norm, rms_norm
 from fnn.layers.padding import (
@@ -56,6 +58,7 @@ from fnn.layers.padding import (
     zero_pad2d,
     zero_pad3d,
 )
+from fnn.layers.parametrizations import spectral_norm, weight_norm
 from fnn.layers.pool import (
     avg_pool1d,
     avg_pool2d,
@@ -67,6 +70,8 @@ from fnn.layers.pool import (
     max_pool2d,
     max_pool3d,
 )
+from fnn.layers.rearrange import channel_shuffle, pixel_shuffle, pixel_unshuffle, unflatten
+from fnn.layers.resize import interpolate, upsample, upsampling_bilinear2d, upsampling_nearest2d
 from fnn.layers.structure import config, from_config
 
 __all__ = [
@@ -81,6 +86,8 @@ __all__ = [
     "avg_pool2d",
     "avg_pool3d",
     "batch_norm",
+    "bilinear",
+    "channel_shuffle",
     "circular_pad1d",
     "circular_pad2d",
     "circular_pad3d",
@@ -98,6 +105,7 @@ __all__ = [
     "elu",
     "embedding",
     "flatten",
+    "fold",
     "fractional_max_pool2d",
     "fractional_max_pool3d",
     "from_config",
@@ -105,10 +113,13 @@ __all__ = [
     "global_avg_pool",
     "global_max_pool",
     "group_norm",
+    "identity",
     "instance_norm",
+    "interpolate",
     "layer_norm",
     "leaky_relu",
     "linear",
+    "local_response_norm",
     "log_sigmoid",
     "log_softmax",
     "lp_pool1d",
@@ -122,6 +133,8 @@ __all__ = [
     "max_unpool3d",
     "mish",
     "multi_head_attention",
+    "pixel_shuffle",
+    "pixel_unshuffle",
     "reflection_pad1d",
     "reflection_pad2d",
     "reflection_pad3d",
@@ -138,7 +151,14 @@ __all__ = [
     "silu",
     "softmax",
     "softplus",
+    "spectral_norm",
     "tanh",
+    "unflatten",
+    "unfold",
+    "upsample",
+    "upsampling_bilinear2d",
+    "upsampling_nearest2d",
+    "weight_norm",
     "zero_pad1d",
     "zero_pad2d",
     "zero_pad3d",

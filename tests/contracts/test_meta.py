@@ -57,6 +57,8 @@ LAYERS: dict[str, Any] = {
     "instance_norm": layers.instance_norm(4, affine=True, spatial=1),
     "instance_norm, running statistics": layers.instance_norm(4, track_running_stats=True),
     "batch_norm": layers.batch_norm(4),
+    "weight_norm": layers.weight_norm(layers.linear(4, 3)),
+    "spectral_norm": layers.spectral_norm(layers.linear(4, 3)),
     "dropout": layers.dropout(0.5),
     "embedding": layers.embedding(7, 3, 1),
     "multi_head_attention": layers.multi_head_attention(4, 2, causal=True),
@@ -72,6 +74,9 @@ SHAPES = {
     "group_norm": (2, 4, 3), "instance_norm": (2, 4, 3), "multi_head_attention": (2, 3, 4),
     "models.lenet": (2, 1, 32, 32), "models.lenet5": (2, 1, 32, 32),
 }  # fmt: skip
+
+
+STATELESS = [name for name in cases_spatial.LAYERS if name not in cases_spatial.WITH_STATE]
 
 
 def run_layer(name: str) -> None:
@@ -104,7 +109,7 @@ def test_layers(name: str) -> None:
     run_layer(name)
 
 
-@pytest.mark.parametrize("name", [*cases_spatial.LAYERS, *cases.ACTIVATIONS, *cases.LOSSES])
+@pytest.mark.parametrize("name", [*STATELESS, *cases.ACTIVATIONS, *cases.LOSSES])
 def test_functions_of_the_tables(name: str) -> None:
     case = cases.CASES[name]()
     params, x = on_meta((case.params, case.x))
