@@ -57,6 +57,8 @@ LAYERS: dict[str, Any] = {
     "instance_norm": layers.instance_norm(4, affine=True, spatial=1),
     "instance_norm, running statistics": layers.instance_norm(4, track_running_stats=True),
     "batch_norm": layers.batch_norm(4),
+    "weight_norm": layers.weight_norm(layers.linear(4, 3)),
+    "spectral_norm": layers.spectral_norm(layers.linear(4, 3)),
     "dropout": layers.dropout(0.5),
     "dropout1d": layers.dropout1d(),
     "dropout2d": layers.dropout2d(),
@@ -82,6 +84,9 @@ SHAPES = {
     **cases_sequence.SHAPES_ON_META, **cases_models.SHAPES,
     "models.lenet": (2, 1, 32, 32), "models.lenet5": (2, 1, 32, 32),
 }  # fmt: skip
+
+
+STATELESS = [name for name in cases_spatial.LAYERS if name not in cases_spatial.WITH_STATE]
 
 
 def run_layer(name: str) -> None:
@@ -114,7 +119,7 @@ def test_layers(name: str) -> None:
     run_layer(name)
 
 
-@pytest.mark.parametrize("name", [*cases_spatial.LAYERS, *cases.ACTIVATIONS, *cases.LOSSES])
+@pytest.mark.parametrize("name", [*STATELESS, *cases.ACTIVATIONS, *cases.LOSSES])
 def test_functions_of_the_tables(name: str) -> None:
     case = cases.CASES[name]()
     params, x = on_meta((case.params, case.x))
