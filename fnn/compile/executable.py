@@ -1,5 +1,7 @@
 """The executable of one traced graph: it is replayed, or compiled, or replayed until it has been compiled."""
 
+import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -141,6 +143,8 @@ class Executable:
 
     def _compile(self) -> None:
         assert self.build is not None
+        if self.thread is not None and sys.platform == "linux":  # where a thread has a priority of its own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # inherited by the C++ compilers it starts
         try:
             self.compiled = self.build()
         except Exception as error:

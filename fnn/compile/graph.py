@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils.flop_counter import flop_registry
 
 from fnn import _torch
 from fnn import tree as _tree
@@ -152,7 +151,7 @@ def _operation(node: fx.Node) -> str:
     """The name of a node's operation; empty if the node only selects one of several results."""
     if node.target is operator.getitem:
         return ""
-    return getattr(node.target, "_opname", None) or getattr(node.target, "__name__", str(node.target))
+    return _torch.operation_name(node.target)
 
 
 def _letters() -> Iterator[str]:
@@ -189,6 +188,8 @@ def _size(value: Tensor) -> int:
 
 
 def _flops(node: fx.Node) -> int:
+    from torch.utils.flop_counter import flop_registry  # imported here, because it imports Triton
+
     count = flop_registry.get(getattr(node.target, "overloadpacket", None))
     if count is None:
         return 0

@@ -38,7 +38,7 @@ def structure(layer: Any) -> str:
       0: residual(...)
         mlp(4, 4)
           0.0: linear(4, 4)
-      1: dropout(rate=0.1)
+      1: dropout(p=0.1)
     """
     return "\n".join(_lines(layer, "", "", 0))
 

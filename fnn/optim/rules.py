@@ -62,7 +62,6 @@ def from_rule(
     {'w': tensor([2.])}
     """
     numbers, starts = Hyperparams(hyperparams or {}), dict(slots or {})
-    leafwise = False  # becomes True when the rule cannot be applied to all leaves at once
 
     def init(params: Tree) -> State:
         layout = Layout.of(params)
@@ -76,7 +75,6 @@ def from_rule(
         return State(count, *numbers.init(params, count), trees)
 
     def on_lists(layout: Layout, grads: list, state: State, params: list | None, **given: Any) -> tuple[list, State]:
-        nonlocal leafwise
         if real_only:
             layout.refuse_complex(real_only)
         values, scheduled = numbers.values(state.count, state.hyperparams, state.scheduled)
@@ -97,14 +95,8 @@ def from_rule(
             if together and kernel and _fits_kernel(part[0], *part[2:]):
                 results.append(kernel(t, part[0], *part[2:], **named))
                 continue
-            leaf = rule(t, **named)
-            if together and not leafwise and part[0]:
-                try:
-                    results.append(_checked(_all_at_once(leaf, part), 1 + len(starts)))
-                    continue
-                except Exception:  # a mistake in the rule is raised again below, where the error is easier to read
-                    leafwise = True
-            results.append(_checked(_leaf_by_leaf(leaf, part, 1 + len(starts)), 1 + len(starts)))
+            apply = _all_at_once if together and part[0] else _leaf_by_leaf
+            results.append(apply(rule(t, **named), part, 1 + len(starts)))
         if len(groups) == 1:
             result = results[0]
         else:
@@ -153,16 +145,21 @@ def _described(state: Any) -> str:
     return f"a State with slots {list(state.slots)}" if isinstance(state, State) else describe(state)
 
 
-def _all_at_once(leaf: Callable, columns: list) -> list[list]:
-    """Return the updates and slots of all leaves from one call of the rule."""
-    results = leaf(*[None if column is None else TensorList(column) for column in columns])
-    return [r.tensors if isinstance(r, TensorList) else [r] * len(columns[0]) for r in results]
+def _all_at_once(leaf: Callable, columns: list, expected: int) -> list[list]:
+    """Return the updates and slots of all leaves from one call of the rule, if it takes lists of leaves."""
+    try:
+        results = leaf(*[None if column is None else TensorList(column) for column in columns])
+        lists = [r.tensors if isinstance(r, TensorList) else [r] * len(columns[0]) for r in results]
+        return _checked(lists, expected)
+    except Exception:  # a list is not a tensor for every library; a mistake in the rule is raised again by one leaf
+        return _leaf_by_leaf(leaf, columns, expected)
 
 
-def _leaf_by_leaf(leaf: Callable, columns: list, results: int) -> list[list]:
+def _leaf_by_leaf(leaf: Callable, columns: list, expected: int) -> list[list]:
     count = len(columns[0])
     rows = [leaf(*row) for row in zip(*[[None] * count if x is None else x for x in columns], strict=True)]
-    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(results)]
+    lists = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(expected)]
+    return _checked(lists, expected)
 
 
 def _checked(columns: list[list], expected: int) -> list[list]:

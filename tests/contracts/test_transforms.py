@@ -3,7 +3,6 @@
 ``python -m tests.contracts.test_transforms`` runs every cell and writes docs/transforms.md from what came out.
 """
 
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,11 +184,7 @@ def test_pure_and_dtypes_kept(name: str) -> None:
 def test_every_public_name_is_in_the_table() -> None:
     listed = {name.split(",")[0] for name in cases.CASES}
     public = set(fnn.layers.__all__) - cases.NOT_LAYERS
-    public |= {
-        name
-        for name, value in vars(fnn.losses).items()
-        if inspect.isfunction(value) and value.__module__ == fnn.losses.__name__ and not name.startswith("_")
-    }
+    public |= set(fnn.losses.__all__)
     public |= {f"models.{name}" for name in fnn.models.__all__}
     assert public == listed
 
