@@ -297,7 +297,7 @@ TYPES = {
     "batch size, bool": (lambda: list(fnn.data.batches(X, True)), "batch_size as an integer, got True"),
     "sizes in a list": (lambda: fnn.models.mlp([4, 3]), r"mlp takes its sizes one by one, got \[4, 3\]; write mlp\(\*sizes\)"),
     "dropout": (lambda: layers.dropout(layers.linear(2, 2)), "dropout expects p, the probability to drop, as a number"),
-    "summary": (lambda: fnn.summary(SMALL), r"got a layer; write summary\(model\.init"),
+    "summary": (lambda: fnn.summary(SMALL), r"expects a layer with its params and inputs; write summary\(model, params, x\)"),
     "summary of a module": (lambda: fnn.summary(torch.nn.Linear(4, 3)), "params is a Linear, not a tensor"),
 }  # fmt: skip
 
