@@ -31,6 +31,7 @@ from fnn import (
     models,
     optim,
     random,
+    training,
     tree,
 )
 from fnn.compile.artifacts import load_compiled, save_compiled
@@ -87,6 +88,7 @@ __all__ = [
     "scan",
     "summary",
     "trace",
+    "training",
     "tree",
     "value_and_grad",
     "vjp",
