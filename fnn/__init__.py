@@ -22,6 +22,7 @@ from fnn import (
     debug,
     gradients,
     init,
+    interop,
     jacobian,
     layers,
     linalg,
@@ -37,6 +38,7 @@ from fnn.compile.graph import trace
 from fnn.compile.jit import compile_count, disable_jit, jit
 from fnn.compile.memory import keep_freed_memory
 from fnn.compile.scan import fori_loop, scan
+from fnn.devices import device
 from fnn.gradients.clipping import clipped_grad
 from fnn.gradients.per_sample import per_sample_grad
 from fnn.gradients.value_and_grad import grad, value_and_grad
@@ -57,12 +59,14 @@ __all__ = [
     "curvature",
     "data",
     "debug",
+    "device",
     "disable_jit",
     "fori_loop",
     "grad",
     "gradients",
     "hessian",
     "init",
+    "interop",
     "jacfwd",
     "jacobian",
     "jacrev",

@@ -1,48 +1,59 @@
-"""All private torch names that fnn uses.
+"""The private names of torch that fnn uses, and nothing else: names, and functions of a few lines made of them.
 
-They were checked on torch 2.11, 2.13 and the newest release at the time of writing (see docs/decisions.md). If torch
-moves one of them, tests/test_torch.py fails and names it.
+They were checked on torch 2.11.0, 2.13.0 and 2.15.0 (see docs/decisions.md). If torch moves one of them,
+tests/test_torch.py fails and names it.
 """
 # torch does not declare the types of private names
 # pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false, reportArgumentType=false
 # pyright: reportCallIssue=false
 
-import functools
 import importlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import DisableTorchFunction
 from torch._C import _swap_tensor_impl as swap_tensors
 from torch._C._functorch import (
     TransformType,
     get_interpreter_stack,
     get_unwrapped,
     is_batchedtensor,
+    is_functionaltensor,
     is_functorch_wrapped_tensor,
     maybe_get_level,
     peek_interpreter_stack,
     unwrap_if_dead,
 )
+from torch._C._functorch import _unwrap_for_grad as unwrap_for_grad
 from torch._higher_order_ops.scan import scan_op
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.overrides import TorchFunctionMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import SUPPORTED_NODES as pytree_containers  # noqa: N811
-from torch.utils._pytree import (  # no public pytree module in any supported version
-    tree_leaves,
-    tree_map,
-)
+from torch.utils._pytree import tree_leaves, tree_map  # no public pytree module in any supported version
 
-# these names are imported at first use, because their modules import the compiler, which takes as long as torch itself
+# these names are imported at first use, because their modules import the compiler or take long for another reason
 _LATER = {
     "CustomGraphPass": ("torch._inductor.custom_graph_pass", "CustomGraphPass"),
+    "CompiledLibraries": ("torch._inductor.codecache", "CppPythonBindingsCodeCache"),
+    "cache_folder": ("torch._inductor.runtime.cache_dir_utils", "cache_dir"),
+    "custom_function_call": ("torch._functorch.autograd_function", "custom_function_call"),
     "get_hash_for_files": ("torch._inductor.custom_graph_pass", "get_hash_for_files"),
     "mode_options": ("torch._inductor", "list_mode_options"),
+    "new_grad_level": ("torch._functorch.eager_transforms", "grad_increment_nesting"),
+    "not_recorded": ("torch.fx.experimental.proxy_tensor", "disable_proxy_modes_tracing"),
+    "outside_transforms": ("torch._functorch.pyfunctorch", "temporarily_clear_interpreter_stack"),
+    "track_tensor_tree": ("torch.fx.experimental.proxy_tensor", "track_tensor_tree"),
 }
 
 
@@ -53,6 +64,8 @@ def __getattr__(name: str) -> Any:
     value = globals()[name] = getattr(importlib.import_module(module), original)
     return value
 
+
+# Operations
 
 foreach_copy = torch._foreach_copy_
 
@@ -65,124 +78,41 @@ foreach = {
     )
 }  # fmt: skip
 foreach_add_scalar = torch.ops.aten._foreach_add.Tensor  # torch._foreach_add reads the value of a 0-d tensor
-fused_adam = torch._fused_adam_  # pyright: ignore[reportPrivateImportUsage]
+fused_adam = torch._fused_adam_
+unsafe_view = torch.ops.aten._unsafe_view.default
 
 # oneDNN's product of rows and a transposed weight; None in a torch that was built without it
 onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
-def dispatch_modes() -> bool:
-    """Whether a mode that sees every operation is active: fake tensors, make_fx, a profiler's flop counter."""
-    return torch._C._len_torch_dispatch_stack() > 0
+def is_operation(target: Any) -> bool:
+    """Whether the target of a node is one of torch's operations, such as ``aten.add.Tensor``."""
+    return isinstance(target, torch._ops.OpOverload)
 
 
-class _Tracing(threading.local):
-    fake_mode: Any = None
-    for_replay = False
+def operation_name(target: Any) -> str:
+    """The name of an operation, such as "add" of ``aten.add.Tensor``; of another function, its own name."""
+    return target._opname if is_operation(target) else getattr(target, "__name__", str(target))
 
 
-_tracing = _Tracing()
-_trace_lock = threading.RLock()  # torch's flag for is_compiling() is shared by all threads
+def schema(operation: Any) -> Any:
+    """The arguments and results that an operation declares."""
+    return operation._schema
 
 
-def data_dependent_errors() -> tuple[type[Exception], ...]:
-    """What torch raises if Python asks for the value of a traced tensor, or for a size that depends on values."""
-    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
-
-    return DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode
+def writes(target: Any) -> bool:
+    """Whether the target of a node is an operation that changes one of its arguments."""
+    return is_operation(target) and target._schema.is_mutable
 
 
-def record(
-    function: Callable[..., list[Tensor]], layouts: Iterable[tuple], for_replay: bool
-) -> tuple[torch.fx.GraphModule, Callable[[Tensor], Tensor]]:
-    """Record the operations of a function of tensors, which runs once on abstract tensors of these layouts.
-
-    A layout is (shape, strides, dtype, device). The first result is the graph. The second is a function that returns
-    the abstract tensor for a tensor that the function closed over.
-
-    In-place operations are replaced by operations that return a new tensor; if an argument was changed, its new value
-    is copied into it at the end of the graph. With ``for_replay``, :func:`multi_tensor_kernels` is true during the
-    trace. If a Python number is read from a tensor, one of :func:`data_dependent_errors` is raised.
-    """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.proxy_tensor import make_fx
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
-    shapes = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
-    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes, static_shapes=True)
-    with mode:
-        abstract = [torch.empty_strided(*sizes, dtype=dtype, device=device) for *sizes, dtype, device in layouts]
-    pure = torch.func.functionalize(function, remove="mutations")
-    flat = make_fx(pure, tracing_mode="fake", _allow_non_fake_inputs=True)
-    before = _tracing.fake_mode, _tracing.for_replay
-    with _trace_lock, torch.no_grad(), _compiling():
-        _tracing.fake_mode, _tracing.for_replay = mode, for_replay
-        try:
-            return flat(*abstract), mode.from_tensor
-        finally:
-            _tracing.fake_mode, _tracing.for_replay = before
+def returns_view(target: Any) -> bool:
+    """Whether the target of a node is an operation that returns a view of its argument."""
+    return is_operation(target) and target.is_view
 
 
-def inductor(module: torch.fx.GraphModule, inputs: list[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
-    """Compile a flat graph with Inductor for inputs like these, without the guards of torch.compile."""
-    from torch._inductor import standalone_compile
-
-    mode = getattr(inputs[0], "fake_mode", None) if inputs else None
-    if mode is not None:
-        mode.allow_scalar_outputs = True  # loops in the generated code read the value of their counter
-    with torch.no_grad():
-        return standalone_compile(module, inputs, options={"config_patches": options})
-
-
-def load_inductor(file: Path, options: dict[str, Any]) -> Callable[..., Any]:
-    """Load compiled code from a file that the ``save`` method of a result of :func:`inductor` wrote."""
-    from torch._inductor import CompiledArtifact, config
-
-    with config.patch(options):
-        return CompiledArtifact.load(path=str(file), format="binary")
-
-
-@contextmanager
-def _compiling() -> Iterator[None]:
-    """Make ``torch.compiler.is_compiling()`` true, so that code of other libraries takes its traceable path."""
-    before = torch.compiler._is_compiling_flag
-    torch.compiler._is_compiling_flag = True
-    try:
-        yield
-    finally:
-        torch.compiler._is_compiling_flag = before
-
-
-def is_abstract(tensor: Tensor) -> bool:
-    """Whether the tensor is a fake tensor or is wrapped by a transform, so that its value may not be known."""
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return isinstance(tensor, FakeTensor) or is_functorch_wrapped_tensor(tensor)
-
-
-def plain_call() -> bool:
-    """Whether a trace, a transform or a dispatch mode is active, so that jitted functions run as plain ones."""
-    return (
-        _tracing.fake_mode is not None
-        or peek_interpreter_stack() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch.compiler.is_dynamo_compiling()
-    )
-
-
-def multi_tensor_kernels() -> bool:
-    """Whether multi-tensor and fused kernels may be called here.
-
-    They may be called in ordinary eager code and in a graph that will be replayed operation by operation. They may not
-    be called inside a transform of torch.func, nor in a trace for a compiler, which fuses separate leaves better.
-    """
-    levels = get_interpreter_stack() or []
-    if any(level.key() != TransformType.Functionalize for level in levels):
-        return False
-    if _tracing.fake_mode is not None:
-        return _tracing.for_replay
-    return not (levels or torch.compiler.is_dynamo_compiling() or dispatch_modes())
+def is_random(operation: Any) -> bool:
+    """Whether an operation draws from torch's global generator."""
+    return is_operation(operation) and torch.Tag.nondeterministic_seeded in operation.tags
 
 
 def in_place_form(operation: Any) -> Any:
@@ -193,108 +123,110 @@ def in_place_form(operation: Any) -> Any:
     return getattr(packet, operation._overloadname, None)
 
 
-def is_operation(target: Any) -> bool:
-    """Whether the target of a node is one of torch's operations, such as ``aten.add.Tensor``."""
-    return isinstance(target, torch._ops.OpOverload)
+def functions_of(operation: Any) -> list[Callable]:
+    """The functions that call an operation: its own, and after it torch's functions of this name, which are faster."""
+    name = operation._opname
+    places = (torch._C._VariableFunctions, torch._C._nn, torch._C.TensorBase) if operation.namespace == "aten" else ()
+    return [operation._op, *(getattr(place, name) for place in places if hasattr(place, name))]
 
 
-def is_random(operation: Any) -> bool:
-    """Whether an operation draws from torch's global generator."""
-    return is_operation(operation) and torch.Tag.nondeterministic_seeded in operation.tags
+# Tensors
 
 
-class _Seen(TorchDispatchMode):
-    """Records the first operation that is called, and returns ``value`` instead of running the expected operation."""
-
-    def __init__(self, expected: Any, value: Any) -> None:
-        super().__init__()
-        self.first: Any = None
-        self.expected = expected
-        self.value = value
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        self.first = self.first or func
-        return self.value if func is self.expected else func(*args, **(kwargs or {}))
+def storage_users(tensor: Tensor) -> int:
+    """How many tensors share the memory of this one, itself included."""
+    handle = tensor.untyped_storage()  # the handle is counted, too
+    return torch._C._storage_Use_Count(handle._cdata) - 1
 
 
-@functools.cache
-def _functions_of(name: str) -> list[Callable]:
-    """torch's own functions of this name, which call the kernel with less overhead than those of ``torch.ops``."""
-    places = torch._C._VariableFunctions, torch._C._nn, torch._C.TensorBase
-    return [getattr(place, name) for place in places if hasattr(place, name)]
+def storage_id(tensor: Tensor) -> int:
+    """A number that is equal for two living tensors if and only if they share a storage."""
+    return tensor.untyped_storage()._cdata
 
 
-_direct: dict[tuple, Callable] = {}
+def version(tensor: Tensor) -> int:
+    """A number that grows when the tensor is changed in place."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
-def direct_call(operation: Any, args: tuple, kwargs: dict, value: Any) -> Callable:
-    """The fastest function that calls this operation with arguments like these, in which nodes stand for tensors.
-
-    value: the abstract result of the operation.
-    """
-    if not is_operation(operation):
-        return operation
-    value = value if operation._schema.returns else None
-    values = [torch.fx.map_arg(list(given), lambda node: node.meta["val"]) for given in (args, kwargs.values())]
-    key = operation, *[tuple(map(_kind, given)) for given in values], tuple(kwargs)
-    if key not in _direct:
-        _direct[key] = operation._op
-        for function in _functions_of(operation._opname) if operation.namespace == "aten" else ():
-            try:
-                with torch.no_grad(), _Seen(operation, value) as seen:
-                    function(*values[0], **dict(zip(kwargs, values[1], strict=True)))
-            except (TypeError, RuntimeError, ValueError):
-                continue
-            if seen.first is operation:
-                _direct[key] = function
-                break
-    return _direct[key]
+def is_view(tensor: Tensor) -> bool:
+    """Whether the tensor is a view of another one."""
+    return tensor._is_view()
 
 
-def _kind(value: Any) -> Any:
-    return tuple(map(_kind, value)) if isinstance(value, (list, tuple)) else (type(value), getattr(value, "ndim", None))
+def is_zero(tensor: Tensor) -> bool:
+    """Whether the tensor is a symbol for zeros, which torch uses as a tangent."""
+    return tensor._is_zerotensor()
 
 
-_calls: list[Callable[[list[Tensor]], None]] = []
-_library = torch.library.Library("fnn", "FRAGMENT")
-_library.define("call(int number, Tensor[] values) -> ()")
-_library.impl("call", lambda number, values: _calls[number](values), "CompositeExplicitAutograd")
-torch.library.register_fake("fnn::call", lambda number, values: None, lib=_library)
-python_call = torch.ops.fnn.call.default
-torch.fx.node.has_side_effect(python_call)
+def without_wrappers(tensor: Tensor) -> Tensor:
+    """The tensor that is below the wrappers of all transforms of torch.func."""
+    while is_functorch_wrapped_tensor(tensor):
+        if is_functionaltensor(tensor):
+            torch._sync(tensor)
+        tensor = get_unwrapped(tensor)
+    return tensor
 
 
-def call_when_run(function: Callable[[list[Tensor]], None], tensors: Iterable[Tensor]) -> None:
-    """Call a function of tensors for its side effect: now, or, while a graph is recorded, at each replay of the graph.
-
-    The function receives the plain tensors, without the wrappers of the transforms of torch.func.
-    """
-    plain = []
-    for tensor in tensors:
-        while is_functorch_wrapped_tensor(tensor):
-            if torch._C._functorch.is_functionaltensor(tensor):
-                torch._sync(tensor)
-            tensor = torch._C._functorch.get_unwrapped(tensor)
-        plain.append(tensor)
-    if _tracing.fake_mode is None:
-        function([tensor.detach() for tensor in plain])
-    else:
-        _calls.append(function)
-        python_call(len(_calls) - 1, plain)
+def readable(tensor: Tensor) -> bool:
+    """Whether Python may read the values of this tensor: it may not under vmap, nor in a trace."""
+    while is_functorch_wrapped_tensor(tensor):
+        if is_batchedtensor(tensor):
+            return False
+        tensor = get_unwrapped(tensor)
+    return not (torch.compiler.is_compiling() or isinstance(tensor, FakeTensor) or tensor.is_meta)
 
 
-class after_each_operation(TorchDispatchMode):  # noqa: N801  (it is used as a context manager)
-    """Call ``check(name, arguments, results)`` after each operation, with lists of the tensors."""
+def is_abstract(tensor: Tensor) -> bool:
+    """Whether the tensor is a fake tensor or is wrapped by a transform, so that its value may not be known."""
+    return isinstance(tensor, FakeTensor) or is_functorch_wrapped_tensor(tensor)
 
-    def __init__(self, check: Callable[[str, list[Tensor], list[Tensor]], None]) -> None:
-        super().__init__()
-        self.check = check
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        results = func(*args, **(kwargs or {}))
-        self.check(func._opname, given, [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)])
-        return results
+# Modules
+
+
+NormWithStatistics = torch.nn.modules.batchnorm._NormBase
+
+
+class Slot(NamedTuple):
+    """The place of a parameter or a buffer in a module: the module's own dict, and the name in it."""
+
+    path: str
+    owner: dict[str, Any]
+    name: str
+    kind: str  # "parameter" or "buffer"
+
+
+def slots(module: torch.nn.Module) -> list[Slot]:
+    """The places of all parameters and buffers, those that share a tensor included, in the order of the modules."""
+    found = []
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        for kind, owner in (("parameter", part._parameters), ("buffer", part._buffers)):
+            names = [name for name, value in owner.items() if value is not None]
+            found += [Slot(f"{prefix}.{name}" if prefix else name, owner, name, kind) for name in names]
+    return found
+
+
+def refresh_recurrent(module: torch.nn.RNNBase) -> None:
+    """Let a recurrent module, which keeps its weights in a list as well, find them again."""
+    module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
+
+
+def without_overrides(function: Any) -> Callable:
+    """A copy of a Python function of torch that does not look for overrides, so that a mode sees what it calls."""
+    unseen = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    names = function.__globals__ | dict.fromkeys(unseen, lambda *arguments: False)
+    copy = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+# Active transforms and modes
+
+
+def dispatch_modes() -> bool:
+    """Whether a mode that sees every operation is active: fake tensors, make_fx, a profiler's flop counter."""
+    return torch._C._len_torch_dispatch_stack() > 0
 
 
 def inside_vmap() -> bool:
@@ -333,270 +265,6 @@ def without_tangent(tensor: Tensor) -> Tensor:
     return torch.autograd.forward_ad.unpack_dual(tensor, level=0).primal
 
 
-def readable(tensor: Tensor) -> bool:
-    """Whether Python may read the values of this tensor: it may not under vmap, nor in a trace."""
-    while is_functorch_wrapped_tensor(tensor):
-        if is_batchedtensor(tensor):
-            return False
-        tensor = get_unwrapped(tensor)
-    return not (torch.compiler.is_compiling() or isinstance(tensor, FakeTensor) or tensor.is_meta)
-
-
-def storage_users(tensor: Tensor) -> int:
-    """How many tensors share the memory of this one, itself included."""
-    handle = tensor.untyped_storage()  # the handle is counted, too
-    return torch._C._storage_Use_Count(handle._cdata) - 1
-
-
-def storage_id(tensor: Tensor) -> int:
-    """A number that is equal for two living tensors if and only if they share a storage."""
-    return tensor.untyped_storage()._cdata
-
-
-def version(tensor: Tensor) -> int:
-    """A number that grows when the tensor is changed in place."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
-def is_view(tensor: Tensor) -> bool:
-    """Whether the tensor is a view of another one."""
-    return tensor._is_view()
-
-
-def size_hint(size: int | torch.SymInt) -> int | None:
-    """A size in a compiler's graph: the number itself, or the hint of a symbolic size; None if there is no hint."""
-    known = size if isinstance(size, int) else size.node.hint
-    return known if isinstance(known, int) else None
-
-
-def cached_libraries() -> dict[str, Path]:
-    """The shared libraries that Inductor built for this process's CPU graphs and for detecting the processor.
-
-    The keys are their paths in Inductor's cache. ``torch.compiler.save_cache_artifacts`` does not save these libraries,
-    although compiling them takes longer than everything else.
-    """
-    from torch._inductor.codecache import CppPythonBindingsCodeCache
-
-    folder = cache_folder()
-    files = [file for key in CppPythonBindingsCodeCache.cache for file in folder.glob(f"{key[1:3]}/{key}*.so")]
-    files += [file for file in folder.glob("??/*.so*") if ".main." not in file.name]
-    return {file.relative_to(folder).as_posix(): file for file in files}
-
-
-def cache_folder() -> Path:
-    """The folder of Inductor's cache: TORCHINDUCTOR_CACHE_DIR, or a folder of the user in the temporary folder."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    return Path(cache_dir())
-
-
-# Loops in traced graphs (fnn.compile.loops). Modules of the compiler are imported when a loop is first traced.
-
-
-def recording() -> bool:
-    """Whether make_fx is recording the operations that run here."""
-    return _proxy_mode() is not None
-
-
-def _proxy_mode() -> Any:
-    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
-
-
-def not_recorded() -> Any:
-    """A context in which make_fx does not record what runs."""
-    from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
-
-    return disable_proxy_modes_tracing()
-
-
-def outside_transforms() -> Any:
-    """A context in which no transform of torch.func is active."""
-    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-
-    return temporarily_clear_interpreter_stack()
-
-
-class NotClosedError(Exception):
-    """A function cannot be made a graph of its own, because its result depends on the transforms around it."""
-
-
-class _OuterTensors(TorchFunctionMode):
-    """Replaces each tensor that belongs to a torch.func transform outside the function by a plain tensor.
-
-    Raises :class:`NotClosedError` if the function uses something that a graph cannot represent: a custom
-    ``autograd.Function``, or a region in which gradients are disabled.
-    """
-
-    def __init__(self, tracer: Any) -> None:
-        super().__init__()
-        self.tracer = tracer
-        self.detaching = False
-        self.stand_ins: dict[int, tuple[Tensor, Tensor]] = {}  # by the id of the outer tensor: (outer tensor, stand-in)
-        self.originals: dict[int, Tensor] = {}  # the outer tensor, by the id of the stand-in
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        from torch._functorch.autograd_function import custom_function_call
-
-        if not self.is_recording():  # the step of a loop inside the function is being traced
-            return func(*args, **(kwargs or {}))
-        if func is custom_function_call:
-            raise NotClosedError("a custom torch.autograd.Function")
-        if func in (torch.Tensor.data.__get__, torch.Tensor.detach_):
-            raise NotClosedError("a tensor without its history")
-        wrapping = getattr(func, "__name__", "") == "_make_dual"  # of torch.func.jvp
-        args, kwargs = tree_map(lambda value: self.inside(value, wrapping), (args, kwargs or {}))
-        self.detaching = func in (torch.Tensor.detach, torch.detach, torch.ops.aten.detach.default)
-        try:
-            results = func(*args, **kwargs)
-        finally:
-            self.detaching = False
-        floating = any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in tree_leaves(results))
-        if floating and not torch.is_grad_enabled() and self.at_function_level():
-            raise NotClosedError("a region without gradients")
-        return results
-
-    def is_recording(self) -> bool:
-        """Whether operations are recorded in the function's own graph here; in other threads they are not."""
-        mode = _proxy_mode()
-        return mode is not None and mode.tracer is self.tracer
-
-    @staticmethod
-    def at_function_level() -> bool:
-        """Whether no transform inside the function is active."""
-        innermost = peek_interpreter_stack()
-        return innermost is not None and innermost.level() == 1
-
-    def inside(self, value: Any, wrapping: bool = False) -> Any:
-        """Return the tensor itself if it was made inside the function, otherwise its stand-in.
-
-        A tensor that no transform has wrapped needs a stand-in only if a transform inside the function will wrap it.
-        """
-        if not isinstance(value, Tensor) or not self.is_recording():
-            return value
-        bottom = value
-        while is_functorch_wrapped_tensor(bottom):
-            bottom = torch._C._functorch.get_unwrapped(bottom)
-        if (bottom is value and not wrapping) or id(bottom) in self.originals or _is_recorded(bottom, self.tracer):
-            return value
-        if id(value) not in self.stand_ins:
-            with torch._C.DisableTorchFunction(), not_recorded(), outside_transforms():
-                stand_in = torch.zeros(value.shape, dtype=value.dtype, device=value.device)
-            self.stand_ins[id(value)] = value, stand_in
-            self.originals[id(stand_in)] = value
-        return self.stand_ins[id(value)][1]
-
-
-@contextmanager
-def _wrapping(outer: _OuterTensors) -> Iterator[None]:
-    """Replace the tensors that inner transforms wrap, too; the mode does not see the wrapping."""
-    vmap = importlib.import_module("torch._functorch.vmap")
-    eager_transforms = importlib.import_module("torch._functorch.eager_transforms")
-    originals = eager_transforms._wrap_for_grad, vmap._add_batch_dim
-    wrap_for_grad, add_batch_dim = originals
-    eager_transforms._wrap_for_grad = lambda tensor, level: wrap_for_grad(outer.inside(tensor, True), level)
-    vmap._add_batch_dim = lambda tensor, dim, level: add_batch_dim(outer.inside(tensor, True), dim, level)
-    try:
-        yield
-    finally:
-        eager_transforms._wrap_for_grad, vmap._add_batch_dim = originals
-
-
-class _Closing(threading.local):
-    def __init__(self) -> None:
-        self.functions: list[_OuterTensors] = []
-
-
-_closing = _Closing()
-
-
-def inside(tensor: Tensor) -> Tensor:
-    """The tensor as seen by the function that :func:`closed_graph` is tracing; itself if there is none."""
-    return _closing.functions[-1].inside(tensor) if _closing.functions else tensor
-
-
-def _is_recorded(tensor: Tensor, tracer: Any) -> bool:
-    from torch.fx.experimental.proxy_tensor import get_proxy_slot
-
-    return get_proxy_slot(tensor, tracer, None) is not None
-
-
-def closed_graph(
-    function: Callable, examples: Sequence[Tensor], differentiable: bool, run: Callable
-) -> tuple[torch.fx.GraphModule, list[Tensor]]:
-    """The graph of a function of tensors that returns a list of tensors, and the tensors that it closes over.
-
-    The inputs of the graph are the arguments and then these tensors. The transforms of torch.func that are active here
-    are not part of the graph; those inside the function are. With ``differentiable`` the latter are traced as if inside
-    another transform, so that the graph can be differentiated again. No operation of the graph changes a tensor.
-    ``run(graph, values)`` is called to run a graph that contains loops.
-    """
-    from torch._functorch import eager_transforms
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    originals: dict[int, Tensor] = {}
-
-    def traced(*arguments: Tensor) -> list[Tensor]:
-        if not differentiable:
-            return function(*arguments)
-        outer = _OuterTensors(_proxy_mode().tracer)
-        _closing.functions.append(outer)
-        try:
-            with _wrapping(outer), torch.enable_grad(), eager_transforms.grad_increment_nesting() as level, outer:
-                results = [outer.inside(result) for result in function(*arguments)]
-                results = [torch._C._functorch._unwrap_for_grad(result, level) for result in results]
-            originals.update(outer.originals)
-            alive.extend(outer.stand_ins.values())
-            return results
-        finally:
-            _closing.functions.pop()
-
-    def detach(tensor: Tensor) -> Tensor:
-        """Keep a detach that the function calls. Autograd detaches the tensors that it saves; that becomes an alias."""
-        if _closing.functions and _closing.functions[-1].detaching:
-            return NotImplemented
-        return torch.ops.aten.alias.default(tensor)
-
-    alive: list[Any] = []  # keeps tensors alive, so that no id is used twice
-    with not_recorded(), outside_transforms():
-        graph = make_fx(traced, {torch.ops.aten.detach.default: detach}, _allow_non_fake_inputs=True)(*examples)
-        constants = _hoist_constants(graph, originals)
-        if any(_writes(node) for node in graph.graph.nodes):
-            values = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-            functional = torch.func.functionalize(lambda *values: run(graph, values))
-            kept = {torch.ops.aten.detach.default: lambda tensor: NotImplemented}
-            graph = make_fx(functional, kept, _allow_non_fake_inputs=True)(*values)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph, constants
-
-
-def _writes(node: torch.fx.Node) -> bool:
-    """Whether the operation changes one of its arguments."""
-    return is_operation(node.target) and node.target._schema.is_mutable
-
-
-def _hoist_constants(graph: torch.fx.GraphModule, originals: dict[int, Tensor]) -> list[Tensor]:
-    """Turn the tensors that a graph holds as attributes into additional inputs, and return them."""
-    placeholders: dict[int, torch.fx.Node] = {}
-    constants: list[Tensor] = []
-    last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1:]
-    for node in list(graph.graph.nodes):
-        value = getattr(graph, str(node.target), None) if node.op == "get_attr" else None
-        if not isinstance(value, Tensor):
-            continue
-        if id(value) not in placeholders:
-            place = graph.graph.inserting_after(last[-1]) if last else graph.graph.inserting_before(None)
-            with place:
-                placeholders[id(value)] = graph.graph.placeholder(f"closed_over_{len(constants)}")
-            last.append(placeholders[id(value)])
-            placeholders[id(value)].meta["val"] = value
-            constants.append(originals.get(id(value), value))
-        node.replace_all_uses_with(placeholders[id(value)])
-        graph.graph.erase_node(node)
-    graph.recompile()
-    return constants
-
-
 class Level:
     """The innermost active transform of torch.func, with the operations that a loop needs of it.
 
@@ -617,7 +285,7 @@ class Level:
     def unwrap(self, tensor: Tensor) -> Tensor:
         if self.kind == "functionalize":
             return self._functional().unwrap_tensors((tensor,))[0]
-        return torch._C._functorch._unwrap_for_grad(tensor, self.number)
+        return unwrap_for_grad(tensor, self.number)
 
     def wrap(self, tensor: Tensor) -> Tensor:
         if self.kind == "functionalize":
@@ -647,23 +315,24 @@ class Level:
     def is_innermost(self, wrapped: Tensor) -> bool:
         """Whether this transform is still active and the innermost one. ``wrapped`` is one of its tensors."""
         current = peek_interpreter_stack()
-        alive = torch._C._functorch.unwrap_if_dead(wrapped) is wrapped
+        alive = unwrap_if_dead(wrapped) is wrapped
         return alive and current is not None and current.level() == self.number
 
     def requires_grad(self, tensor: Tensor) -> bool:
         """Whether the tensor is differentiated at this level."""
-        return torch._C._functorch.maybe_get_level(tensor) == self.number and tensor.requires_grad
+        return maybe_get_level(tensor) == self.number and tensor.requires_grad
 
 
-def single_level_function(name: str, methods: dict[str, Callable], inside_transform: bool) -> Callable[..., Any]:
-    """``apply`` of an autograd.Function, which inside transforms acts only on the innermost one."""
+def single_level_function(name: str, forward: Callable, setup_context: Callable, backward: Callable) -> Callable:
+    """``apply`` of an autograd.Function that acts on the innermost transform of torch.func only."""
     from torch._functorch.utils import enable_single_level_autograd_function
 
-    function = torch.autograd.function._SingleLevelFunction if inside_transform else torch.autograd.Function
-    made = type(name, (function,), {key: staticmethod(method) for key, method in methods.items()})
+    methods = {"forward": forward, "setup_context": setup_context, "backward": backward}
+    methods = {key: staticmethod(method) for key, method in methods.items()}
+    made = type(name, (torch.autograd.function._SingleLevelFunction,), methods)
 
     def apply(*arguments: Tensor) -> Any:
-        with enable_single_level_autograd_function() if inside_transform else nullcontext():
+        with enable_single_level_autograd_function():
             return made.apply(*arguments)
 
     return apply
@@ -676,75 +345,163 @@ def derivatives_enabled() -> Iterator[None]:
         yield
 
 
-def record_scan(
-    body: torch.fx.GraphModule, carry: list[Tensor], xs: list[Tensor], closed_over: list[Tensor]
-) -> tuple[Tensor, ...]:
-    """Record one loop as torch's scan operator, whose body takes carry, x and closed_over and returns carry and y.
-
-    ``torch._higher_order_ops.scan.trace_scan`` does the same, but imports the compiler.
-    """
-    from torch.fx.experimental.proxy_tensor import track_tensor_tree
-
-    tracer = _proxy_mode().tracer
-    length = xs[0].shape[0]
-    results = [node.meta["val"] for node in body.graph.find_nodes(op="output")[0].args[0]]
-    with not_recorded():
-        shapes = [result.shape for result in results[: len(carry)]]
-        shapes += [(length, *result.shape) for result in results[len(carry) :]]
-        out = tuple(
-            torch.empty(shape, dtype=result.dtype, device=result.device)
-            for shape, result in zip(shapes, results, strict=True)
-        )
-    number = 0
-    while hasattr(tracer.root, f"scan_body_{number}"):
-        number += 1
-    tracer.root.register_module(f"scan_body_{number}", body)
-    arguments = tree_map(tracer.unwrap_proxy, (body, carry, xs, tuple(closed_over)))
-    proxy = tracer.create_proxy("call_function", scan_op, arguments, {}, name="scan")
-    return track_tensor_tree(out, proxy, constant=None, tracer=tracer)
+@contextmanager
+def before_wrapping(function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within this context grad and vmap wrap ``function(tensor)`` in place of each tensor."""
+    vmap = importlib.import_module("torch._functorch.vmap")
+    eager_transforms = importlib.import_module("torch._functorch.eager_transforms")
+    originals = eager_transforms._wrap_for_grad, vmap._add_batch_dim
+    wrap_for_grad, add_batch_dim = originals
+    eager_transforms._wrap_for_grad = lambda tensor, level: wrap_for_grad(function(tensor), level)
+    vmap._add_batch_dim = lambda tensor, dim, level: add_batch_dim(function(tensor), dim, level)
+    try:
+        yield
+    finally:
+        eager_transforms._wrap_for_grad, vmap._add_batch_dim = originals
 
 
+# Traces
+
+
+class _Compilers:
+    count = 0  # how many callers of compiling(), in all threads, torch's flag is set for
+    before = False
+    lock = threading.Lock()
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Make ``torch.compiler.is_compiling()`` true, so that code of other libraries takes its traceable path."""
+    with _Compilers.lock:
+        if _Compilers.count == 0:
+            _Compilers.before = torch.compiler._is_compiling_flag
+            torch.compiler._is_compiling_flag = True
+        _Compilers.count += 1
+    try:
+        yield
+    finally:
+        with _Compilers.lock:
+            _Compilers.count -= 1
+            if _Compilers.count == 0:
+                torch.compiler._is_compiling_flag = _Compilers.before
+
+
+def data_dependent_errors() -> tuple[type[Exception], ...]:
+    """What torch raises if Python asks for the value of a traced tensor, or for a size that depends on values."""
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    return DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode
+
+
+def recording() -> Any:
+    """The tracer of make_fx that is recording the operations that run here; None if there is none."""
+    mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
+    return None if mode is None else mode.tracer
+
+
+def is_recorded(tensor: Tensor) -> bool:
+    """Whether the tensor is the result of an operation that the active make_fx has recorded, or an argument."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_slot
+
+    return get_proxy_slot(tensor, recording(), None) is not None
+
+
+# The compiler
+
+
+def size_hint(size: int | torch.SymInt) -> int | None:
+    """A size in a compiler's graph: the number itself, or the hint of a symbolic size; None if there is no hint."""
+    known = size if isinstance(size, int) else size.node.hint
+    return known if isinstance(known, int) else None
+
+
+def inductor(module: torch.fx.GraphModule, inputs: list[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
+    """Compile a flat graph with Inductor for inputs like these, without the guards of torch.compile."""
+    from torch._inductor import standalone_compile
+
+    mode = getattr(inputs[0], "fake_mode", None) if inputs else None
+    if mode is not None:
+        mode.allow_scalar_outputs = True  # loops in the generated code read the value of their counter
+    with torch.no_grad():
+        return standalone_compile(module, inputs, options={"config_patches": options})
+
+
+def load_inductor(file: Path, options: dict[str, Any]) -> Callable[..., Any]:
+    """Load compiled code from a file that the ``save`` method of a result of :func:`inductor` wrote."""
+    from torch._inductor import CompiledArtifact, config
+
+    with config.patch(options):
+        return CompiledArtifact.load(path=str(file), format="binary")
+
+
+# pyright: reportUnsupportedDunderAll=false
 __all__ = [
-    "CustomGraphPass",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
+    "CompiledLibraries",  # noqa: F822
+    "CustomGraphPass",  # noqa: F822
+    "DisableTorchFunction",
+    "FakeTensorMode",
     "Level",
-    "NotClosedError",
+    "NormWithStatistics",
+    "Slot",
     "TorchDispatchMode",
-    "cache_folder",
-    "cached_libraries",
-    "closed_graph",
+    "TransformType",
+    "before_wrapping",
+    "cache_folder",  # noqa: F822
+    "compiling",
+    "custom_function_call",  # noqa: F822
+    "data_dependent_errors",
     "derivatives_enabled",
     "dispatch_modes",
     "foreach",
     "foreach_add_scalar",
+    "foreach_copy",
     "forward_mode_inside_jvp",
+    "functions_of",
     "fused_adam",
-    "get_hash_for_files",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
-    "inside",
+    "get_hash_for_files",  # noqa: F822
+    "get_interpreter_stack",
+    "in_place_form",
+    "inductor",
     "inside_derivative",
     "inside_vmap",
+    "is_abstract",
     "is_of_outer_transform",
     "is_operation",
+    "is_random",
+    "is_recorded",
     "is_view",
-    "mode_options",  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
-    "multi_tensor_kernels",
-    "not_recorded",
+    "is_zero",
+    "load_inductor",
+    "mode_options",  # noqa: F822
+    "new_grad_level",  # noqa: F822
+    "not_recorded",  # noqa: F822
     "onednn_linear",
-    "outside_transforms",
+    "operation_name",
+    "outside_transforms",  # noqa: F822
     "peek_interpreter_stack",
     "pytree_containers",
     "readable",
-    "record_scan",
     "recording",
+    "refresh_recurrent",
+    "returns_view",
     "scan_op",
+    "schema",
     "single_level_function",
     "size_hint",
+    "slots",
     "storage_id",
     "storage_users",
     "swap_tensors",
+    "track_tensor_tree",  # noqa: F822
     "tree_leaves",
     "tree_map",
+    "unsafe_view",
+    "unwrap_for_grad",
     "unwrap_if_dead",
     "values_can_be_read",
     "version",
+    "without_overrides",
     "without_tangent",
+    "without_wrappers",
+    "writes",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fnn import _torch
 from fnn import tree as _tree
+from fnn._tracing import call_when_run
 from fnn.compile.trace import stack, user_line
 
 __all__ = ["nans", "print"]
@@ -26,7 +27,7 @@ def print(template: str, *values: Any) -> None:
     x = tensor([1., 1.])
     """
     leaves, treedef = _tree.flatten(values)
-    _torch.call_when_run(
+    call_when_run(
         lambda tensors: builtins.print(template.format(*treedef.unflatten(tensors))),
         [leaf if isinstance(leaf, Tensor) else torch.as_tensor(leaf) for leaf in leaves],
     )
@@ -44,17 +45,22 @@ def nans() -> Iterator[None]:
     Traceback (most recent call last):
     FloatingPointError: log made a nan of shape () from arguments without one ...
     """
-    with _torch.after_each_operation(_check):
+    with _Nans():
         yield
 
 
-def _check(operation: str, arguments: list[Tensor], results: list[Tensor]) -> None:
-    bad = next((result for result in results if _has_nan(result)), None)
-    if bad is None or any(map(_has_nan, arguments)):
-        return
-    line = user_line(stack(sys._getframe()))
-    raise FloatingPointError(f"{operation} made a nan of shape {tuple(bad.shape)} from arguments without one{line}")
+class _Nans(_torch.TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        given_nan = any(map(_has_nan, _torch.tree_leaves((args, kwargs))))  # before an operation in place changes them
+        results = func(*args, **(kwargs or {}))
+        bad = next((result for result in _torch.tree_leaves(results) if _has_nan(result)), None)
+        if bad is not None and not given_nan:
+            name, shape = _torch.operation_name(func), tuple(bad.shape)
+            line = user_line(stack(sys._getframe()))
+            raise FloatingPointError(f"{name} made a nan of shape {shape} from arguments without one{line}")
+        return results
 
 
-def _has_nan(tensor: Tensor) -> bool:
-    return (tensor.is_floating_point() or tensor.is_complex()) and bool(tensor.isnan().any())
+def _has_nan(value: Any) -> bool:
+    floating = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+    return floating and bool(value.isnan().any())

@@ -54,7 +54,7 @@ def save_compiled(path: str | os.PathLike) -> None:
                 file = Path(folder) / name
                 code.save(path=str(file), format="binary")
                 contents[f"graphs/{name}"] = file.read_bytes()
-        for place, library in _torch.cached_libraries().items():
+        for place, library in _libraries().items():
             contents[f"libraries/{place}"] = library.read_bytes()
         with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, content in contents.items():
@@ -85,7 +85,7 @@ def load_compiled(path: str | os.PathLike) -> None:
         raise ValueError(f"load_compiled: {path} is not a file of save_compiled, or is damaged ({error})") from error
     if not intact:
         raise ValueError(f"load_compiled: {path} was altered after save_compiled wrote it")
-    folder = _torch.cache_folder()
+    folder = Path(_torch.cache_folder())
     for name, content in contents.items():
         if match := _GRAPH.fullmatch(name):
             _loaded[match[1]] = content
@@ -97,6 +97,18 @@ def load_compiled(path: str | os.PathLike) -> None:
                 part.write_bytes(content)
                 part.chmod(0o755)
                 os.replace(part, file)
+
+
+def _libraries() -> dict[str, Path]:
+    """The shared libraries that Inductor built for this process's CPU graphs and for detecting the processor.
+
+    The keys are their paths in Inductor's cache. ``torch.compiler.save_cache_artifacts`` does not save these libraries,
+    although compiling them takes longer than everything else.
+    """
+    folder = Path(_torch.cache_folder())
+    files = [file for key in _torch.CompiledLibraries.cache for file in folder.glob(f"{key[1:3]}/{key}*.so")]
+    files += [file for file in folder.glob("??/*.so*") if ".main." not in file.name]
+    return {file.relative_to(folder).as_posix(): file for file in files}
 
 
 def _digest(contents: dict[str, bytes]) -> bytes:

@@ -151,7 +151,7 @@ def _operation(node: fx.Node) -> str:
     """The name of a node's operation; empty if the node only selects one of several results."""
     if node.target is operator.getitem:
         return ""
-    return getattr(node.target, "_opname", None) or getattr(node.target, "__name__", str(node.target))
+    return _torch.operation_name(node.target)
 
 
 def _letters() -> Iterator[str]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from fnn import _torch
+from fnn._tracing import python_call
 from fnn.compile.artifacts import compiled
 from fnn.compile.donation import hold_interrupts, release_interrupts
 from fnn.compile.replay import Run
@@ -21,7 +22,7 @@ def compile_graph(trace: Trace, donated: Mapping[int, int], mode: str | None, op
     The new values of donated inputs are copied into them at the end of the graph. The compiler fuses these copies with
     the operations that compute the values.
     """
-    if any(node.target is _torch.python_call for node in trace.module.graph.nodes):
+    if any(node.target is python_call for node in trace.module.graph.nodes):
         raise TypeError(
             'fnn.debug.print works with backend="replay" only; remove it, or use jit without backend="inductor"'
         )

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fnn import _torch
 from fnn import tree as _tree
 from fnn._argnums import as_tuple, positions
+from fnn._tracing import is_plain_call
 from fnn.compile import donation
 from fnn.compile.artifacts import save_compiled
 from fnn.compile.executable import Executable, Signature
@@ -119,7 +119,7 @@ def jit(
     jitted = _Jitted(f, donated, static, settings)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return f(*args, **kwargs) if _switch.off or _torch.plain_call() else jitted.call(args, kwargs)
+        return f(*args, **kwargs) if _switch.off or is_plain_call() else jitted.call(args, kwargs)
 
     functools.update_wrapper(call, f)
     call.compile_count = lambda: len(jitted.records)  # type: ignore[attr-defined]

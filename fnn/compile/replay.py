@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from fnn import _torch
 from fnn.compile import loops
+from fnn.compile.direct_call import direct_call
 from fnn.compile.donation import hold_interrupts, release_interrupts
 from fnn.compile.trace import Trace, own_results, producer
 from fnn.tree.treedef import LEAF
@@ -103,15 +104,17 @@ def _writes(trace: Trace, taken_over: Mapping[fx.Node, fx.Node]) -> tuple[dict[f
 def _in_place(node: fx.Node, taken_over: Mapping[fx.Node, fx.Node]) -> _Write | None:
     """The in-place form of a node that writes only into donated leaves; None if there is none."""
     operation = _torch.in_place_form(node.target)
-    if operation is None or node.kwargs.keys() - {argument.name for argument in operation._schema.arguments}:
+    if operation is None or node.kwargs.keys() - {argument.name for argument in _torch.schema(operation).arguments}:
         return None
     written = [
-        i for i, a in enumerate(operation._schema.arguments) if a.alias_info is not None and a.alias_info.is_write
+        i
+        for i, a in enumerate(_torch.schema(operation).arguments)
+        if a.alias_info is not None and a.alias_info.is_write
     ]
     if any(i >= len(node.args) for i in written):
         return None
     target: Any = node.target  # an operation, as it has an in-place form
-    values = len(target._schema.returns)
+    values = len(_torch.schema(target).returns)
     returned = values - len(written)
     results: set[fx.Node] = set()
     for place, i in enumerate(written, returned):
@@ -205,7 +208,7 @@ class _Source:
             self.add(f"{self.name(node)} = {self.constant(loops.replay)}({', '.join(arguments)})")
         else:
             value = node.meta.get("val")
-            function = _torch.direct_call(write.operation if write else node.target, node.args, node.kwargs, value)
+            function = direct_call(write.operation if write else node.target, node.args, node.kwargs, value)
             self.add(f"{self.name(node)} = {self.constant(function)}({', '.join(arguments)})")
         if write:
             values = [*map(self.name, write.arguments)]

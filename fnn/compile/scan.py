@@ -9,6 +9,7 @@ from torch import Tensor
 from fnn import _torch, random
 from fnn import tree as _tree
 from fnn.compile import loops
+from fnn.compile.closed_graph import NotClosedError
 from fnn.tree import Tree, TreeDef
 
 
@@ -82,7 +83,8 @@ class _Steps:
     def __call__(self, values: list[Tensor], x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         results = self.step(self.carry.unflatten(values), self.xs.unflatten(x))
         if not isinstance(results, tuple) or len(results) != 2:
-            raise TypeError(f"scan expects a step that returns (carry, y), got {type(results).__name__}")
+            kind = "a tensor" if isinstance(results, Tensor) else f"a {type(results).__name__}"
+            raise TypeError(f"scan expects a step that returns (carry, y), got {kind}")
         new = self.carry.flatten(results[0], "carry", ("the carry", "the step's new carry"))
         for i, (value, (shape, dtype)) in enumerate(zip(new, self.kinds, strict=True)):
             if value.shape != shape or value.dtype != dtype:
@@ -184,10 +186,11 @@ def _one_loop(
         xs = [x.reshape(turns, unroll, *x.shape[1:]) for x in xs]
     try:
         body, closed = loops.make_body(turn, values, xs, remat=remat)
-    except Exception:
-        if _torch.peek_interpreter_stack() is None and not torch.is_grad_enabled():
-            raise
-        return None  # if the step itself raised the error, the Python loop raises it again
+    except NotClosedError:
+        return None
+    outside = _torch.peek_interpreter_stack() is None
+    if outside and torch.is_grad_enabled() and any(value.requires_grad for value in (*values, *xs, *closed)):
+        return None  # a loop in the graph has no backward pass for ordinary autograd
     carry, ys = loops.loop(body, values, xs, closed, turns)
     return carry, [y.reshape(turns * unroll, *y.shape[2:]) for y in ys] if unroll > 1 else ys
 

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from fnn import _torch
 from fnn import tree as _tree
+from fnn._tracing import record
 from fnn.tree import Tree, TreeDef
 
 aten = torch.ops.aten
@@ -49,7 +50,7 @@ class Trace(NamedTuple):
     @property
     def inputs(self) -> list[fx.Node]:
         """The graph's placeholders."""
-        return [node for node in self.module.graph.nodes if node.op == "placeholder"]
+        return _placeholders(self.module.graph)
 
 
 def trace_function(
@@ -71,7 +72,7 @@ def trace_function(
 
     try:
         with _NoValues():
-            module, abstract = _torch.record(flat, layouts, for_replay)
+            module, abstract = record(flat, layouts, for_replay)
     except _torch.data_dependent_errors() as error:
         frames = [(frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)]
         raise _value_error(frames, name_of(function)) from error
@@ -81,7 +82,9 @@ def trace_function(
         if node.target in _VIEWS_OF_ALL:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-    constants = _hoist_constants(module, abstract)
+    constants = hoist_constants(module)
+    for node, tensor in zip(_placeholders(graph)[len(layouts) :], constants, strict=True):
+        node.meta["val"] = abstract(tensor)
     graph.eliminate_dead_code()
     results_in_graph: Any = output.args[0]
     nodes = iter(results_in_graph)
@@ -90,8 +93,8 @@ def trace_function(
     )
 
 
-def _hoist_constants(module: fx.GraphModule, abstract: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Turn each tensor that the function closed over into an input of the graph, after the arguments."""
+def hoist_constants(module: fx.GraphModule) -> list[Tensor]:
+    """Turn the tensors that a graph holds as attributes into inputs after the others, and return them."""
     graph = module.graph
     constants: dict[int, Tensor] = {}
     inputs: dict[int, fx.Node] = {}
@@ -103,10 +106,10 @@ def _hoist_constants(module: fx.GraphModule, abstract: Callable[[Tensor], Tensor
             first = next(node for node in graph.nodes if node.op != "placeholder")
             with graph.inserting_before(first):
                 inputs[id(tensor)] = graph.placeholder(f"closed_over_{len(constants)}")
-            inputs[id(tensor)].meta["val"] = abstract(tensor)
-            constants[id(tensor)] = tensor
+            inputs[id(tensor)].meta["val"] = constants[id(tensor)] = tensor
         node.replace_all_uses_with(inputs[id(tensor)])
         graph.erase_node(node)
+    module.recompile()
     return list(constants.values())
 
 
@@ -161,8 +164,12 @@ def own_results(trace: Trace, donated: Mapping[int, int]) -> None:
     output.args = ([value for value in trace.results if isinstance(value, fx.Node)],)
 
 
+def _placeholders(graph: fx.Graph) -> list[fx.Node]:
+    return list(graph.find_nodes(op="placeholder"))
+
+
 def _output(graph: fx.Graph) -> fx.Node:
-    return next(node for node in reversed(graph.nodes) if node.op == "output")
+    return graph.find_nodes(op="output")[0]
 
 
 class _NoValues(TorchFunctionMode):

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from fnn import init, random, tree
-from fnn.layers.activations import relu
 from fnn.layers.attention import Cache
 from fnn.layers.base import ArgumentError, Layer, as_size, factory
 from fnn.layers.norm import layer_norm
+from fnn.layers.piecewise import relu
 from fnn.layers.transformer_layers import (
     Activation,
     init_parts,

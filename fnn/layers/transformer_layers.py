@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from fnn import random
-from fnn.layers.activations import gelu, relu
+from fnn.layers.activations import gelu
 from fnn.layers.attention import Cache, multi_head_attention
 from fnn.layers.base import ArgumentError, Layer, ShapeError, check_mapping, check_names, factory
 from fnn.layers.dropout import dropout as dropout_layer
 from fnn.layers.linear import linear
 from fnn.layers.norm import layer_norm
+from fnn.layers.piecewise import relu
 
 Activation = str | Callable[[Tensor], Tensor]
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fnn import _torch
+from fnn._tracing import multi_tensor_kernels
 from fnn.optim.layout import Layout, stored_like, working
 from fnn.optim.tensor_list import TensorList
 from fnn.tree import Tree, describe
@@ -188,4 +189,4 @@ def apply_updates(params: Tree, updates: Tree) -> Tree:
 
 def runs_together(*lists: Iterable[Tensor]) -> bool:
     """Return True if multi-tensor kernels may be called: no transform, autograd graph or compiler is involved."""
-    return _torch.multi_tensor_kernels() and True not in [x.requires_grad for tensors in lists for x in tensors]
+    return multi_tensor_kernels() and True not in [x.requires_grad for tensors in lists for x in tensors]

@@ -196,6 +196,8 @@ def test_nans_names_the_operation_and_the_line():
         expected = pytest.raises(FloatingPointError, match=r"log made a nan of shape \(3,\).*return y\.log\(\)")
         with expected, fnn.debug.nans():
             call(X)
+    with pytest.raises(FloatingPointError, match="log_ made a nan"), fnn.debug.nans():
+        (X - 2).log_()
     with fnn.debug.nans():
         fnn.jit(lambda x: x * 2)(torch.tensor([torch.nan, 1.0]))  # was there before
     fnn.jit(function)(X)  # nothing is checked outside
@@ -248,7 +250,7 @@ def test_modules_of_torch_replay_bit_for_bit(make):
     pure, donated = fnn.jit(step), fnn.jit(step, donate_argnums=(0, 1))
     state = optimizer.init(params)
     p, s = fnn.tree.map(torch.clone, (params, state))
-    eager = torch.func.grad(loss)(params, x, y)
+    eager = fnn.grad(loss)(params, x, y)
     for i in range(3):
         params, state, value, grads = pure(params, state, x, y)
         p, s, other, _ = donated(p, s, x, y)

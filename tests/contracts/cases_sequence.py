@@ -403,6 +403,11 @@ def first_result(layer: fnn.Layer) -> fnn.Layer:
 
 
 # layers of inputs (2, 3, 4) that tests/contracts/test_meta.py runs on the meta device
+MADE: dict[str, fnn.Layer] = {  # those that ON_META wraps
+    "transformer_decoder_layer": layers.transformer_decoder_layer(4, 2, 3),
+    "transformer_decoder": layers.transformer_decoder(layers.transformer_decoder_layer(4, 2, 3), 1),
+    "transformer": layers.transformer(4, 2, 1, 1, 3),
+}
 ON_META: dict[str, fnn.Layer] = {
     "multi_head_attention": layers.multi_head_attention(4, 2, 0.3, causal=True, rotary_base=10.0),
     "multi_head_attention, added keys": layers.multi_head_attention(4, 2, add_bias_kv=True, add_zero_attn=True),

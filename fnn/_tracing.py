@@ -1,0 +1,134 @@
+"""The trace that is running in this thread, and what may be called inside it."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, fx
+
+from fnn import _torch
+
+
+class _Running(threading.local):
+    fake_mode: _torch.FakeTensorMode | None = None
+    for_replay = False
+
+
+_running = _Running()
+_lock = threading.RLock()  # torch's flag for is_compiling() is shared by all threads
+
+
+def record(
+    function: Callable[..., list[Tensor]], layouts: Iterable[tuple], for_replay: bool
+) -> tuple[fx.GraphModule, Callable[[Tensor], Tensor]]:
+    """Record the operations of a function of tensors, which runs once on abstract tensors of these layouts.
+
+    A layout is (shape, strides, dtype, device). The first result is the graph. The second is a function that returns
+    the abstract tensor for a tensor that the function closed over.
+
+    In-place operations are replaced by operations that return a new tensor; if an argument was changed, its new value
+    is copied into it at the end of the graph. With ``for_replay``, :func:`multi_tensor_kernels` is true during the
+    trace. If a Python number is read from a tensor, one of :func:`fnn._torch.data_dependent_errors` is raised.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx  # imported here, because they take long
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    shapes = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+    mode = _torch.FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes, static_shapes=True)
+    with mode:
+        abstract = [torch.empty_strided(*sizes, dtype=dtype, device=device) for *sizes, dtype, device in layouts]
+    pure = torch.func.functionalize(function, remove="mutations")
+    flat = make_fx(pure, tracing_mode="fake", _allow_non_fake_inputs=True)
+    before = _running.fake_mode, _running.for_replay
+    with _lock, torch.no_grad(), _torch.compiling():
+        _running.fake_mode, _running.for_replay = mode, for_replay
+        try:
+            return flat(*abstract), mode.from_tensor
+        finally:
+            _running.fake_mode, _running.for_replay = before
+
+
+def is_plain_call() -> bool:
+    """Whether a trace, a transform or a dispatch mode is active, so that jitted functions run as plain ones."""
+    return (
+        _running.fake_mode is not None
+        or _torch.peek_interpreter_stack() is not None
+        or _torch.dispatch_modes()
+        or torch.compiler.is_dynamo_compiling()
+    )
+
+
+def multi_tensor_kernels() -> bool:
+    """Whether multi-tensor and fused kernels may be called here.
+
+    They may be called in ordinary eager code and in a graph that will be replayed operation by operation. They may not
+    be called inside a transform of torch.func, nor in a trace for a compiler, which fuses separate leaves better.
+    """
+    levels = _torch.get_interpreter_stack() or []
+    if any(level.key() != _torch.TransformType.Functionalize for level in levels):
+        return False
+    if _running.fake_mode is not None:
+        return _running.for_replay
+    return not (levels or torch.compiler.is_dynamo_compiling() or _torch.dispatch_modes())
+
+
+def is_outermost_in_replay() -> bool:
+    """Whether a graph for replay is being recorded here, outside all transforms that differentiate or batch."""
+    return _running.fake_mode is not None and multi_tensor_kernels()
+
+
+# Derivatives
+
+
+class _ReverseMode(threading.local):
+    functions = 0  # how many functions are differentiated by torch.autograd.grad, without a level of torch.func
+
+
+_reverse_mode = _ReverseMode()
+
+
+@contextmanager
+def differentiated() -> Iterator[None]:
+    """Mark that the function that runs here is differentiated by ``torch.autograd.grad``."""
+    _reverse_mode.functions += 1
+    try:
+        yield
+    finally:
+        _reverse_mode.functions -= 1
+
+
+def derivatives_of_derivatives() -> bool:
+    """Whether a forward derivative, or a derivative of a derivative, may be taken of what is computed here.
+
+    This is also assumed of a function that runs under a dispatch mode other than those of a trace, since such modes
+    are how fnn looks at a function before it differentiates it.
+    """
+    kinds = [level.key() for level in _torch.get_interpreter_stack() or ()]
+    watched = _running.fake_mode is None and _torch.dispatch_modes()
+    reverse = kinds.count(_torch.TransformType.Grad) + _reverse_mode.functions
+    return watched or _torch.TransformType.Jvp in kinds or reverse > 1
+
+
+# Calls of Python functions by a graph
+
+_functions: list[Callable[[list[Tensor]], None]] = []
+_library = torch.library.Library("fnn", "FRAGMENT")
+_library.define("call(int number, Tensor[] values) -> ()")
+_library.impl("call", lambda number, values: _functions[number](values), "CompositeExplicitAutograd")
+torch.library.register_fake("fnn::call", lambda number, values: None, lib=_library)
+python_call = torch.ops.fnn.call.default
+fx.node.has_side_effect(python_call)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def call_when_run(function: Callable[[list[Tensor]], None], tensors: Iterable[Tensor]) -> None:
+    """Call a function of tensors for its side effect: now, or, while a graph is recorded, at each replay of the graph.
+
+    The function receives the plain tensors, without the wrappers of the transforms of torch.func.
+    """
+    plain = [_torch.without_wrappers(tensor) for tensor in tensors]
+    if _running.fake_mode is None:
+        function([tensor.detach() for tensor in plain])
+    else:
+        _functions.append(function)
+        python_call(len(_functions) - 1, plain)
