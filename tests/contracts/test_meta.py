@@ -57,6 +57,8 @@ LAYERS: dict[str, Any] = {
     "instance_norm": layers.instance_norm(4, affine=True, spatial=1),
     "instance_norm, running statistics": layers.instance_norm(4, track_running_stats=True),
     "batch_norm": layers.batch_norm(4),
+    "weight_norm": layers.weight_norm(layers.linear(4, 3)),
+    "spectral_norm": layers.spectral_norm(layers.linear(4, 3)),
     "dropout": layers.dropout(0.5),
     "dropout1d": layers.dropout1d(),
     "dropout2d": layers.dropout2d(),
@@ -66,7 +68,7 @@ LAYERS: dict[str, Any] = {
     "adaptive_log_softmax": layers.adaptive_log_softmax(4, 7, [2, 4], 2.0, True),
     "prelu": layers.prelu(),
     "rrelu": layers.rrelu(),
-    "embedding": layers.embedding(7, 3, 1),
+    "embedding": layers.embedding(7, 3, 1, 1.0, scale_grad_by_freq=True),
     **cases_sequence.ON_META,
     "residual": layers.residual(layers.dropout(0.3)),
     "sequential": layers.sequential(layers.linear(4, 3), layers.batch_norm(3), layers.relu, layers.dropout()),
@@ -79,13 +81,16 @@ SHAPES = {
     "conv1d": (2, 1, 5), "conv2d": (2, 1, 5, 5), "conv_transpose2d": (2, 1, 5, 5),
     "fractional_max_pool2d": (2, 1, 5, 5), "max_pool2d": (2, 1, 4, 4), "avg_pool2d": (2, 1, 4, 4),
     "group_norm": (2, 4, 3), "dropout2d": (2, 3, 4), "dropout3d": (2, 3, 2, 4), "instance_norm": (2, 4, 3),
-    **dict.fromkeys(cases_sequence.ON_META, (2, 3, 4)), **cases_models.SHAPES,
+    **cases_sequence.SHAPES_ON_META, **cases_models.SHAPES,
     "models.lenet": (2, 1, 32, 32), "models.lenet5": (2, 1, 32, 32),
 }  # fmt: skip
 
 
+STATELESS = [name for name in cases_spatial.LAYERS if name not in cases_spatial.WITH_STATE]
+
+
 def run_layer(name: str) -> None:
-    layer = LAYERS[name]
+    layer: Any = LAYERS[name]
     key = random.key(0, META)
     shape = SHAPES.get(name.split(",")[0], (3, 4))
     x = torch.zeros(shape, dtype=torch.int64, device=META) if name == "embedding" else torch.zeros(shape, device=META)
@@ -114,7 +119,7 @@ def test_layers(name: str) -> None:
     run_layer(name)
 
 
-@pytest.mark.parametrize("name", [*cases_spatial.LAYERS, *cases.ACTIVATIONS, *cases.LOSSES])
+@pytest.mark.parametrize("name", [*STATELESS, *cases.ACTIVATIONS, *cases.LOSSES])
 def test_functions_of_the_tables(name: str) -> None:
     case = cases.CASES[name]()
     params, x = on_meta((case.params, case.x))
