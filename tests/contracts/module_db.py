@@ -63,6 +63,7 @@ def _subject(name: str, cls: type, module_input: Any, training: bool) -> Subject
     torch.manual_seed(0)
     module = cls(*copy.deepcopy(made.args), **copy.deepcopy(made.kwargs)).double().train(training)
     options = inspect.signature(cls).bind(*made.args, **made.kwargs).arguments
+    options |= options.pop("kwargs", {})  # RNNs name none of their arguments
     options = {key: value for key, value in options.items() if key not in IGNORED}
     signature = inspect.signature(module.forward)
     args = signature.bind(*call.args, **call.kwargs).arguments
