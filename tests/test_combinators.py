@@ -245,7 +245,10 @@ DERIVATIVES: dict[str, Callable] = {
 
 
 @pytest.mark.parametrize("make", ["remat", "repeat"])
-@pytest.mark.parametrize("derivative", DERIVATIVES)
+@pytest.mark.parametrize(
+    "derivative",
+    ["autograd", "grad", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vmap(grad)", "jvp(grad)"))],
+)
 def test_recomputation_needs_less_memory(derivative: str, make: str) -> None:
     """8 blocks, of which the inputs and the intermediate values of one are needed at a time."""
     inner = layers.residual(layers.sequential(*[layers.linear(8, 8), layers.tanh] * 3))

@@ -271,7 +271,7 @@ TYPES = {
     "module's forward": (lambda: layers.sequential(torch.nn.Linear(4, 3).forward), r"torch\.nn\.Module \(Linear\)"),
     "activation module": (lambda: layers.sequential(torch.nn.ReLU()), r"write fnn\.layers\.relu$"),
     "batch norm module": (lambda: layers.sequential(torch.nn.BatchNorm2d(3)), r"write fnn\.layers\.batch_norm\(\.\.\.\)"),
-    "other module": (lambda: layers.residual(torch.nn.LSTM(4, 4)), r"residual: part 'layer' .*torch\.func\.functional_call\("),
+    "other module": (lambda: layers.residual(torch.nn.LSTM(4, 4)), r"residual: part 'layer' .*fnn\.interop\.from_module\(module\)"),
     "class": (lambda: layers.sequential(torch.nn.ReLU), r"torch\.nn\.Module \(ReLU\)"),
     "model activation": (lambda: fnn.models.mlp(4, 3, 2, activation=torch.nn.Tanh()), r"write fnn\.layers\.tanh$"),
     "uncalled": (lambda: layers.sequential(layers.dropout), r"part '0' makes layers and was not called; write dropout\(\.\.\.\)"),
@@ -297,7 +297,7 @@ TYPES = {
     "batch size, bool": (lambda: list(fnn.data.batches(X, True)), "batch_size as an integer, got True"),
     "sizes in a list": (lambda: fnn.models.mlp([4, 3]), r"mlp takes its sizes one by one, got \[4, 3\]; write mlp\(\*sizes\)"),
     "dropout": (lambda: layers.dropout(layers.linear(2, 2)), "dropout expects p, the probability to drop, as a number"),
-    "summary": (lambda: fnn.summary(SMALL), r"got a layer; write summary\(model\.init"),
+    "summary": (lambda: fnn.summary(SMALL), r"expects a layer with its params and inputs; write summary\(model, params, x\)"),
     "summary of a module": (lambda: fnn.summary(torch.nn.Linear(4, 3)), "params is a Linear, not a tensor"),
 }  # fmt: skip
 

@@ -101,8 +101,8 @@ def check_differentiable(tree: _tree.Tree, name: str = "params") -> None:
             raise TypeError(f"{name}{path} is None, not a tensor; leave the entry out where there is no parameter")
         if isinstance(leaf, torch.nn.Module):
             raise TypeError(
-                f"{name}{path} is a torch.nn.Module, not a tree of tensors; write dict(module.named_parameters()) for "
-                "params, and torch.func.functional_call(module, params, (x,)) in the function"
+                f"{name}{path} is a torch.nn.Module, not a tree of tensors; write model, params, state = "
+                "fnn.interop.from_module(module), and model.apply(params, x) in the function"
             )
         if not isinstance(leaf, Tensor):
             shown = repr(leaf) if isinstance(leaf, (str, int, float, complex)) else f"a {type(leaf).__name__}"

@@ -1,12 +1,14 @@
 """How the calls that a module makes become pure: draws come from a key, and nobody else's memory is written.
 
 While a module runs, :class:`ModuleCalls` sees every function of torch that it calls. The functions that draw random
-numbers, those whose derivatives torch lacks or has wrong, and those that write into buffers have rules of their own; the
-others run as they are.
+numbers, those whose derivatives torch lacks or has wrong, and those that write into buffers have rules of their own.
+The others run as they are.
 """
 
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -23,7 +25,7 @@ RULES: dict[Any, Rule] = {}
 _DRAWS_AT_ONCE = 64  # keys are split in blocks, because a split costs the same for one key as for many
 
 
-class CopyNeeded(Exception):
+class CopyNeededError(Exception):
     """The module writes into a tensor that the caller holds. ``kind`` is "state" or "inputs"."""
 
     def __init__(self, kind: str) -> None:
@@ -39,6 +41,20 @@ def rule(*functions: Callable | None) -> Callable[[Rule], Rule]:
         return made
 
     return register
+
+
+class _Active(threading.local):
+    calls: "ModuleCalls | None" = None
+
+
+_active = _Active()
+
+
+def key_of_module() -> Tensor | None:
+    """The key with which a layer draws inside a module: that of the pass, or one from torch's global generator."""
+    if _active.calls is not None:
+        return None if _active.calls.key is None else _active.calls.draw()
+    return torch.randint(-(1 << 31), 1 << 31, (2,)).to(torch.int32)
 
 
 class ModuleCalls(TorchFunctionMode):
@@ -59,7 +75,10 @@ class ModuleCalls(TorchFunctionMode):
         self.values: dict[int, tuple[Tensor, Tensor]] = {}  # by the id of a tensor: the tensor, its present value
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
+        return self.handle(func, args, kwargs or {})
+
+    def handle(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """The result of a call, by the rule of the function if it has one."""
         if self.values:
             args, kwargs = self.present(args), self.present(kwargs)
         replacement = RULES.get(func)
@@ -74,6 +93,16 @@ class ModuleCalls(TorchFunctionMode):
             if owner is not None:
                 self.copy(owner, func)
         return func(*args, **kwargs)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The context in which the module is called."""
+        before, _active.calls = _active.calls, self
+        try:
+            with _torch.compiling(), self:
+                yield
+        finally:
+            _active.calls = before
 
     # Random numbers
 
@@ -116,7 +145,7 @@ class ModuleCalls(TorchFunctionMode):
                 f"{self.name} changes one of its parameters in place, by {_name(func)}, so it is not a function of its "
                 "params; keep what changes in a buffer, or write the operation without the underscore"
             )
-        raise CopyNeeded(owner)
+        raise CopyNeededError(owner)
 
     def write(self, tensor: Tensor, value: Tensor) -> Tensor:
         """Write a value into a tensor of the module, and return the tensor."""
@@ -161,7 +190,7 @@ class ModuleCalls(TorchFunctionMode):
 
 _OPERATORS = frozenset(
     f"__i{name}__"
-    for name in [
+    for name in (
         "add",
         "sub",
         "mul",
@@ -175,7 +204,7 @@ _OPERATORS = frozenset(
         "lshift",
         "rshift",
         "matmul",
-    ]
+    )
 )
 
 
@@ -198,8 +227,8 @@ def _out_of_place(func: Any) -> Callable[..., Tensor]:
     function = _SETTING.get(name) or getattr(Tensor, plain, None)
     if function is None:
         raise TypeError(
-            f"a module writes into one of its buffers by {_name(func)}, which has no form that returns the new value, so "
-            "vmap cannot map over it; call apply without vmap"
+            f"a module writes into one of its buffers by {_name(func)}, which has no form that returns the new value, "
+            "so vmap cannot map over it; call apply without vmap"
         )
     return function
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnn import _torch, random
-from fnn.interop.function_mode import RULES, ModuleCalls, rule
+from fnn.interop.function_mode import RULES, ModuleCalls, Rule, rule
 
 # Dropout. Without a key nothing is dropped, as in fnn.layers.dropout.
 
@@ -114,14 +114,15 @@ def _exponential(key: Tensor, like: Tensor, lambd: float = 1.0) -> Tensor:
     return -torch.log1p(-_unit(key, like)) / lambd
 
 
-def _into(drawn: Callable[..., Tensor]) -> Callable[..., Any]:
+def _into(drawn: Callable[..., Tensor]) -> Rule:
     """The rule of a method that fills its tensor with draws."""
 
     def apply(calls: ModuleCalls, func: Any, args: tuple, kwargs: dict) -> Tensor:
         if kwargs.pop("generator", None) is not None:
             calls.refuse(func)
         options = {"from_" if name == "from" else name: value for name, value in kwargs.items()}
-        return calls.write(args[0], drawn(calls.draw(), *args, **options).to(args[0].device))
+        tensor: Tensor = args[0]
+        return calls.write(tensor, drawn(calls.draw(), *args, **options).to(tensor.device))
 
     return apply
 
@@ -139,8 +140,11 @@ rule(Tensor.exponential_)(_into(_exponential))
 @rule(torch.bernoulli, Tensor.bernoulli)
 def _bernoulli_like(calls: ModuleCalls, func: Any, args: tuple, kwargs: dict) -> Tensor:
     _refuse_generator(calls, func, kwargs)
-    probabilities = args[1] if len(args) > 1 else kwargs.get("p", args[0])
-    return _bernoulli(calls.draw(), args[0], probabilities).to(args[0].dtype)
+
+    def draw(input: Tensor, p: float | None = None) -> Tensor:
+        return _bernoulli(calls.draw(), input, input if p is None else p).to(input.dtype)
+
+    return draw(*args, **kwargs)
 
 
 @rule(torch.normal)

@@ -96,14 +96,14 @@ def from_config(config: Mapping[str, Any], own: Own = None) -> Any:
 
 def _lines(part: Any, path: str, name: str, depth: int) -> list[str]:
     label = f"{path}: " if name else ""
-    lines = ["  " * depth + label + _call(part)]
+    lines = ["  " * depth + label + call_text(part)]
     for inner, value in parts_of(part).items():
         below = f"{path}.{inner}" if path and inner else path or inner
         lines += _lines(value, below, inner, depth + 1)
     return lines
 
 
-def _call(part: Any) -> str:
+def call_text(part: Any) -> str:
     """Return the call that makes a part, in one line."""
     known = config_of(part)
     if known is None:
@@ -142,7 +142,7 @@ def _value(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"Tensor{tuple(value.shape)}"
     if is_layer(value) or config_of(value):
-        return _call(value)
+        return call_text(value)
     if isinstance(value, functools.partial):
         shown = [*map(_value, value.args), *(f"{name}={_value(each)}" for name, each in value.keywords.items())]
         return f"{_value(value.func)}({', '.join(shown)})"
