@@ -146,6 +146,6 @@ def _hint(missing: list[str], unexpected: list[str]) -> str:
         first = next((name for name in longer if shorter and name.endswith("." + shorter[0])), None)
         if first is not None:
             prefix = first.removesuffix(shorter[0])
-            if {prefix + name for name in shorter} == set(longer):
+            if {prefix + name for name in shorter} <= set(longer):
                 return "; write " + line.format(prefix=prefix)
     return ""
