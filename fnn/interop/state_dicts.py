@@ -139,6 +139,9 @@ def _kind(tensor: Tensor) -> str:
 
 def _hint(missing: list[str], unexpected: list[str]) -> str:
     """A line to write where all names differ by one prefix, such as the "module." of DataParallel."""
+    missing, unexpected = (
+        [name for name in names if not name.endswith("num_batches_tracked")] for names in (missing, unexpected)
+    )
     for longer, shorter, line in (
         (unexpected, missing, "{{name.removeprefix({prefix!r}): leaf for name, leaf in state_dict.items()}}"),
         (missing, unexpected, "{{{prefix!r} + name: leaf for name, leaf in state_dict.items()}}"),

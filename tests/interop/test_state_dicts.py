@@ -73,7 +73,7 @@ def test_a_prefix_is_recognised(prefix: str) -> None:
     given = network().state_dict()
     longer = {prefix + name: leaf for name, leaf in given.items()}
     for trees, entries in (((params, state), longer), ((fnn.tree.from_state_dict(longer), {}), given)):
-        with pytest.raises(ValueError, match="; write {") as error:
+        with pytest.raises(ValueError, match=r"; write \{") as error:
             load_state_dict(*trees, entries)
         line = str(error.value).split("; write ")[1]
         loaded = load_state_dict(*trees, eval(line, {"state_dict": entries}))
