@@ -73,6 +73,11 @@ def multi_tensor_kernels() -> bool:
     return not (levels or torch.compiler.is_dynamo_compiling() or _torch.dispatch_modes())
 
 
+def is_outermost_in_replay() -> bool:
+    """Whether a graph for replay is being recorded here, outside all transforms that differentiate or batch."""
+    return _running.fake_mode is not None and multi_tensor_kernels()
+
+
 # Derivatives
 
 

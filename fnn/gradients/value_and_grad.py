@@ -2,8 +2,12 @@
 
 ``torch.func.grad`` always records the graph of the backward pass, so that its result can be differentiated again:
 this takes twice the memory and up to twice the time of ``.backward()``. An outermost call in eager code needs no such
-graph and is left to ``torch.autograd.grad``, which gives the same bits. Inside a transform, or while something traces
-the operations, it is ``torch.func.grad``.
+graph and is left to ``torch.autograd.grad``. So is, in effect, an outermost call in a function that is traced for
+replay. Inside a transform, and in other traces, it is ``torch.func.grad``.
+
+Both give the same bits, except through operations for which torch has two formulas: one for a derivative that may be
+differentiated again, and a shorter one for a derivative that will not, which is then used here. These are silu, mish,
+group normalization and ``torch.nn.LSTM``; there the two agree up to rounding.
 """
 
 import functools
@@ -16,7 +20,7 @@ from torch import Tensor
 from fnn import _torch
 from fnn import tree as _tree
 from fnn._argnums import Argnums, positions
-from fnn._tracing import differentiated
+from fnn._tracing import differentiated, is_outermost_in_replay
 
 
 def grad(f: Callable, argnums: Argnums = 0, has_aux: bool = False) -> Callable:
@@ -169,7 +173,13 @@ def _by_torch_func(of_leaves: Callable, leaves: list[Tensor]) -> tuple[Tensor, A
         found, treedef = _tree.flatten(aux)
         return value, (value, [x for x in found if isinstance(x, Tensor)])  # torch.func takes nothing but tensors
 
-    grads, (value, tensors) = torch.func.grad(of_list, has_aux=True)(leaves)
+    if is_outermost_in_replay():  # without gradients enabled, torch takes the formulas of torch.autograd.grad
+        value, pullback, *aux = torch.func.vjp(of_list, leaves, has_aux=True)
+        tensors = aux[0][1]
+        with torch.no_grad():
+            (grads,) = pullback(torch.ones_like(value))
+    else:
+        grads, (value, tensors) = torch.func.grad(of_list, has_aux=True)(leaves)
     unwrapped = iter(tensors)
     return value, treedef.unflatten([next(unwrapped) if isinstance(x, Tensor) else x for x in found]), grads
 
