@@ -12,8 +12,6 @@
 True
 """
 
-from torch.func import hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
-
 from fnn import (
     checkpoint,
     compile,
@@ -34,6 +32,7 @@ from fnn import (
     training,
     tree,
 )
+from fnn._transforms import hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 from fnn.compile.artifacts import load_compiled, save_compiled
 from fnn.compile.graph import trace
 from fnn.compile.jit import compile_count, disable_jit, jit
