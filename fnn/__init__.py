@@ -12,8 +12,6 @@
 True
 """
 
-from torch.func import hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
-
 from fnn import (
     checkpoint,
     compile,
@@ -22,6 +20,7 @@ from fnn import (
     debug,
     gradients,
     init,
+    interop,
     jacobian,
     layers,
     linalg,
@@ -30,13 +29,16 @@ from fnn import (
     models,
     optim,
     random,
+    training,
     tree,
 )
+from fnn._transforms import hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 from fnn.compile.artifacts import load_compiled, save_compiled
 from fnn.compile.graph import trace
 from fnn.compile.jit import compile_count, disable_jit, jit
 from fnn.compile.memory import keep_freed_memory
 from fnn.compile.scan import fori_loop, scan
+from fnn.devices import device
 from fnn.gradients.clipping import clipped_grad
 from fnn.gradients.per_sample import per_sample_grad
 from fnn.gradients.value_and_grad import grad, value_and_grad
@@ -57,12 +59,14 @@ __all__ = [
     "curvature",
     "data",
     "debug",
+    "device",
     "disable_jit",
     "fori_loop",
     "grad",
     "gradients",
     "hessian",
     "init",
+    "interop",
     "jacfwd",
     "jacobian",
     "jacrev",
@@ -83,6 +87,7 @@ __all__ = [
     "scan",
     "summary",
     "trace",
+    "training",
     "tree",
     "value_and_grad",
     "vjp",

@@ -8,10 +8,12 @@ tests/test_torch.py fails and names it.
 # pyright: reportCallIssue=false
 
 import importlib
+import threading
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -110,7 +112,9 @@ def returns_view(target: Any) -> bool:
 
 
 def is_random(operation: Any) -> bool:
-    """Whether an operation draws from torch's global generator."""
+    """Whether an operation, in one of its forms or in any, draws from torch's global generator."""
+    if isinstance(operation, torch._ops.OpOverloadPacket):
+        return any(is_random(getattr(operation, name)) for name in operation.overloads())
     return is_operation(operation) and torch.Tag.nondeterministic_seeded in operation.tags
 
 
@@ -167,6 +171,15 @@ def without_wrappers(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def levels_of(tensor: Tensor) -> set[int]:
+    """The levels of the transforms of torch.func that have wrapped the tensor."""
+    levels = set()
+    while is_functorch_wrapped_tensor(tensor):
+        levels.add(maybe_get_level(tensor))
+        tensor = get_unwrapped(tensor)
+    return levels
+
+
 def readable(tensor: Tensor) -> bool:
     """Whether Python may read the values of this tensor: it may not under vmap, nor in a trace."""
     while is_functorch_wrapped_tensor(tensor):
@@ -179,6 +192,45 @@ def readable(tensor: Tensor) -> bool:
 def is_abstract(tensor: Tensor) -> bool:
     """Whether the tensor is a fake tensor or is wrapped by a transform, so that its value may not be known."""
     return isinstance(tensor, FakeTensor) or is_functorch_wrapped_tensor(tensor)
+
+
+# Modules
+
+
+NormWithStatistics = torch.nn.modules.batchnorm._NormBase
+
+
+class Slot(NamedTuple):
+    """The place of a parameter or a buffer in a module: the module's own dict, and the name in it."""
+
+    path: str
+    owner: dict[str, Any]
+    name: str
+    kind: str  # "parameter" or "buffer"
+
+
+def slots(module: torch.nn.Module) -> list[Slot]:
+    """The places of all parameters and buffers, those that share a tensor included, in the order of the modules."""
+    found = []
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        for kind, owner in (("parameter", part._parameters), ("buffer", part._buffers)):
+            names = [name for name, value in owner.items() if value is not None]
+            found += [Slot(f"{prefix}.{name}" if prefix else name, owner, name, kind) for name in names]
+    return found
+
+
+def refresh_recurrent(module: torch.nn.RNNBase) -> None:
+    """Let a recurrent module, which keeps its weights in a list as well, find them again."""
+    module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
+
+
+def without_overrides(function: Any) -> Callable:
+    """A copy of a Python function of torch that does not look for overrides, so that a mode sees what it calls."""
+    unseen = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    names = function.__globals__ | dict.fromkeys(unseen, lambda *arguments: False)
+    copy = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
 
 
 # Active transforms and modes
@@ -323,15 +375,27 @@ def before_wrapping(function: Callable[[Tensor], Tensor]) -> Iterator[None]:
 # Traces
 
 
+class _Compilers:
+    count = 0  # how many callers of compiling(), in all threads, torch's flag is set for
+    before = False
+    lock = threading.Lock()
+
+
 @contextmanager
 def compiling() -> Iterator[None]:
     """Make ``torch.compiler.is_compiling()`` true, so that code of other libraries takes its traceable path."""
-    before = torch.compiler._is_compiling_flag
-    torch.compiler._is_compiling_flag = True
+    with _Compilers.lock:
+        if _Compilers.count == 0:
+            _Compilers.before = torch.compiler._is_compiling_flag
+            torch.compiler._is_compiling_flag = True
+        _Compilers.count += 1
     try:
         yield
     finally:
-        torch.compiler._is_compiling_flag = before
+        with _Compilers.lock:
+            _Compilers.count -= 1
+            if _Compilers.count == 0:
+                torch.compiler._is_compiling_flag = _Compilers.before
 
 
 def data_dependent_errors() -> tuple[type[Exception], ...]:
@@ -396,6 +460,8 @@ __all__ = [
     "DisableTorchFunction",
     "FakeTensorMode",
     "Level",
+    "NormWithStatistics",
+    "Slot",
     "TorchDispatchMode",
     "TransformType",
     "before_wrapping",
@@ -424,6 +490,7 @@ __all__ = [
     "is_recorded",
     "is_view",
     "is_zero",
+    "levels_of",
     "load_inductor",
     "mode_options",  # noqa: F822
     "new_grad_level",  # noqa: F822
@@ -436,11 +503,13 @@ __all__ = [
     "pytree_containers",
     "readable",
     "recording",
+    "refresh_recurrent",
     "returns_view",
     "scan_op",
     "schema",
     "single_level_function",
     "size_hint",
+    "slots",
     "storage_id",
     "storage_users",
     "swap_tensors",
@@ -452,6 +521,7 @@ __all__ = [
     "unwrap_if_dead",
     "values_can_be_read",
     "version",
+    "without_overrides",
     "without_tangent",
     "without_wrappers",
     "writes",

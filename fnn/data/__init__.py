@@ -1,6 +1,34 @@
-"""Data sets as tensors, and batches of them."""
+"""Data sets as tensors or streams, batches of them, and transforms of images."""
 
-from fnn.data.arrays import batches, from_dataset, length, resize
-from fnn.data.image_sets import DIGITS, FASHION_MNIST_CLASSES, Images, load_dataset
+from fnn.data import transforms
+from fnn.data.batches import Batches, Stream, batches, length
+from fnn.data.datasets import from_dataset
+from fnn.data.image_sets import (
+    CIFAR10_CLASSES,
+    DIGITS,
+    FASHION_MNIST_CLASSES,
+    KMNIST_CLASSES,
+    Images,
+    load_dataset,
+    resize,
+)
+from fnn.data.own_images import OwnImages, from_csv, from_folder
 
-__all__ = ["DIGITS", "FASHION_MNIST_CLASSES", "Images", "batches", "from_dataset", "length", "load_dataset", "resize"]
+__all__ = [
+    "CIFAR10_CLASSES",
+    "DIGITS",
+    "FASHION_MNIST_CLASSES",
+    "KMNIST_CLASSES",
+    "Batches",
+    "Images",
+    "OwnImages",
+    "Stream",
+    "batches",
+    "from_csv",
+    "from_dataset",
+    "from_folder",
+    "length",
+    "load_dataset",
+    "resize",
+    "transforms",
+]

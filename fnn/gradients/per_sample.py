@@ -194,7 +194,7 @@ def _explained(error: str) -> str | None:
     if "randomness" in error:
         return (
             "the loss draws from torch's global random generator (torch.nn.functional.dropout does), which cannot be "
-            "repeated per sample; write fnn.layers.dropout(rate) in the model and give a key: "
+            "repeated per sample; write fnn.layers.dropout(p) in the model and give a key: "
             "per_sample_grad(loss)(params, batch, key=key)"
         )
     if ".item()" in error or "data-dependent control flow" in error:
@@ -276,6 +276,17 @@ def split_key(kwargs: dict, count: int, what: str) -> dict[str, Tensor]:
     if key.shape[0] != count:
         raise ValueError(f"key has shape {tuple(key.shape)} for {count} {what}; pass one key, or one key for each")
     return {"key": key}
+
+
+def check_params_are_shared(batches: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` if the first argument, which is differentiated, is among those with samples.
+
+    >>> check_params_are_shared((0, 1))
+    Traceback (most recent call last):
+    ValueError: batch_argnums contains 0, the argument that is differentiated; put params first
+    """
+    if 0 in batches:
+        raise ValueError("batch_argnums contains 0, the argument that is differentiated; put params first")
 
 
 def check_no_key(arg: Tree, number: int, fault: str, split: str) -> None:

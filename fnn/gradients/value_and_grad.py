@@ -2,8 +2,12 @@
 
 ``torch.func.grad`` always records the graph of the backward pass, so that its result can be differentiated again:
 this takes twice the memory and up to twice the time of ``.backward()``. An outermost call in eager code needs no such
-graph and is left to ``torch.autograd.grad``, which gives the same bits. Inside a transform, or while something traces
-the operations, it is ``torch.func.grad``.
+graph and is left to ``torch.autograd.grad``. So is, in effect, an outermost call in a function that is traced for
+replay. Inside a transform, and in other traces, it is ``torch.func.grad``.
+
+Both give the same bits, except through operations for which torch has two formulas: one for a derivative that may be
+differentiated again, and a shorter one for a derivative that will not, which is then used here. These are silu, mish,
+group normalization and ``torch.nn.LSTM``; there the two agree up to rounding.
 """
 
 import functools
@@ -16,6 +20,7 @@ from torch import Tensor
 from fnn import _torch
 from fnn import tree as _tree
 from fnn._argnums import Argnums, positions
+from fnn._tracing import differentiated, is_outermost_in_replay
 
 
 def grad(f: Callable, argnums: Argnums = 0, has_aux: bool = False) -> Callable:
@@ -81,6 +86,19 @@ def scalar_valued(function: Callable, name: str, has_aux: bool = False) -> Calla
     return checked
 
 
+def check_function(f: Any, name: str) -> None:
+    """Raise ``TypeError`` unless ``f`` can be called.
+
+    >>> check_function(None, "grad")
+    Traceback (most recent call last):
+    TypeError: grad takes a function, got None; write grad(f)
+    """
+    if not callable(f):
+        shown = f"a {type(f).__name__}" if f is not None else "None"
+        line = "a function that calls model.apply(params, x)" if hasattr(f, "apply") else f"{name}(f)"
+        raise TypeError(f"{name} takes a function, got {shown}; write {line}")
+
+
 def check_differentiable(tree: _tree.Tree, name: str = "params") -> None:
     """Raise ``TypeError`` naming the first leaf that is not a floating or complex tensor.
 
@@ -96,8 +114,8 @@ def check_differentiable(tree: _tree.Tree, name: str = "params") -> None:
             raise TypeError(f"{name}{path} is None, not a tensor; leave the entry out where there is no parameter")
         if isinstance(leaf, torch.nn.Module):
             raise TypeError(
-                f"{name}{path} is a torch.nn.Module, not a tree of tensors; write dict(module.named_parameters()) for "
-                "params, and torch.func.functional_call(module, params, (x,)) in the function"
+                f"{name}{path} is a torch.nn.Module, not a tree of tensors; write model, params, state = "
+                "fnn.interop.from_module(module), and model.apply(params, x) in the function"
             )
         if not isinstance(leaf, Tensor):
             shown = repr(leaf) if isinstance(leaf, (str, int, float, complex)) else f"a {type(leaf).__name__}"
@@ -130,6 +148,7 @@ def differentiate(
     f: Callable, name: str, argnums: Argnums, has_aux: bool, args: tuple, kwargs: dict
 ) -> tuple[Tensor, Any, Any]:
     """The value of ``f``, what else it returned, and its gradient or tuple of gradients."""
+    check_function(f, name)
     places = positions(argnums, len(args), name)
     for place in places:
         check_differentiable(args[place], f"argument {place}")
@@ -168,7 +187,13 @@ def _by_torch_func(of_leaves: Callable, leaves: list[Tensor]) -> tuple[Tensor, A
         found, treedef = _tree.flatten(aux)
         return value, (value, [x for x in found if isinstance(x, Tensor)])  # torch.func takes nothing but tensors
 
-    grads, (value, tensors) = torch.func.grad(of_list, has_aux=True)(leaves)
+    if is_outermost_in_replay():  # without gradients enabled, torch takes the formulas of torch.autograd.grad
+        value, pullback, *aux = torch.func.vjp(of_list, leaves, has_aux=True)
+        tensors = aux[0][1]
+        with torch.no_grad():
+            (grads,) = pullback(torch.ones_like(value))
+    else:
+        grads, (value, tensors) = torch.func.grad(of_list, has_aux=True)(leaves)
     unwrapped = iter(tensors)
     return value, treedef.unflatten([next(unwrapped) if isinstance(x, Tensor) else x for x in found]), grads
 
@@ -183,7 +208,8 @@ def _by_autograd(of_leaves: Callable, leaves: list[Tensor]) -> tuple[Tensor, Any
     with torch.enable_grad():
         try:
             own = [x.view_as(x) if recording and x.requires_grad else x.detach().requires_grad_() for x in leaves]
-            value, aux = of_leaves(own)
+            with differentiated():
+                value, aux = of_leaves(own)
         except RuntimeError as error:
             if "inference tensor" in str(error).lower():  # torch.func accepts these
                 return _by_torch_func(of_leaves, leaves)

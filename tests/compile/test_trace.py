@@ -359,7 +359,7 @@ def test_modules_of_torch_replay_bit_for_bit(make):
     pure, donated = fnn.jit(step), fnn.jit(step, donate_argnums=(0, 1))
     state = optimizer.init(params)
     p, s = fnn.tree.map(torch.clone, (params, state))
-    eager = torch.func.grad(loss)(params, x, y)
+    eager = fnn.grad(loss)(params, x, y)
     for i in range(3):
         params, state, value, grads = pure(params, state, x, y)
         p, s, other, _ = donated(p, s, x, y)
