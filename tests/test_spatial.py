@@ -253,12 +253,12 @@ def test_training_changes_params_and_state_as_in_torch(name: str) -> None:
 
 def test_a_parametrized_layer_keeps_the_state_of_what_it_holds() -> None:
     inner = layers.sequential(layers.batch_norm(3))
-    block: Any = layers.weight_norm(layers.batch_norm(3))
+    block = layers.weight_norm(layers.batch_norm(3))
     params, state = block.init(KEY)
     assert set(state) == set(inner.init(KEY)[1]["0"])
     _, new = block.apply(params, state, numbers(0, 4, 3).float(), train=True)
     assert int(new["num_batches_tracked"]) == 1
-    spectral: Any = layers.spectral_norm(layers.weight_norm(layers.linear(3, 4), "bias"))
+    spectral = layers.spectral_norm(layers.weight_norm(layers.linear(3, 4), "bias"))
     params, state = spectral.init(KEY)
     assert tree.paths(params) == (
         "parametrizations.bias.original0", "parametrizations.bias.original1", "parametrizations.weight.original",
@@ -290,7 +290,7 @@ def test_torchs_cross_map_lrn_differs_only_by_the_first_channel() -> None:
 def test_fold_is_the_transpose_of_unfold() -> None:
     options: dict[str, Any] = {"kernel_size": (2, 3), "dilation": (2, 1), "padding": (1, 2), "stride": (2, 1)}
     x = numbers(0, 2, 3, 5, 6)
-    columns, back = torch.func.vjp(lambda x: layers.unfold(**options).apply({}, x), x)
+    columns, back = torch.func.vjp(lambda x: layers.unfold(**options).apply({}, x), x)[:2]
     y = numbers(1, *columns.shape)
     torch.testing.assert_close(layers.fold((5, 6), **options).apply({}, y), back(y)[0])
 
@@ -299,7 +299,7 @@ def test_transposed_convolution_is_the_transpose_of_convolution() -> None:
     x = numbers(0, 2, 4, 6, 5)
     conv = layers.conv2d(4, 6, 3, 2, 1, groups=2, bias=False)
     params = double(conv)
-    y, back = torch.func.vjp(lambda x: conv.apply(params, x), x)
+    y, back = torch.func.vjp(lambda x: conv.apply(params, x), x)[:2]
     cotangent = numbers(1, *y.shape)
     transposed = layers.conv_transpose2d(6, 4, 3, 2, 1, (1, 0), 2, bias=False)
     torch.testing.assert_close(transposed.apply(params, cotangent), back(cotangent)[0])

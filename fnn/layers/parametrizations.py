@@ -1,7 +1,7 @@
 """Layers whose weight is computed from other params, under torch's names for parametrizations."""
 
 from collections.abc import Collection, Mapping
-from typing import Any, TypeVar
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -24,11 +24,13 @@ from fnn.layers.base import (
 )
 from fnn.tree import Tree
 
-AnyLayer = TypeVar("AnyLayer", Layer, StatefulLayer)
 
-
+@overload
+def weight_norm(layer: Layer, name: str = "weight", dim: int | None = 0) -> Layer: ...
+@overload
+def weight_norm(layer: StatefulLayer, name: str = "weight", dim: int | None = 0) -> StatefulLayer: ...
 @factory
-def weight_norm(layer: AnyLayer, name: str = "weight", dim: int | None = 0) -> AnyLayer:
+def weight_norm(layer: Layer | StatefulLayer, name: str = "weight", dim: int | None = 0) -> Layer | StatefulLayer:
     """Compute a leaf of a layer as g v / |v|: its size and its direction are trained apart (Salimans and Kingma, 2016).
 
     |v| is the norm of each slice along ``dim``, so that g has a number for each output of a linear layer; with
