@@ -29,7 +29,7 @@ TESTS = {  # the fast files first; a file that is named after the mutated one co
     "init": "tests/test_init.py tests/test_layers.py",
     "losses": "tests/test_losses.py tests/test_values.py tests/contracts/test_transforms.py",
     "metrics": "tests/test_values.py tests/test_losses.py tests/test_errors.py tests/contracts/test_meta.py",
-    "layers": "tests/test_layers.py tests/test_init.py tests/test_values.py tests/test_errors.py "
+    "layers": "tests/test_layers.py tests/test_spatial.py tests/test_init.py tests/test_values.py tests/test_errors.py "
     "tests/contracts/test_transforms.py tests/contracts/test_donation.py tests/contracts/test_meta.py",
     "gradients": "tests/test_values.py tests/gradients/test_value_and_grad.py tests/gradients/test_per_sample.py "
     "tests/test_errors.py tests/gradients/test_hidden_uses.py tests/gradients/test_per_sample_peers.py",
