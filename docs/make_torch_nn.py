@@ -26,7 +26,7 @@ OTHER_NAMES = {
 }
 REMARKS = {
     "AdaptiveLogSoftmaxWithLoss": "gives the logarithms of all probabilities; the loss is `losses.nll` of them",
-    "CrossMapLRN2d": "an older name of `LocalResponseNorm`",
+    "CrossMapLRN2d": "the same for an odd `size`, except that torch's class by mistake keeps the first channel in every sum",
     "LinearCrossEntropyLoss": "of the output of `layers.linear`, or of `x @ weight.T`",
     "NLLLoss2d": "an older name of `NLLLoss`",
     "Dropout2d": "three axes are (channels, height, width), as in other layers of images",
@@ -46,7 +46,7 @@ WITHOUT = {
     "ParameterList": "params may be a list",
     "RNNBase": "the base class of recurrent modules",
     "RNNCellBase": "the base class of recurrent cells",
-    "SyncBatchNorm": "needs communication inside the differentiated function, which torch.func refuses; `group_norm` does not",
+    "SyncBatchNorm": "communicates inside the differentiated function, which torch.func refuses",
     "UninitializedBuffer": "sizes are arguments",
     "UninitializedParameter": "sizes are arguments",
 }
