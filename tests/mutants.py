@@ -150,7 +150,7 @@ MUTANTS = [
         "(centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + 1e-5)).to(x.dtype)",
     ),
     ("layers/batch_norm.py", "var * (count / (count - 1))", "var"),
-    ("layers/batch_norm.py", "1.0 / batches.to(mean.dtype)", "1.0 / (batches + 1).to(mean.dtype)"),
+    ("layers/batch_norm.py", "1.0 / batches.to(", "1.0 / (batches + 1).to("),
     (
         "layers/batch_norm.py",
         "wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype",
