@@ -344,6 +344,7 @@ SENTENCES = {
     "padding rank": (apply(layers.zero_pad2d(1), ONES(1, 3)), "zero_pad2d expects inputs of shape"),
     "pool rank": (apply(layers.max_pool3d(2), ONES(1, 3)), r"max_pool3d expects inputs of shape \(batch, channels, depth, height, width\)"),
     "window": (apply(layers.lp_pool1d(2, 4), ONES(1, 1, 3)), r"lp_pool1d with a window of \(4,\) got an input of size \(3,\)"),
+    "window, dilated": (apply(layers.max_pool1d(2, dilation=4), ONES(1, 1, 4)), r"max_pool1d with a window of \(2,\) got an input of size \(4,\)"),
     "norm_type": (lambda: layers.lp_pool2d(0, 2), "lp_pool2d expects norm_type > 0, got 0"),
     "divisor": (lambda: layers.avg_pool3d(2, divisor_override=0), "divisor_override >= 1, got 0"),
     "adaptive sizes": (lambda: layers.adaptive_avg_pool2d((1, 2, 3)), r"output_size as one integer or \(height, width\), got \(1, 2, 3\)"),
@@ -383,6 +384,9 @@ SENTENCES = {
     ),
     "weight and its parts": (
         lambda: WEIGHT_NORM.apply(WEIGHT_NORM.init(KEY) | {"weight": ONES(2, 3)}, ONES(3)), "weight_norm computes 'weight' from its parametrization",
+    ),
+    "other sizes": (
+        lambda: WEIGHT_NORM.apply(layers.weight_norm(layers.linear(3, 2), dim=1).init(KEY), ONES(3)), r"original0 of shape \(2, 1\), got \(1, 3\)",
     ),
     "no such leaf": (lambda: layers.weight_norm(layers.linear(3, 2), "wieght").init(KEY), r"the layer has no leaf 'wieght'; its own entries are \['bias', 'weight'\]"),
     "dim": (lambda: layers.weight_norm(layers.linear(3, 2), dim=2).init(KEY), r"weight_norm with dim=2 got a leaf of shape \(2, 3\)"),
@@ -475,7 +479,31 @@ def test_integers_have_no_average(name: str) -> None:
         layer.apply({}, torch.ones(shape, dtype=torch.int64))
 
 
-def test_volumes_of_the_bound_of_a_bias() -> None:
-    bias = layers.conv_transpose3d(8, 4000, 2, groups=2).init(KEY)["bias"]
-    bound = 1 / math.sqrt(2000 * 8)
-    assert 0.98 * bound < float(bias.abs().max()) <= bound
+@pytest.mark.parametrize(
+    "name", ["layer_norm", "rms_norm", "group_norm", "batch_norm", "local_response_norm", "weight_norm"]
+)
+def test_norms_of_integers_and_complex_numbers_are_refused(name: str) -> None:
+    layer: Any = {
+        "layer_norm": layers.layer_norm(4),
+        "rms_norm": layers.rms_norm(4),
+        "group_norm": layers.group_norm(2, 4),
+        "batch_norm": layers.batch_norm(4),
+        "local_response_norm": layers.local_response_norm(3),
+        "weight_norm": layers.weight_norm(layers.linear(4, 4)),
+    }[name]
+    for dtype, message in ((torch.complex64, "complex numbers"), (torch.int64, r"write x\.float\(\)")):
+        made = layer.init(KEY)
+        if name == "weight_norm":
+            made["parametrizations"]["weight"]["original1"] = ONES(4, 4, dtype=dtype)
+        with pytest.raises(TypeError, match=f"{name} .*{message}"):
+            layer.apply(*made if name == "batch_norm" else (made,), ONES(3, 4, 4, dtype=dtype))
+
+
+@pytest.mark.parametrize("name", ["conv_transpose3d", "bilinear"])
+def test_biases_start_within_the_fan_of_the_weight(name: str) -> None:
+    layer, fan = {
+        "conv_transpose3d": (layers.conv_transpose3d(8, 4000, 2, groups=2), 2000 * 8),
+        "bilinear": (layers.bilinear(9, 40, 4000), 9),
+    }[name]
+    bias = layer.init(KEY)["bias"]
+    assert 0.98 / math.sqrt(fan) < float(bias.abs().max()) <= 1 / math.sqrt(fan)

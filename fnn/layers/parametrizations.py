@@ -52,8 +52,7 @@ def weight_norm(layer: Layer | StatefulLayer, name: str = "weight", dim: int | N
         made: Any = layer.init(key)
         params, *state = made if isinstance(layer, StatefulLayer) else (made,)
         leaf, rest = _without_leaf("weight_norm", params, name)
-        # v owns its numbers, so that it can be donated
-        params = _with_part(rest, name, {"original0": _norm(leaf, axis).clone(), "original1": leaf})
+        params = _with_part(rest, name, {"original0": _norm(leaf, axis), "original1": leaf})
         return (params, *state) if state else params
 
     def apply(params: Any, *inputs: Any, **options: Any) -> Any:
