@@ -251,6 +251,28 @@ def test_training_changes_params_and_state_as_in_torch(name: str) -> None:
     assert tree.max_difference(same, state) == 0
 
 
+def test_the_power_method_is_a_constant_of_differentiation_under_every_transform() -> None:
+    layer, x = layers.spectral_norm(layers.linear(3, 4)), numbers(0, 5, 3)
+    several = [tree.cast(layer.init(fnn.random.key(seed)), torch.float64) for seed in range(3)]
+    params, state = several[0]
+    tangent = tree.map(lambda leaf: numbers(1, *leaf.shape), params)
+    _, used = layer.apply(params, state, x, train=True)
+    train = lambda p: layer.apply(p, state, x, train=True)[0].pow(3).sum()
+    fixed = lambda p: layer.apply(p, used, x)[0].pow(3).sum()  # the new vectors, given as constants
+    for transform in (
+        lambda f: grad(f)(params),
+        lambda f: torch.func.jvp(f, (params,), (tangent,)),
+        lambda f: torch.func.jvp(grad(f), (params,), (tangent,))[1],
+        lambda f: grad(lambda p: torch.func.jvp(f, (p,), (tangent,))[1])(params),
+    ):
+        assert tree.allclose(transform(train), transform(fixed), rtol=1e-12)
+        assert tree.allclose(fnn.jit(lambda transform=transform: transform(train))(), transform(fixed), rtol=1e-12)
+    step = lambda params, state: layer.apply(params, state, x, train=True)
+    together = torch.func.vmap(step)(*tree.stack(several))
+    for one, pair in zip(tree.unstack(together), several, strict=True):
+        assert tree.allclose(one, step(*pair), rtol=1e-12)
+
+
 def test_a_parametrized_layer_keeps_the_state_of_what_it_holds() -> None:
     inner = layers.sequential(layers.batch_norm(3))
     block = layers.weight_norm(layers.batch_norm(3))
