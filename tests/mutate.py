@@ -32,7 +32,7 @@ TESTS = {  # the tests of the files whose names in fnn/ start so; the first entr
     "init": "test_init.py",
     "losses": "test_losses.py test_errors.py contracts/test_transforms.py",
     "metrics": "test_values.py test_losses.py test_errors.py",
-    "layers/": "test_layers.py test_init.py test_values.py test_errors.py contracts/test_transforms.py",
+    "layers/": "test_layers.py test_spatial.py test_init.py test_values.py test_errors.py contracts/test_transforms.py",
     "gradients/value_and_grad": "gradients/test_value_and_grad.py test_values.py test_errors.py",
     "gradients/ghost": "gradients/test_per_sample.py gradients/test_hidden_uses.py",
     "gradients/layer": "gradients/test_per_sample.py gradients/test_hidden_uses.py",
