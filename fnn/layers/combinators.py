@@ -81,7 +81,7 @@ class Parts:
         return self[name]
 
 
-def _combined(combinator: str, given: dict[str, AnyPart], forward: Callable[..., Any]) -> Layer | StatefulLayer:
+def combined(combinator: str, given: dict[str, AnyPart], forward: Callable[..., Any]) -> Layer | StatefulLayer:
     """Return the layer of these parts whose output is ``forward(parts, *inputs)``."""
     parts = {name: as_stateful(combinator, name, part) for name, part in given.items()}
 
@@ -132,7 +132,7 @@ def connect(forward: Callable[..., Any], **parts: AnyPart) -> Layer | StatefulLa
     >>> gated.apply(params, torch.ones(5, 4)).shape
     torch.Size([5, 3])
     """
-    return _combined("connect", parts, forward)
+    return combined("connect", parts, forward)
 
 
 @overload
@@ -170,7 +170,7 @@ def sequential(*layers: AnyPart, **named: AnyPart) -> Layer | StatefulLayer:
         return x
 
     given = _numbered("sequential", layers, named)
-    return _combined("sequential", given, forward)
+    return combined("sequential", given, forward)
 
 
 @overload
@@ -195,7 +195,7 @@ def residual(layer: AnyPart, shortcut: AnyPart | None = None) -> Layer | Statefu
     ('layer.bias', 'layer.weight', 'shortcut.weight')
     """
     if shortcut is not None:
-        return _combined("residual", {"layer": layer, "shortcut": shortcut}, _with_shortcut)
+        return combined("residual", {"layer": layer, "shortcut": shortcut}, _with_shortcut)
     part = as_stateful("residual", "layer", layer)
 
     def apply(
@@ -265,7 +265,7 @@ def parallel(
             total = total + y
         return total
 
-    return _combined("parallel", given, forward)
+    return combined("parallel", given, forward)
 
 
 def _fit_together(outputs: list[Tensor], dim: int | None) -> bool:
@@ -299,7 +299,7 @@ def branch(*layers: AnyPart, **named: AnyPart) -> Layer | StatefulLayer:
         outputs = {name: parts[name](x) for name in given}
         return outputs if named else tuple(outputs.values())
 
-    return _combined("branch", given, forward)
+    return combined("branch", given, forward)
 
 
 @overload
