@@ -94,16 +94,15 @@ def combined(combinator: str, given: dict[str, AnyPart], forward: Callable[..., 
     def apply(
         params: dict[str, Tree],
         state: dict[str, Tree],
-        x: Any = None,
         *inputs: Any,
         train: bool = False,
         key: Tensor | None = None,
         **options: Any,
     ) -> tuple[Any, dict[str, Tree]]:
         check_mapping(combinator, params)
-        check_state(combinator, state, x)
+        check_state(combinator, state, next(iter((*inputs, *options.values())), None))
         calls = Parts(combinator, parts, params, state, train, key)
-        return forward(calls, x, *inputs, **options), calls._state
+        return forward(calls, *inputs, **options), calls._state
 
     return like(StatefulLayer(init, apply), *given.values(), parts=given)
 
@@ -389,8 +388,10 @@ def without_state(layer: StatefulLayer) -> Layer:
     def init(key: Any = None) -> Tree:
         return layer.init(key)[0]
 
-    def apply(params: Tree, x: Any, *inputs: Any, key: Tensor | None = None, **options: Any) -> Any:
-        return layer.apply(params, {}, x, *inputs, key=key, **options)[0]
+    def apply(params: Tree, *inputs: Any, key: Tensor | None = None, **options: Any) -> Any:
+        if not inputs and not options:
+            raise ArgumentError("the layer got no input; write apply(params, x)")
+        return layer.apply(params, {}, *inputs, key=key, **options)[0]
 
     return Layer(init, apply)
 
