@@ -102,7 +102,7 @@ def test_every_option_of_torch(name: str, reduction: str) -> None:
 @pytest.mark.parametrize("name", [name for name in SAME if ", one" not in name])
 def test_an_empty_batch(name: str) -> None:
     ours, theirs, args, _ = SAME[name]
-    options = {"log_target": True} if "logarithms" in name else {}
+    options: dict[str, Any] = {"log_target": True} if "logarithms" in name else {}
     empty = [value[:0] for value in args]
     for reduction in ("mean", "sum", "none"):
         options["reduction"] = reduction
