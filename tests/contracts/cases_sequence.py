@@ -265,7 +265,7 @@ def started(count: int, *sizes: int) -> Callable[[Tensor], dict]:
     """A first state, made from x: (count, batch, size) for each size."""
 
     def make(x: Tensor) -> dict:
-        parts = tuple(x.mean(1)[:, :size].cos().expand(count, len(x), size).contiguous() for size in sizes)
+        parts: Any = tuple(x.mean(1)[:, :size].cos().expand(count, len(x), size).contiguous() for size in sizes)
         return {"state": parts if len(parts) > 1 else parts[0]}
 
     return make
@@ -407,6 +407,9 @@ MADE: dict[str, fnn.Layer] = {  # those that ON_META wraps
     "transformer_decoder_layer": layers.transformer_decoder_layer(4, 2, 3),
     "transformer_decoder": layers.transformer_decoder(layers.transformer_decoder_layer(4, 2, 3), 1),
     "transformer": layers.transformer(4, 2, 1, 1, 3),
+    "gru": layers.gru(4, 2, bidirectional=True),
+    "lstm_cell": layers.lstm_cell(4, 2),
+    "embedding_bag": layers.embedding_bag(7, 3, mode="sum", padding_idx=1),
 }
 ON_META: dict[str, fnn.Layer] = {
     "multi_head_attention": layers.multi_head_attention(4, 2, 0.3, causal=True, rotary_base=10.0),
