@@ -166,7 +166,7 @@ def rows() -> dict[str, dict[str, str]]:
 
 
 def test_every_counterpart_in_torchs_table_is_documented() -> None:
-    assert set(rows()) == set(modules())
+    assert set(modules()) <= set(rows())  # older versions of torch have fewer
 
 
 def test_a_wrong_function_is_noticed() -> None:
