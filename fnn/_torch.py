@@ -8,10 +8,12 @@ tests/test_torch.py fails and names it.
 # pyright: reportCallIssue=false
 
 import importlib
+import threading
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -180,6 +182,45 @@ def is_abstract(tensor: Tensor) -> bool:
     return isinstance(tensor, FakeTensor) or is_functorch_wrapped_tensor(tensor)
 
 
+# Modules
+
+
+NormWithStatistics = torch.nn.modules.batchnorm._NormBase
+
+
+class Slot(NamedTuple):
+    """The place of a parameter or a buffer in a module: the module's own dict, and the name in it."""
+
+    path: str
+    owner: dict[str, Any]
+    name: str
+    kind: str  # "parameter" or "buffer"
+
+
+def slots(module: torch.nn.Module) -> list[Slot]:
+    """The places of all parameters and buffers, those that share a tensor included, in the order of the modules."""
+    found = []
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        for kind, owner in (("parameter", part._parameters), ("buffer", part._buffers)):
+            names = [name for name, value in owner.items() if value is not None]
+            found += [Slot(f"{prefix}.{name}" if prefix else name, owner, name, kind) for name in names]
+    return found
+
+
+def refresh_recurrent(module: torch.nn.RNNBase) -> None:
+    """Let a recurrent module, which keeps its weights in a list as well, find them again."""
+    module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
+
+
+def without_overrides(function: Any) -> Callable:
+    """A copy of a Python function of torch that does not look for overrides, so that a mode sees what it calls."""
+    unseen = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    names = function.__globals__ | dict.fromkeys(unseen, lambda *arguments: False)
+    copy = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
 # Active transforms and modes
 
 
@@ -322,15 +363,27 @@ def before_wrapping(function: Callable[[Tensor], Tensor]) -> Iterator[None]:
 # Traces
 
 
+class _Compilers:
+    count = 0  # how many callers of compiling(), in all threads, torch's flag is set for
+    before = False
+    lock = threading.Lock()
+
+
 @contextmanager
 def compiling() -> Iterator[None]:
     """Make ``torch.compiler.is_compiling()`` true, so that code of other libraries takes its traceable path."""
-    before = torch.compiler._is_compiling_flag
-    torch.compiler._is_compiling_flag = True
+    with _Compilers.lock:
+        if _Compilers.count == 0:
+            _Compilers.before = torch.compiler._is_compiling_flag
+            torch.compiler._is_compiling_flag = True
+        _Compilers.count += 1
     try:
         yield
     finally:
-        torch.compiler._is_compiling_flag = before
+        with _Compilers.lock:
+            _Compilers.count -= 1
+            if _Compilers.count == 0:
+                torch.compiler._is_compiling_flag = _Compilers.before
 
 
 def data_dependent_errors() -> tuple[type[Exception], ...]:
@@ -388,6 +441,8 @@ __all__ = [
     "DisableTorchFunction",
     "FakeTensorMode",
     "Level",
+    "NormWithStatistics",
+    "Slot",
     "TorchDispatchMode",
     "TransformType",
     "before_wrapping",
@@ -427,11 +482,13 @@ __all__ = [
     "pytree_containers",
     "readable",
     "recording",
+    "refresh_recurrent",
     "returns_view",
     "scan_op",
     "schema",
     "single_level_function",
     "size_hint",
+    "slots",
     "storage_id",
     "storage_users",
     "swap_tensors",
@@ -443,6 +500,7 @@ __all__ = [
     "unwrap_if_dead",
     "values_can_be_read",
     "version",
+    "without_overrides",
     "without_tangent",
     "without_wrappers",
     "writes",

@@ -1,7 +1,8 @@
 """The trace that is running in this thread, and what may be called inside it."""
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx
@@ -75,6 +76,38 @@ def multi_tensor_kernels() -> bool:
 def is_outermost_in_replay() -> bool:
     """Whether a graph for replay is being recorded here, outside all transforms that differentiate or batch."""
     return _running.fake_mode is not None and multi_tensor_kernels()
+
+
+# Derivatives
+
+
+class _ReverseMode(threading.local):
+    functions = 0  # how many functions are differentiated by torch.autograd.grad, without a level of torch.func
+
+
+_reverse_mode = _ReverseMode()
+
+
+@contextmanager
+def differentiated() -> Iterator[None]:
+    """Mark that the function that runs here is differentiated by ``torch.autograd.grad``."""
+    _reverse_mode.functions += 1
+    try:
+        yield
+    finally:
+        _reverse_mode.functions -= 1
+
+
+def derivatives_of_derivatives() -> bool:
+    """Whether a forward derivative, or a derivative of a derivative, may be taken of what is computed here.
+
+    This is also assumed of a function that runs under a dispatch mode other than those of a trace, since such modes
+    are how fnn looks at a function before it differentiates it.
+    """
+    kinds = [level.key() for level in _torch.get_interpreter_stack() or ()]
+    watched = _running.fake_mode is None and _torch.dispatch_modes()
+    reverse = kinds.count(_torch.TransformType.Grad) + _reverse_mode.functions
+    return watched or _torch.TransformType.Jvp in kinds or reverse > 1
 
 
 # Calls of Python functions by a graph

@@ -1,14 +1,18 @@
 """Saving and loading trees as safetensors files with dotted paths as names.
 
 Saving is atomic. The metadata of a file hold a checksum of all its bytes under ``fnn.sha256``, and loading refuses a
-file that was altered or truncated. Files of other programs have no checksum and are read without this check.
+file that was altered or truncated. Files of other programs have no checksum and are read without this check, and so
+are ``state_dict``s that ``torch.save`` wrote. No file is ever run as code.
 """
 
 import hashlib
 import json
 import os
+import pickle
 import re
 import secrets
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors
@@ -23,6 +27,7 @@ __all__ = [
     "load",
     "load_metadata",
     "save",
+    "save_in_background",
 ]
 
 try:
@@ -54,6 +59,44 @@ def save(path: str | Path, tree: Tree, metadata: dict[str, str] | None = None) -
     >>> load(path)
     {'fc': {'bias': tensor([1., 1.])}}
     """
+    _copied(path, tree, metadata)()
+
+
+def save_in_background(path: str | Path, tree: Tree, metadata: dict[str, str] | None = None) -> Callable[[], None]:
+    """Like :func:`save`, but the file is written by a thread while the program goes on.
+
+    The tensors are copied before this function returns, so they may be donated or changed at once. Mistakes in the
+    arguments are raised here. The returned function waits until the file is written, and raises what went wrong there,
+    such as ``OSError`` for a full disk.
+
+    >>> import torch, tempfile, os
+    >>> path = os.path.join(tempfile.mkdtemp(), "params.safetensors")
+    >>> wait = save_in_background(path, {"w": torch.ones(1)})
+    >>> wait()
+    >>> load(path)
+    {'w': tensor([1.])}
+    """
+    write, errors = _copied(path, tree, metadata), []
+
+    def run() -> None:
+        try:
+            write()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)  # not a daemon: the file is written even if the program ends
+    thread.start()
+
+    def wait() -> None:
+        thread.join()
+        if errors:
+            raise errors[0]
+
+    return wait
+
+
+def _copied(path: str | Path, tree: Tree, metadata: dict[str, str] | None) -> Callable[[], None]:
+    """Check the arguments of :func:`save`, copy the tensors, and return the function that writes the file."""
     target = Path(os.path.realpath(_checked_path(path, "save")))
     flat = _tree.to_state_dict(tree)
     for name, leaf in flat.items():
@@ -61,28 +104,36 @@ def save(path: str | Path, tree: Tree, metadata: dict[str, str] | None = None) -
     strings = _checked_metadata(metadata)
     # safetensors refuses tensors that share memory, so each leaf is copied
     copies = {name: leaf.detach().cpu().contiguous().clone() for name, leaf in flat.items()}
-    contents = bytearray(safetensors.torch.save(copies, strings | {_FORMAT: "1", _CHECKSUM: _NO_CHECKSUM}))
-    place = _checksum_place(contents)
-    assert place is not None  # the placeholder is there
-    contents[place : place + 64] = _digest(contents, place)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _write(target, contents)
+
+    def write() -> None:
+        contents = bytearray(safetensors.torch.save(copies, strings | {_FORMAT: "1", _CHECKSUM: _NO_CHECKSUM}))
+        place = _checksum_place(contents)
+        assert place is not None  # the placeholder is there
+        contents[place : place + 64] = _digest(contents, place)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _write(target, contents)
+
+    return write
 
 
 def load(path: str | Path, like: Tree = None, device: torch.device | str = "cpu") -> Tree:
     """Read a tree from a safetensors file, as nested dicts or with the structure of ``like``.
 
-    The tensors own their memory, so later changes of the file do not affect them. Raises ``FileNotFoundError`` for a
-    missing file, and ``ValueError`` for a file of another format, for one that was altered or truncated, and for one
-    that does not fit ``like``. The message lists missing paths, extra paths, and differences of shapes and dtypes.
+    A file that ``torch.save`` wrote is read with ``weights_only=True`` if it holds a ``state_dict``. The tensors own
+    their memory, so later changes of the file do not affect them. Raises ``FileNotFoundError`` for a missing file, and
+    ``ValueError`` for a file of another format, for one that was altered or truncated, for one that holds more than
+    tensors, and for one that does not fit ``like``. The message lists missing paths, extra paths, and differences of
+    shapes and dtypes.
 
     >>> load("missing.safetensors")
     Traceback (most recent call last):
     FileNotFoundError: no checkpoint at missing.safetensors
     """
-    contents = _read(path)
     device = torch.device(device)
-    read = sorted(safetensors.torch.load(bytes(contents)).items())  # safetensors returns a random order
+    if _is_of_torch(_checked_path(path, "load")):
+        read = _read_torch(path)
+    else:
+        read = sorted(safetensors.torch.load(bytes(_read(path))).items())  # safetensors returns a random order
     flat = {name: leaf.to(device, copy=True) for name, leaf in read}
     if like is None:
         return flat[""] if list(flat) == [""] else _tree.from_state_dict(flat)
@@ -184,6 +235,35 @@ def _read(path: str | Path) -> bytearray:
     if damaged:
         raise ValueError(f"{path} is not the file that was saved: its checksum differs, so it was altered or damaged")
     return contents
+
+
+def _is_of_torch(path: Path) -> bool:
+    """Whether a file starts as those of ``torch.save`` do, which are zip archives."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _read_torch(path: str | Path) -> list[tuple[str, Tensor]]:
+    """Read a ``state_dict`` that ``torch.save`` wrote. Raises ``ValueError`` for anything else."""
+    place = _checked_path(path, "load")
+    try:
+        found = torch.load(place, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors, such as a pickled module, and reading it could run any code; where it "
+            f"was written, write torch.save(module.state_dict(), path) instead ({str(error).splitlines()[0]})"
+        ) from None
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is damaged, or torch.save did not write it: {error}") from error
+    if not isinstance(found, dict) or not all(isinstance(leaf, Tensor) for leaf in found.values()):
+        shown = {name: type(leaf).__name__ for name, leaf in found.items()} if isinstance(found, dict) else found
+        raise ValueError(
+            f"{path} is not a state_dict, a dict of tensors, but {_tree.describe(shown)}; write "
+            "torch.save(module.state_dict(), path), or read it with torch.load(path, weights_only=True)"
+        )
+    return sorted((str(name), leaf.detach()) for name, leaf in found.items())
 
 
 def _metadata(contents: bytearray) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Deliberate faults for :mod:`tests.mutate`: a room, a file in fnn/, a text that stands in it once, and its replacement.
+"""Deliberate faults for mutate.py: a room, a file in fnn/, a text that stands in it once, and its replacement.
 
 They are faults that a maintainer might make in one line. Each was chosen from the code, before the tests were read.
 """

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 import fnn
-from fnn.checkpoint import load, load_metadata, save
+from fnn.checkpoint import load, load_metadata, save, save_in_background
 
 
 class State(NamedTuple):
@@ -289,3 +289,43 @@ def test_bad_files(tmp_path: Path) -> None:
     for call in (lambda: load(tmp_path), lambda: load_metadata(tmp_path), lambda: save(tmp_path, LIKE)):
         with pytest.raises(IsADirectoryError, match="is a folder; name a file in it"):
             call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+def test_state_dicts_of_torch_save_are_read(tmp_path: Path, dtype: torch.dtype) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).to(dtype)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    params = load(tmp_path / "net.pth", like=fnn.tree.from_state_dict(net.state_dict()))
+    assert all(torch.equal(leaf, net.state_dict()[path]) for path, leaf in fnn.tree.items(params))
+    assert not any(leaf.requires_grad for leaf in fnn.tree.leaves(params))
+    with pytest.raises(ValueError, match=r"missing \['0\.extra'\]"):
+        load(tmp_path / "net.pth", like=params | {"0": params["0"] | {"extra": torch.ones(1)}})
+
+
+def test_what_torch_save_should_not_write_is_refused(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
+    with pytest.raises(ValueError, match=r"more than tensors, such as a pickled module.*module\.state_dict\(\)"):
+        load(tmp_path / "module.pth")
+    torch.save({"model": {"w": torch.ones(1)}, "epoch": 3}, tmp_path / "both.pth")
+    with pytest.raises(ValueError, match=r"is not a state_dict.*\['epoch', 'model'\]"):
+        load(tmp_path / "both.pth")
+    whole = (tmp_path / "both.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="is damaged"):
+        load(tmp_path / "cut.pth")
+
+
+def test_saving_in_the_background_keeps_what_was_given(tmp_path: Path) -> None:
+    tree = {"w": torch.zeros(1000, 1000)}
+    wait = save_in_background(tmp_path / "w", tree, {"step": "1"})
+    tree["w"].fill_(7)
+    wait()
+    wait()
+    assert not load(tmp_path / "w")["w"].any()
+    assert load_metadata(tmp_path / "w") == {"step": "1"}
+    with pytest.raises(TypeError, match="not a tensor"):
+        save_in_background(tmp_path / "x", {"w": 3.0})
+    (tmp_path / "file").write_text("")
+    wait = save_in_background(tmp_path / "file" / "below", {"w": torch.ones(1)})
+    with pytest.raises(OSError, match="file"):
+        wait()

@@ -46,10 +46,13 @@ SENTENCES = [
     (apply(layers.conv2d(3, 4, 3), ONES(2, 1, 8, 8)), r"conv2d expects inputs of shape \(batch, 3, height, width\)"),
     (
         apply(layers.conv2d(1, 4, 3), ONES(2, 1, 2, 8)),
-        r"conv2d with a kernel reaching over \[3, 3\] pixels got images of \[2, 8\]",
+        r"conv2d with a kernel that reaches over \(3, 3\) got an input of size \(2, 8\)",
     ),
     (lambda: layers.conv2d(3, 4, 3, groups=2), "groups=2 must divide in_channels=3"),
-    (apply(layers.max_pool2d(9), ONES(1, 1, 8, 8)), r"max_pool2d with a window of \(9, 9\) got images of \(8, 8\)"),
+    (
+        apply(layers.max_pool2d(9), ONES(1, 1, 8, 8)),
+        r"max_pool2d with a window of \(9, 9\) got an input of size \(8, 8\)",
+    ),
     (apply(layers.avg_pool2d(2), ONES(8)), r"avg_pool2d expects inputs of shape"),
     (
         apply(layers.linear(3, 2), ONES(2, 3, dtype=torch.uint8)),
@@ -66,7 +69,7 @@ SENTENCES = [
     ),
     (apply(layers.rms_norm(3), ONES(2, 4)), r"rms_norm expects inputs of shape \(\.\.\., 3\), got \(2, 4\)"),
     (lambda: layers.layer_norm(()), "at least one axis"),
-    (lambda: layers.group_norm(4, 6), "groups=4 must divide channels=6"),
+    (lambda: layers.group_norm(4, 6), "num_groups=4 must divide num_channels=6"),
     (apply(layers.group_norm(2, 6), ONES(2, 4, 3)), r"group_norm expects inputs of shape \(batch, 6, \.\.\.\), got"),
     (
         apply(layers.instance_norm(6), ONES(6)),
@@ -97,7 +100,7 @@ SENTENCES = [
         apply(layers.sequential(layers.residual(layers.linear(3, 2))), ONES(2, 4)),
         r"params\['0'\]: linear expects inputs of shape \(\.\.\., 3\), got \(2, 4\)",
     ),
-    (lambda: layers.dropout(1.0), "0 <= rate < 1, got 1.0"),
+    (lambda: layers.dropout(1.5), "dropout expects 0 <= p <= 1, got 1.5"),
     (lambda: layers.gelu(ONES(1), "exact"), "'none' or 'tanh', got 'exact'"),
     (lambda: fnn.models.mlp(3), r"at least an input and an output size, got \(3,\)"),
     (lambda: losses.cross_entropy(ONES(2, 3), ONES(3, dtype=torch.int64)), r"targets of shape \(2,\), got \(3,\)"),
@@ -130,10 +133,13 @@ SENTENCES = [
         "layer_norm has no 'bias'",
     ),
     (
-        lambda: layers.layer_norm(3, affine=False).apply(layers.layer_norm(3).init(KEY), ONES(2, 3)),
+        lambda: layers.layer_norm(3, elementwise_affine=False).apply(layers.layer_norm(3).init(KEY), ONES(2, 3)),
         "it has none of its own",
     ),
-    (lambda: layers.rms_norm(3, affine=False).apply({"weight": ONES(3)}, ONES(2, 3)), "rms_norm has no 'weight'"),
+    (
+        lambda: layers.rms_norm(3, elementwise_affine=False).apply({"weight": ONES(3)}, ONES(2, 3)),
+        "rms_norm has no 'weight'",
+    ),
     (
         lambda: layers.group_norm(1, 3, affine=False).apply({"weight": ONES(3)}, ONES(2, 3)),
         "group_norm has no 'weight'",
@@ -199,7 +205,7 @@ SENTENCES = [
     (lambda: metrics.confusion_matrix(ONES(2, 3), torch.tensor([0, -1])), "targets from 0 to 2; leave out"),
     (lambda: metrics.confusion_matrix(ONES(2, 3), torch.tensor([0, -100])), "targets from 0 to 2; leave out"),
     (lambda: metrics.confusion_matrix(ONES(2, 3), ONES(2)), r"got torch.float32; write targets\.long\(\)"),
-    (apply(layers.residual(layers.linear(3, 2)), ONES(2, 3)), r"adds a shortcut that makes the same change"),
+    (apply(layers.residual(layers.linear(3, 2)), ONES(2, 3)), r"with a shortcut that makes the same change"),
     (
         lambda: layers.linear(3, 2).apply(donated(layers.linear(3, 2)), ONES(2, 3)),
         "weight was donated to a jitted function",
@@ -265,7 +271,7 @@ TYPES = {
     "module's forward": (lambda: layers.sequential(torch.nn.Linear(4, 3).forward), r"torch\.nn\.Module \(Linear\)"),
     "activation module": (lambda: layers.sequential(torch.nn.ReLU()), r"write fnn\.layers\.relu$"),
     "batch norm module": (lambda: layers.sequential(torch.nn.BatchNorm2d(3)), r"write fnn\.layers\.batch_norm\(\.\.\.\)"),
-    "other module": (lambda: layers.residual(torch.nn.LSTM(4, 4)), r"residual: part 'layer' .*torch\.func\.functional_call\("),
+    "other module": (lambda: layers.residual(torch.nn.LSTM(4, 4)), r"residual: part 'layer' .*fnn\.interop\.from_module\(module\)"),
     "class": (lambda: layers.sequential(torch.nn.ReLU), r"torch\.nn\.Module \(ReLU\)"),
     "model activation": (lambda: fnn.models.mlp(4, 3, 2, activation=torch.nn.Tanh()), r"write fnn\.layers\.tanh$"),
     "uncalled": (lambda: layers.sequential(layers.dropout), r"part '0' makes layers and was not called; write dropout\(\.\.\.\)"),
@@ -287,9 +293,11 @@ TYPES = {
     "integer key, dropout": (lambda: layers.dropout().apply({}, X, key=3), r"got 3; write fnn\.random\.key\(3\)"),
     "size": (lambda: layers.linear(4.0, 3), r"linear expects in_features as an integer, got 4\.0"),
     "size, text": (lambda: layers.embedding("3", 2), "num_embeddings as an integer, got '3'"),
+    "size, bool": (lambda: layers.linear(4, True), "linear expects out_features as an integer, got True"),
+    "batch size, bool": (lambda: list(fnn.data.batches(X, True)), "batch_size as an integer, got True"),
     "sizes in a list": (lambda: fnn.models.mlp([4, 3]), r"mlp takes its sizes one by one, got \[4, 3\]; write mlp\(\*sizes\)"),
-    "dropout": (lambda: layers.dropout(layers.linear(2, 2)), "dropout expects its rate as a number"),
-    "summary": (lambda: fnn.summary(SMALL), r"got a layer; write summary\(model\.init"),
+    "dropout": (lambda: layers.dropout(layers.linear(2, 2)), "dropout expects p, the probability to drop, as a number"),
+    "summary": (lambda: fnn.summary(SMALL), r"expects a layer with its params and inputs; write summary\(model, params, x\)"),
     "summary of a module": (lambda: fnn.summary(torch.nn.Linear(4, 3)), "params is a Linear, not a tensor"),
 }  # fmt: skip
 

@@ -333,7 +333,7 @@ def test_statistics_that_are_not_tracked() -> None:
 
 def test_attention_over_nothing() -> None:
     for causal in (False, True):
-        layer = layers.multi_head_attention(4, 2, causal)
+        layer = layers.multi_head_attention(4, 2, causal=causal)
         assert layer.apply(layer.init(KEY), torch.zeros(3, 0, 4)).shape == (3, 0, 4)
         assert layer.apply(layer.init(KEY), torch.zeros(0, 3, 4)).shape == (0, 3, 4)
 

@@ -12,7 +12,7 @@ from fnn import layers, models, tree
 from fnn._configs import MAKERS
 from fnn.layers.base import factory
 from fnn.layers.structure import paths
-from tests.contracts import test_meta
+from tests.contracts import cases_models, cases_sequence, cases_spatial, test_meta
 
 KEY = fnn.random.key(0)
 TEXT = """
@@ -22,7 +22,7 @@ sequential(...)
     sequential(...)
       block.0: batch_norm(4, momentum=None)
       block.1: leaky_relu(negative_slope=0.2)
-      block.2: dropout(rate=0.1)
+      block.2: dropout(p=0.1)
   flat: flatten
   head: mlp(64, 5, 3, activation=gelu)
     head.0: linear(64, 5)
@@ -41,8 +41,11 @@ def network() -> fnn.StatefulLayer:
     )
 
 
+OWN = {"join": cases_models.join, "gate": cases_models.gate}
+
+
 def again(model: fnn.Layer | fnn.StatefulLayer) -> fnn.Layer | fnn.StatefulLayer:
-    return layers.from_config(json.loads(json.dumps(layers.config(model), allow_nan=False)))
+    return layers.from_config(json.loads(json.dumps(layers.config(model, OWN), allow_nan=False)), OWN)
 
 
 def test_a_model_prints_its_structure() -> None:
@@ -64,12 +67,16 @@ def test_a_model_made_again_computes_the_same() -> None:
     assert tree.max_difference(new.apply(params, state, x, **given), model.apply(params, state, x, **given)) == 0
 
 
-@pytest.mark.parametrize("name", test_meta.LAYERS)
+MADE = {name: layer for name, layer in test_meta.LAYERS.items() if hasattr(layer.apply, "config")}
+MADE |= cases_spatial.MADE | cases_sequence.MADE
+
+
+@pytest.mark.parametrize("name", [name for name in MADE if name != "frozen"])
 def test_every_layer_is_made_again_from_its_config(name: str) -> None:
-    layer = test_meta.LAYERS[name]
+    layer = MADE[name]
     new = again(layer)
     assert str(new) == str(layer)
-    assert layers.config(new) == layers.config(layer)
+    assert layers.config(new, OWN) == layers.config(layer, OWN)
     assert tree.spec(new.init(KEY)) == tree.spec(layer.init(KEY))
 
 
@@ -77,7 +84,7 @@ def test_every_public_layer_and_model_records_how_it_was_made() -> None:
     public = {f"layers.{name}" for name in layers.__all__} | {f"models.{name}" for name in models.__all__}
     listed = {name for name in MAKERS if not name.startswith("init.")}
     assert listed <= public
-    made = {name.split(",")[0] for name in test_meta.LAYERS}
+    made = {name.split(",")[0] for name in MADE}
     assert {name.removeprefix("layers.") for name in listed} == made
 
 
@@ -128,6 +135,10 @@ REFUSED = {
     ),
     "lambda": (lambda x: x, r"model\.1 is a function of your own, <lambda>"),
     "maker": (doubled(3), r"model\.1 was made by doubled, which is not a public function of fnn; write config\("),
+    "tensors": (
+        test_meta.LAYERS["frozen"],
+        r"model\.1\.state\['running_mean'\] is a Tensor, which is not plain data",
+    ),
     "layer": (plain(3), r"model\.1 is a layer of your own, made by plain without the decorator"),
 }
 

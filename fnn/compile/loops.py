@@ -103,7 +103,7 @@ def _record(body: Body, flat: list[Tensor], length: int) -> Result:
     carry, xs, closed = body.split(_with_own_memory(graph, body, [value.contiguous() for value in flat]))
     _copy_shared_results(graph)
     if not xs:
-        xs = [torch.arange(length, device=carry[0].device if carry else None)]
+        xs = [torch.arange(length, device=next((value.device for value in (*carry, *closed)), None))]
         with graph.graph.inserting_before([*graph.graph.nodes][body.carries]):  # behind the carries
             graph.graph.placeholder("turn").meta["val"] = example(xs[0], leading_axes=1)
     graph.recompile()

@@ -228,7 +228,7 @@ class _Walk:
     def _object(self, value: Any) -> None:
         kind = type(value)
         self._class(kind)
-        if _of(kind.__module__, "builtins", "torch"):
+        if _of(kind.__module__, "builtins", "torch") or getattr(kind, "constant_under_jit", False):
             return
         if hasattr(value, "__dict__"):
             scope = vars(value)

@@ -194,7 +194,7 @@ def _explained(error: str) -> str | None:
     if "randomness" in error:
         return (
             "the loss draws from torch's global random generator (torch.nn.functional.dropout does), which cannot be "
-            "repeated per sample; write fnn.layers.dropout(rate) in the model and give a key: "
+            "repeated per sample; write fnn.layers.dropout(p) in the model and give a key: "
             "per_sample_grad(loss)(params, batch, key=key)"
         )
     if ".item()" in error or "data-dependent control flow" in error:

@@ -20,7 +20,7 @@ from torch import Tensor
 from fnn import _torch
 from fnn import tree as _tree
 from fnn._argnums import Argnums, positions
-from fnn._tracing import is_outermost_in_replay
+from fnn._tracing import differentiated, is_outermost_in_replay
 
 
 def grad(f: Callable, argnums: Argnums = 0, has_aux: bool = False) -> Callable:
@@ -114,8 +114,8 @@ def check_differentiable(tree: _tree.Tree, name: str = "params") -> None:
             raise TypeError(f"{name}{path} is None, not a tensor; leave the entry out where there is no parameter")
         if isinstance(leaf, torch.nn.Module):
             raise TypeError(
-                f"{name}{path} is a torch.nn.Module, not a tree of tensors; write dict(module.named_parameters()) for "
-                "params, and torch.func.functional_call(module, params, (x,)) in the function"
+                f"{name}{path} is a torch.nn.Module, not a tree of tensors; write model, params, state = "
+                "fnn.interop.from_module(module), and model.apply(params, x) in the function"
             )
         if not isinstance(leaf, Tensor):
             shown = repr(leaf) if isinstance(leaf, (str, int, float, complex)) else f"a {type(leaf).__name__}"
@@ -208,7 +208,8 @@ def _by_autograd(of_leaves: Callable, leaves: list[Tensor]) -> tuple[Tensor, Any
     with torch.enable_grad():
         try:
             own = [x.view_as(x) if recording and x.requires_grad else x.detach().requires_grad_() for x in leaves]
-            value, aux = of_leaves(own)
+            with differentiated():
+                value, aux = of_leaves(own)
         except RuntimeError as error:
             if "inference tensor" in str(error).lower():  # torch.func accepts these
                 return _by_torch_func(of_leaves, leaves)

@@ -1,4 +1,7 @@
-"""Activations and other functions of a tensor that have no parameters."""
+"""Smooth activations and the softmax family: functions of a tensor that have no parameters.
+
+16-bit values are computed in float32 and rounded once, as torch's own kernels do.
+"""
 
 import math
 
@@ -6,34 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fnn import random
 from fnn._numerics import under_autocast, widen
-
-
-def relu(x: Tensor) -> Tensor:
-    """max(x, 0), entry by entry. The derivative at 0 is 0.
-
-    >>> relu(torch.tensor([-1.0, 2.0]))
-    tensor([0., 2.])
-    """
-    return F.relu(x)
-
-
-def relu6(x: Tensor) -> Tensor:
-    """min(max(x, 0), 6).
-
-    >>> relu6(torch.tensor([-1.0, 9.0]))
-    tensor([0., 6.])
-    """
-    return F.relu6(x)
-
-
-def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
-    """x where x > 0, negative_slope * x elsewhere.
-
-    >>> leaky_relu(torch.tensor([-1.0, 2.0]))
-    tensor([-0.0100,  2.0000])
-    """
-    return F.leaky_relu(x, negative_slope)
+from fnn.layers.base import check_channels
 
 
 def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
@@ -54,16 +32,31 @@ def selu(x: Tensor) -> Tensor:
     return F.selu(x)
 
 
+def celu(x: Tensor, alpha: float = 1.0) -> Tensor:
+    """x where x > 0, alpha (e^(x / alpha) - 1) elsewhere, which has a continuous derivative (Barron, 2017).
+
+    Raises ``ValueError`` for alpha = 0.
+
+    >>> celu(torch.tensor([0.0, 2.0]))
+    tensor([0., 2.])
+    """
+    if alpha == 0:
+        raise ValueError("celu divides by alpha, got 0")
+    return F.celu(x, alpha)
+
+
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """x times the standard normal distribution function at x; ``approximate="tanh"`` for the usual approximation.
 
     >>> gelu(torch.tensor([0.0, 1.0]))
     tensor([0.0000, 0.8413])
     """
+    wide = widen(x)
     if approximate == "none":
-        return x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0)))
+        return (wide * 0.5 * (1.0 + torch.erf(wide / math.sqrt(2.0)))).to(x.dtype)
     if approximate == "tanh":
-        return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+        inner = math.sqrt(2.0 / math.pi) * (wide + 0.044715 * wide**3)
+        return (0.5 * wide * (1.0 + torch.tanh(inner))).to(x.dtype)
     raise ValueError(f"gelu: approximate is 'none' or 'tanh', got {approximate!r}")
 
 
@@ -73,34 +66,55 @@ def silu(x: Tensor) -> Tensor:
     >>> silu(torch.tensor([0.0]))
     tensor([0.])
     """
-    return x * torch.sigmoid(x)
+    wide = widen(x)
+    return (wide * torch.sigmoid(wide)).to(x.dtype)
 
 
 def mish(x: Tensor) -> Tensor:
-    """x tanh(softplus(x)) (Misra, 2019).
+    """x tanh(log(1 + e^x)) (Misra, 2019).
 
     >>> mish(torch.tensor([0.0]))
     tensor([0.])
     """
-    return x * torch.tanh(softplus(x))
+    wide = widen(x)
+    return (wide * torch.tanh(-F.logsigmoid(-wide))).to(x.dtype)
 
 
-def softplus(x: Tensor, beta: float = 1.0, threshold: float = math.inf) -> Tensor:
+def softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     """log(1 + e^(beta x)) / beta without overflow, or x where beta x > threshold.
 
-    torch's default threshold is 20, beyond which the two differ by less than 3e-9; here the default is none. The
-    function is computed by torch's ``logsigmoid``, because the second derivative of ``logaddexp`` is nan where e^x
-    underflows. Raises ``ValueError`` for beta = 0.
+    The function is computed by torch's ``logsigmoid``, because the second derivative of ``logaddexp`` is nan where e^x
+    underflows. It does not overflow without the threshold either, which torch has: with ``threshold=math.inf`` all
+    derivatives are continuous. Raises ``ValueError`` for beta = 0.
 
     >>> softplus(torch.tensor([0.0, 100.0]))
     tensor([  0.6931, 100.0000])
     """
     if beta == 0:
         raise ValueError("softplus divides by beta, got 0")
-    if beta == 1.0 and threshold == math.inf:
-        return -F.logsigmoid(-x)
-    y = -F.logsigmoid(-beta * x) / beta
-    return y if threshold == math.inf else torch.where(beta * x > threshold, x, y)
+    wide = widen(x)
+    y = -F.logsigmoid(-beta * wide) / beta
+    return torch.where(beta * wide > threshold, wide, y).to(x.dtype)
+
+
+def softsign(x: Tensor) -> Tensor:
+    """x / (1 + |x|).
+
+    >>> softsign(torch.tensor([-1.0, 3.0]))
+    tensor([-0.5000,  0.7500])
+    """
+    wide = widen(x)
+    return (wide / (1.0 + wide.abs())).to(x.dtype)
+
+
+def tanhshrink(x: Tensor) -> Tensor:
+    """x - tanh(x).
+
+    >>> tanhshrink(torch.tensor([0.0, 1.0]))
+    tensor([0.0000, 0.2384])
+    """
+    wide = widen(x)
+    return (wide - torch.tanh(wide)).to(x.dtype)
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -150,6 +164,47 @@ def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
     tensor([-0.6931, -0.6931])
     """
     return _in_result_dtype(_log_softmax(x, dim), x)
+
+
+def softmin(x: Tensor, dim: int = -1) -> Tensor:
+    """softmax(-x) along ``dim``. Dtypes are as in :func:`softmax`.
+
+    >>> softmin(torch.zeros(2))
+    tensor([0.5000, 0.5000])
+    """
+    return softmax(-x, dim)
+
+
+def softmax2d(x: Tensor) -> Tensor:
+    """:func:`softmax` over the channels of images. x: (batch, channels, height, width) or (channels, height, width).
+
+    >>> softmax2d(torch.zeros(1, 2, 1, 1)).flatten()
+    tensor([0.5000, 0.5000])
+    """
+    check_channels("softmax2d", x, None, ("height", "width"))
+    return softmax(x, -3)
+
+
+def gumbel_softmax(logits: Tensor, tau: float = 1.0, hard: bool = False, dim: int = -1, *, key: Tensor) -> Tensor:
+    """softmax((logits + Gumbel noise) / tau) along ``dim`` (Jang et al., 2017; Maddison et al., 2017).
+
+    As tau goes to 0 the result becomes one-hot, drawn with probabilities softmax(logits). With ``hard`` it is one-hot
+    for every tau, and its derivatives are those of the soft result. Raises ``ValueError`` unless tau > 0.
+
+    >>> y = gumbel_softmax(torch.zeros(1000, 2), hard=True, key=random.key(0))
+    >>> y.unique(), y.sum().item()
+    (tensor([0., 1.]), 1000.0)
+    """
+    if not tau > 0:
+        raise ValueError(f"gumbel_softmax expects tau > 0, got {tau}")
+    wide = widen(logits)
+    tiny = torch.finfo(wide.dtype).tiny
+    noise = -torch.log(-torch.log(random.uniform(key, wide.shape, wide.dtype, tiny, 1.0)))
+    soft = softmax((wide + noise) / tau, dim)
+    if not hard:
+        return _in_result_dtype(soft, logits)
+    one_hot = torch.zeros_like(soft).scatter(dim, soft.argmax(dim, keepdim=True), 1.0)
+    return _in_result_dtype(one_hot + (soft - soft.detach()), logits)
 
 
 def _log_softmax(x: Tensor, dim: int) -> Tensor:

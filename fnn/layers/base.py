@@ -180,18 +180,34 @@ def as_size(layer: str, name: str, value: Any, least: int = 1) -> int:
     return number
 
 
-def as_pair(layer: str, name: str, value: Any, least: int = 1) -> tuple[int, int]:
-    """Return one size for both axes, or a pair of sizes (height, width), as a pair.
+SPATIAL = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}  # the names of spatial axes
 
-    >>> as_pair("conv2d", "kernel_size", (3, 3, 7))
+
+def as_sizes(layer: str, name: str, value: Any, dims: int, least: int = 1) -> tuple[int, ...]:
+    """Return one size for all spatial axes, or one for each of ``dims`` axes, as a tuple.
+
+    >>> as_sizes("conv2d", "kernel_size", 3, 2)
+    (3, 3)
+    >>> as_sizes("conv2d", "kernel_size", (3, 3, 7), 2)
     Traceback (most recent call last):
     ValueError: conv2d expects kernel_size as one integer or a pair (height, width), got (3, 3, 7)
     """
     if not isinstance(value, (tuple, list)):
-        value = (value, value)
-    if len(value) != 2:
-        raise ValueError(f"{layer} expects {name} as one integer or a pair (height, width), got {value}")
-    return as_size(layer, name, value[0], least), as_size(layer, name, value[1], least)
+        value = (value,) * dims
+    if len(value) != dims:
+        kind = {1: "a tuple (length,)", 2: "a pair (height, width)", 3: "three (depth, height, width)"}[dims]
+        raise ValueError(f"{layer} expects {name} as one integer or {kind}, got {value}")
+    return tuple(as_size(layer, name, size, least) for size in value)
+
+
+def as_pair(caller: str, name: str, value: Any, least: int = 1) -> tuple[int, int]:
+    """Return one size for both axes, or a pair of sizes (height, width), as a pair.
+
+    >>> as_pair("resize", "size", 28)
+    (28, 28)
+    """
+    height, width = as_sizes(caller, name, value, 2, least)
+    return height, width
 
 
 def check_dtype(layer: str, x: Tensor, leaf: Tensor) -> None:
@@ -206,6 +222,21 @@ def check_dtype(layer: str, x: Tensor, leaf: Tensor) -> None:
             f"{layer} has params of {leaf.dtype} and got inputs of {x.dtype}; write x.to({leaf.dtype}), "
             "or fnn.tree.cast(params, dtype) for another precision"
         )
+
+
+def check_floating(layer: str, x: Tensor) -> None:
+    """Raise :class:`ArgumentError` unless ``x`` is a tensor of real floating-point numbers.
+
+    >>> import torch
+    >>> check_floating("avg_pool2d", torch.tensor([1, 2]))
+    Traceback (most recent call last):
+    fnn.layers.base.ArgumentError: avg_pool2d expects floating-point inputs, got torch.int64; write x.float()
+    """
+    check_tensor(layer, x)
+    if x.is_complex():
+        raise ArgumentError(f"{layer} is not defined for complex numbers; apply it to x.real and x.imag")
+    if not x.is_floating_point():
+        raise ArgumentError(f"{layer} expects floating-point inputs, got {x.dtype}; write x.float()")
 
 
 def check_last_axis(layer: str, x: Tensor, features: int) -> None:

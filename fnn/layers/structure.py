@@ -38,7 +38,7 @@ def structure(layer: Any) -> str:
       0: residual(...)
         mlp(4, 4)
           0.0: linear(4, 4)
-      1: dropout(rate=0.1)
+      1: dropout(p=0.1)
     """
     return "\n".join(_lines(layer, "", "", 0))
 
@@ -96,14 +96,14 @@ def from_config(config: Mapping[str, Any], own: Own = None) -> Any:
 
 def _lines(part: Any, path: str, name: str, depth: int) -> list[str]:
     label = f"{path}: " if name else ""
-    lines = ["  " * depth + label + _call(part)]
+    lines = ["  " * depth + label + call_text(part)]
     for inner, value in parts_of(part).items():
         below = f"{path}.{inner}" if path and inner else path or inner
         lines += _lines(value, below, inner, depth + 1)
     return lines
 
 
-def _call(part: Any) -> str:
+def call_text(part: Any) -> str:
     """Return the call that makes a part, in one line."""
     known = config_of(part)
     if known is None:
@@ -142,7 +142,7 @@ def _value(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"Tensor{tuple(value.shape)}"
     if is_layer(value) or config_of(value):
-        return _call(value)
+        return call_text(value)
     if isinstance(value, functools.partial):
         shown = [*map(_value, value.args), *(f"{name}={_value(each)}" for name, each in value.keywords.items())]
         return f"{_value(value.func)}({', '.join(shown)})"
@@ -237,8 +237,12 @@ def _functions() -> dict[str, Callable[..., Any]]:
     from fnn import layers  # not at the top, because fnn.layers imports this file
 
     public = {name: getattr(layers, name) for name in layers.__all__}
-    others = {id(each) for each in (*MAKERS.values(), config, from_config)}
-    return {name: each for name, each in public.items() if inspect.isfunction(each) and id(each) not in others}
+    makers = {id(maker) for maker in MAKERS.values()}
+    return {
+        name: each
+        for name, each in public.items()
+        if inspect.isfunction(each) and id(each) not in makers and name not in ("capture", "config", "from_config")
+    }
 
 
 def _decode(data: Any, own: Mapping[str, Any]) -> Any:

@@ -6,94 +6,23 @@ A case is ``function(params, x)``, float64 values for both, and ``reference(para
 
 # ruff: noqa: E501 (one case a line)
 
-import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fnn
-from fnn import layers, losses
-
-
-class Case(NamedTuple):
-    function: Callable[[Any, Tensor], Tensor]
-    reference: Callable[[Any, Tensor], Tensor]
-    params: Any
-    x: Tensor
-
-
-def numbers(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def module(layer: fnn.Layer, net: nn.Module, *shape: int) -> Case:
-    """A layer against a torch module; the params' dotted paths are the module's own names."""
-    params = fnn.tree.cast(layer.init(fnn.random.key(5)), torch.float64)
-    net = net.double()
-
-    def reference(params: Any, x: Tensor) -> Tensor:
-        return torch.func.functional_call(net, fnn.tree.to_state_dict(params), (x,))
-
-    return Case(layer.apply, reference, params, numbers(1, *shape))
-
-
-def function(ours: Callable, theirs: Callable, *shape: int) -> Case:
-    """A function without parameters; a scale stands in for them so that every transform has something to act on."""
-    params = {"scale": numbers(3, *shape[1:])}
-    return Case(lambda p, x: ours(p["scale"] * x), lambda p, x: theirs(p["scale"] * x), params, numbers(2, *shape))
-
-
-def normed(layer: fnn.StatefulLayer, net: nn.Module, train: bool, *shape: int) -> Case:
-    """Batch normalisation against torch's, with running statistics that are neither 0 nor 1."""
-    params, state = fnn.tree.cast(layer.init(fnn.random.key(5)), torch.float64)
-    params = fnn.tree.map(lambda leaf: leaf + 0.3 * numbers(6, *leaf.shape), params)
-    state = fnn.tree.map(lambda leaf: leaf + numbers(7, *leaf.shape).abs() if leaf.is_floating_point() else leaf, state)
-    net = net.double().train(train)
-
-    def reference(params: Any, x: Tensor) -> Tensor:
-        buffers = {name: leaf.clone() for name, leaf in fnn.tree.to_state_dict(state).items()}
-        return torch.func.functional_call(net, fnn.tree.to_state_dict(params) | buffers, (x,))
-
-    return Case(lambda p, x: layer.apply(p, state, x, train=train)[0], reference, params, numbers(1, *shape))
-
-
-def torch_attention(causal: bool, params: Any, x: Tensor) -> Tensor:
-    net = nn.MultiheadAttention(6, 2, bias="in_proj_bias" in params, batch_first=True, dtype=torch.float64)
-    mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=torch.float64) if causal else None
-    options = {"need_weights": False, "attn_mask": mask}
-    return torch.func.functional_call(net, fnn.tree.to_state_dict(params), (x, x, x), options)[0]
-
-
-def attention(causal: bool, bias: bool) -> Case:
-    layer = layers.multi_head_attention(6, 2, causal, bias)
-    params = fnn.tree.cast(layer.init(fnn.random.key(5)), torch.float64)
-    params = fnn.tree.map(lambda leaf: leaf + 0.3 * numbers(6, *leaf.shape), params)
-    return Case(layer.apply, lambda p, x: torch_attention(causal, p, x), params, numbers(1, 3, 4, 6))
-
-
-def embedded() -> Case:
-    case = module(layers.embedding(7, 3), nn.Embedding(7, 3), 4)
-    return case._replace(x=torch.tensor([[0, 6, 6], [1, 2, 3], [5, 5, 5], [3, 0, 1]]))
+from fnn import layers
+from tests.contracts import cases_models, cases_sequence, cases_spatial
+from tests.contracts.case import Case, function, module, normed
+from tests.contracts.cases_functions import ACTIVATIONS, DROPOUTS, FUNCTIONS_WITH_PARAMS
+from tests.contracts.cases_losses import LOSSES
 
 
 class TorchResidual(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         return input + super().forward(input)
-
-
-KEY = fnn.random.key(11)
-
-
-def dropped(params: Any, x: Tensor) -> Tensor:
-    return layers.dropout(0.4).apply({}, params["scale"] * x, key=KEY)
-
-
-def dropped_reference(params: Any, x: Tensor) -> Tensor:
-    keep = fnn.random.uniform(KEY, x.shape) < 0.6  # bernoulli's definition
-    return params["scale"] * x * keep / 0.6
 
 
 def torch_lenet() -> nn.Module:
@@ -130,7 +59,7 @@ def torch_tanh_stack() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(32, 3))
 
 
-NOT_LAYERS = {"Layer", "StatefulLayer", "ShapeError", "config", "from_config"}  # public names of fnn.layers
+NOT_LAYERS = {"Layer", "StatefulLayer", "ShapeError", "capture", "config", "from_config"}  # public names of fnn.layers
 
 LAYERS: dict[str, Callable[[], Case]] = {
     "linear": lambda: module(layers.linear(4, 3), nn.Linear(4, 3), 5, 4),
@@ -171,7 +100,7 @@ LAYERS: dict[str, Callable[[], Case]] = {
     "rms_norm, eps": lambda: module(layers.rms_norm(5, 1e-3), nn.RMSNorm(5, 1e-3), 4, 3, 5),
     "group_norm, no bias, eps": lambda: module(layers.group_norm(2, 6, 1e-3, bias=False), nn.GroupNorm(2, 6, 1e-3), 3, 6, 4),
     "instance_norm, no bias, eps": lambda: module(
-        layers.instance_norm(3, 1e-3, True, False), nn.InstanceNorm1d(3, 1e-3, affine=True), 3, 3, 4
+        layers.instance_norm(3, 1e-3, affine=True, bias=False), nn.InstanceNorm1d(3, 1e-3, affine=True), 3, 3, 4
     ),
     "instance_norm, single samples": lambda: function(
         lambda x: torch.stack([layers.instance_norm(2, spatial=2).apply({}, one) for one in x]),
@@ -189,7 +118,7 @@ LAYERS: dict[str, Callable[[], Case]] = {
     ),
     "layer_norm": lambda: module(layers.layer_norm(5), nn.LayerNorm(5), 4, 3, 5),
     "layer_norm, two axes, no affine": lambda: function(
-        lambda x: layers.layer_norm((3, 5), 1e-3, affine=False).apply({}, x),
+        lambda x: layers.layer_norm((3, 5), 1e-3, elementwise_affine=False).apply({}, x),
         lambda x: F.layer_norm(x, (3, 5), eps=1e-3), 4, 3, 5,
     ),
     "rms_norm": lambda: module(layers.rms_norm(5), nn.RMSNorm(5), 4, 3, 5),
@@ -199,9 +128,7 @@ LAYERS: dict[str, Callable[[], Case]] = {
     ),
     "batch_norm": lambda: normed(layers.batch_norm(3), nn.BatchNorm2d(3), False, 4, 3, 5, 5),
     "batch_norm, training": lambda: normed(layers.batch_norm(3, 1e-3), nn.BatchNorm1d(3, 1e-3), True, 4, 3, 5),
-    "embedding": embedded,
-    "multi_head_attention": lambda: attention(False, True),
-    "multi_head_attention, causal, no bias": lambda: attention(True, False),
+    **cases_sequence.LAYERS,
     "residual": lambda: module(layers.residual(layers.linear(4, 4)), TorchResidual(4, 4), 5, 4),
     "sequential, with state": lambda: normed(
         layers.sequential(
@@ -210,107 +137,16 @@ LAYERS: dict[str, Callable[[], Case]] = {
         nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)),
         True, 3, 1, 4, 4,
     ),
-    "dropout": lambda: Case(dropped, dropped_reference, {"scale": numbers(3, 6)}, numbers(2, 4, 6)),
     "sequential": lambda: module(
         layers.sequential(layers.conv2d(1, 2, 3), layers.tanh, layers.flatten, layers.linear(32, 3)),
         torch_tanh_stack(), 3, 1, 6, 6,
     ),
+    **cases_models.LAYERS,
     "models.mlp": lambda: module(fnn.models.mlp(12, 7, 3), torch_mlp(), 4, 12),
     "models.lenet": lambda: module(fnn.models.lenet(), torch_lenet(), 2, 1, 32, 32),
     "models.lenet5": lambda: module(fnn.models.lenet5(), torch_lenet5(), 2, 1, 32, 32),
 }  # fmt: skip
 
-ACTIVATIONS: dict[str, Callable[[], Case]] = {
-    "relu": lambda: function(layers.relu, F.relu, 4, 6),
-    "relu6": lambda: function(lambda x: layers.relu6(4 * x), lambda x: F.relu6(4 * x), 4, 6),
-    "leaky_relu": lambda: function(lambda x: layers.leaky_relu(x, 0.2), lambda x: F.leaky_relu(x, 0.2), 4, 6),
-    "elu": lambda: function(lambda x: layers.elu(x, 1.5), lambda x: F.elu(x, 1.5), 4, 6),
-    "selu": lambda: function(layers.selu, F.selu, 4, 6),
-    "gelu": lambda: function(layers.gelu, F.gelu, 4, 6),
-    "gelu, tanh": lambda: function(lambda x: layers.gelu(x, "tanh"), lambda x: F.gelu(x, approximate="tanh"), 4, 6),
-    "silu": lambda: function(layers.silu, F.silu, 4, 6),
-    "mish": lambda: function(layers.mish, F.mish, 4, 6),
-    "softplus": lambda: function(layers.softplus, F.softplus, 4, 6),
-    "softplus, beta, threshold": lambda: function(
-        lambda x: layers.softplus(x, 2.0, 1.5), lambda x: F.softplus(x, 2.0, 1.5), 4, 6
-    ),
-    "sigmoid": lambda: function(layers.sigmoid, torch.sigmoid, 4, 6),
-    "log_sigmoid": lambda: function(layers.log_sigmoid, F.logsigmoid, 4, 6),
-    "tanh": lambda: function(layers.tanh, torch.tanh, 4, 6),
-    "softmax": lambda: function(layers.softmax, lambda x: F.softmax(x, -1), 4, 6),
-    "log_softmax": lambda: function(layers.log_softmax, lambda x: F.log_softmax(x, -1), 4, 6),
-    "flatten": lambda: function(layers.flatten, lambda x: x.flatten(1), 4, 2, 3),
-}
-
-CLASSES = torch.tensor([0, 4, 2, 4])
-IMAGE_CLASSES = torch.tensor([[0, 4], [2, 2], [1, 3], [4, 0]])
-SOFT = torch.softmax(numbers(7, 4, 5), -1)
-WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.1, 3.0], dtype=torch.float64)
-TARGET = numbers(8, 4, 5)
-BITS = (numbers(9, 4, 5) > 0).double()
-
-
-def loss(ours: Callable, theirs: Callable, target: Tensor, *shape: int) -> Case:
-    """A loss against torch's; both take (x, target, at), where ``at`` puts a constant on x's device."""
-
-    def call(f: Callable, x: Tensor) -> Tensor:
-        at = lambda constant: constant.to(x.device) if isinstance(constant, Tensor) else constant
-        options = {"at": at} if "at" in inspect.signature(f).parameters else {}
-        return f(x, at(target)[: len(x)], **options)
-
-    return function(lambda x: call(ours, x), lambda x: call(theirs, x), *(shape or (4, 5)))
-
-
-def placed(at: Callable, options: dict) -> dict:
-    return {name: at(value) for name, value in options.items()}
-
-
-LOSSES: dict[str, Callable[[], Case]] = {
-    "cross_entropy": lambda: loss(losses.cross_entropy, F.cross_entropy, CLASSES),
-    "cross_entropy, pixels": lambda: loss(losses.cross_entropy, F.cross_entropy, IMAGE_CLASSES, 4, 5, 2),
-    "cross_entropy, probabilities": lambda: loss(losses.cross_entropy, F.cross_entropy, SOFT),
-    **{
-        f"cross_entropy, {name}, {kind}": (
-            lambda options=options, target=target: loss(
-                lambda x, y, at: losses.cross_entropy(x, y, **placed(at, options)),
-                lambda x, y, at: F.cross_entropy(x, y, **placed(at, options)),
-                target,
-            )
-        )
-        for kind, target in (("classes", CLASSES), ("probabilities", SOFT))
-        for name, options in {
-            "weight": {"weight": WEIGHT},
-            "smoothing": {"label_smoothing": 0.3},
-            "weight and smoothing": {"weight": WEIGHT, "label_smoothing": 0.3},
-            "sum": {"reduction": "sum", "label_smoothing": 0.1},
-            "none": {"reduction": "none", "weight": WEIGHT},
-        }.items()
-    },
-    "cross_entropy, ignore_index, weight, smoothing": lambda: loss(
-        lambda x, y, at: losses.cross_entropy(x, y, at(WEIGHT), 2, label_smoothing=0.2),
-        lambda x, y, at: F.cross_entropy(x, y, at(WEIGHT), ignore_index=2, label_smoothing=0.2),
-        CLASSES,
-    ),
-    "nll": lambda: loss(
-        lambda x, y, at: losses.nll(layers.log_softmax(x), y, at(WEIGHT)),
-        lambda x, y, at: F.nll_loss(F.log_softmax(x, -1), y, at(WEIGHT)),
-        CLASSES,
-    ),
-    "mse": lambda: loss(losses.mse, F.mse_loss, TARGET),
-    "l1": lambda: loss(losses.l1, F.l1_loss, TARGET),
-    "huber": lambda: loss(
-        lambda x, y: losses.huber(x, y, delta=0.7), lambda x, y: F.huber_loss(x, y, delta=0.7), TARGET
-    ),
-    "smooth_l1": lambda: loss(
-        lambda x, y: losses.smooth_l1(x, y, "sum", 0.7),
-        lambda x, y: F.smooth_l1_loss(x, y, reduction="sum", beta=0.7),
-        TARGET,
-    ),
-    "bce_with_logits": lambda: loss(
-        lambda x, y, at: losses.bce_with_logits(x, y, at(WEIGHT), pos_weight=2 * at(WEIGHT)),
-        lambda x, y, at: F.binary_cross_entropy_with_logits(x, y, at(WEIGHT), pos_weight=2 * at(WEIGHT)),
-        BITS,
-    ),
-}
-
+LAYERS |= cases_spatial.LAYERS
+LAYERS |= DROPOUTS | FUNCTIONS_WITH_PARAMS
 CASES = {**LAYERS, **ACTIVATIONS, **LOSSES}

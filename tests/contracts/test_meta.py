@@ -17,7 +17,7 @@ import fnn
 from fnn import init, layers, losses, metrics, models, random, tree
 from fnn._torch import TorchDispatchMode
 from fnn.random.continuous import inside
-from tests.contracts import cases
+from tests.contracts import cases, cases_models, cases_sequence, cases_spatial
 
 META = torch.device("meta")
 
@@ -41,9 +41,12 @@ def on_meta(value: Any) -> Any:
     return tree.map(lambda leaf: leaf.to(META) if isinstance(leaf, Tensor) else leaf, value)
 
 
-LAYERS = {
+LAYERS: dict[str, Any] = {
     "linear": layers.linear(4, 3),
     "conv2d": layers.conv2d(1, 2, 3),
+    "conv1d": layers.conv1d(1, 2, 3),
+    "conv_transpose2d": layers.conv_transpose2d(1, 2, 3),
+    "fractional_max_pool2d": layers.fractional_max_pool2d(2, 2),
     "conv2d, same": layers.conv2d(1, 2, 4, padding="same"),
     "conv2d, circular": layers.conv2d(1, 2, 3, padding=1, padding_mode="circular"),
     "max_pool2d": layers.max_pool2d(2),
@@ -52,25 +55,42 @@ LAYERS = {
     "rms_norm": layers.rms_norm(4),
     "group_norm": layers.group_norm(2, 4),
     "instance_norm": layers.instance_norm(4, affine=True, spatial=1),
+    "instance_norm, running statistics": layers.instance_norm(4, track_running_stats=True),
     "batch_norm": layers.batch_norm(4),
+    "weight_norm": layers.weight_norm(layers.linear(4, 3)),
+    "spectral_norm": layers.spectral_norm(layers.linear(4, 3)),
     "dropout": layers.dropout(0.5),
-    "embedding": layers.embedding(7, 3, 1),
-    "multi_head_attention": layers.multi_head_attention(4, 2, causal=True),
+    "dropout1d": layers.dropout1d(),
+    "dropout2d": layers.dropout2d(),
+    "dropout3d": layers.dropout3d(),
+    "alpha_dropout": layers.alpha_dropout(),
+    "feature_alpha_dropout": layers.feature_alpha_dropout(),
+    "adaptive_log_softmax": layers.adaptive_log_softmax(4, 7, [2, 4], 2.0, True),
+    "prelu": layers.prelu(),
+    "rrelu": layers.rrelu(),
+    "embedding": layers.embedding(7, 3, 1, 1.0, scale_grad_by_freq=True),
+    **cases_sequence.ON_META,
     "residual": layers.residual(layers.dropout(0.3)),
     "sequential": layers.sequential(layers.linear(4, 3), layers.batch_norm(3), layers.relu, layers.dropout()),
+    **cases_models.ON_META,
     "models.mlp": models.mlp(4, 5, 3),
     "models.lenet": models.lenet(),
     "models.lenet5": models.lenet5(),
 }
 SHAPES = {
-    "conv2d": (2, 1, 5, 5), "max_pool2d": (2, 1, 4, 4), "avg_pool2d": (2, 1, 4, 4), "group_norm": (2, 4, 3),
-    "instance_norm": (2, 4, 3), "multi_head_attention": (2, 3, 4), "models.lenet": (2, 1, 32, 32),
-    "models.lenet5": (2, 1, 32, 32),
+    "conv1d": (2, 1, 5), "conv2d": (2, 1, 5, 5), "conv_transpose2d": (2, 1, 5, 5),
+    "fractional_max_pool2d": (2, 1, 5, 5), "max_pool2d": (2, 1, 4, 4), "avg_pool2d": (2, 1, 4, 4),
+    "group_norm": (2, 4, 3), "dropout2d": (2, 3, 4), "dropout3d": (2, 3, 2, 4), "instance_norm": (2, 4, 3),
+    **cases_sequence.SHAPES_ON_META, **cases_models.SHAPES,
+    "models.lenet": (2, 1, 32, 32), "models.lenet5": (2, 1, 32, 32),
 }  # fmt: skip
 
 
+STATELESS = [name for name in cases_spatial.LAYERS if name not in cases_spatial.WITH_STATE]
+
+
 def run_layer(name: str) -> None:
-    layer = LAYERS[name]
+    layer: Any = LAYERS[name]
     key = random.key(0, META)
     shape = SHAPES.get(name.split(",")[0], (3, 4))
     x = torch.zeros(shape, dtype=torch.int64, device=META) if name == "embedding" else torch.zeros(shape, device=META)
@@ -78,7 +98,7 @@ def run_layer(name: str) -> None:
         made = layer.init(key)
         params, state = made if isinstance(layer, fnn.StatefulLayer) else (made, None)
 
-        def apply(params: Any, key: Tensor | None = None) -> Tensor:
+        def apply(params: Any, key: Tensor | None = None) -> Any:
             if state is None:
                 return layer.apply(params, x, key=key)
             return layer.apply(params, state, x, train=True, key=key)[0]
@@ -99,7 +119,7 @@ def test_layers(name: str) -> None:
     run_layer(name)
 
 
-@pytest.mark.parametrize("name", [*cases.ACTIVATIONS, *cases.LOSSES])
+@pytest.mark.parametrize("name", [*STATELESS, *cases.ACTIVATIONS, *cases.LOSSES])
 def test_functions_of_the_tables(name: str) -> None:
     case = cases.CASES[name]()
     params, x = on_meta((case.params, case.x))
@@ -162,10 +182,22 @@ def test_initialisers(name: str, dtype: torch.dtype) -> None:
         assert INITIALIZERS[name](random.key(0, META), (4, 3), dtype).dtype == dtype
 
 
-@pytest.mark.parametrize("name", ["accuracy", "top_k_accuracy", "confusion_matrix"])
+METRICS: dict[str, Callable[[], Any]] = {
+    "accuracy": lambda: metrics.accuracy(LOGITS, TARGETS),
+    "top_k_accuracy": lambda: metrics.top_k_accuracy(LOGITS, TARGETS, 2),
+    "confusion_matrix": lambda: metrics.confusion_matrix(LOGITS, TARGETS),
+    "scores": lambda: metrics.scores(metrics.confusion_matrix(LOGITS, TARGETS)),
+    "precision": lambda: metrics.precision(LOGITS, TARGETS, "micro"),
+    "recall": lambda: metrics.recall(LOGITS, TARGETS, "weighted"),
+    "f1": lambda: metrics.f1(LOGITS, TARGETS, "none"),
+    "roc_auc": lambda: metrics.roc_auc(LOGITS[:, 0], TARGETS),
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
 def test_metrics(name: str) -> None:
     with OnlyOn():
-        getattr(metrics, name)(LOGITS, TARGETS, *([2] if name == "top_k_accuracy" else []))
+        METRICS[name]()
 
 
 def public(module: Any) -> set[str]:
@@ -177,10 +209,10 @@ def public(module: Any) -> set[str]:
 
 
 def test_everything_public_is_run() -> None:
-    families = {name.split(",")[0] for name in (*LAYERS, *cases.ACTIVATIONS)}
+    families = {name.split(",")[0] for name in (*LAYERS, *cases_spatial.LAYERS, *cases.ACTIVATIONS)}
     assert set(layers.__all__) - cases.NOT_LAYERS | {f"models.{name}" for name in models.__all__} == families
-    assert public(losses) == {name.split(",")[0] for name in cases.LOSSES}
-    assert public(metrics) == {"accuracy", "top_k_accuracy", "confusion_matrix"}
+    assert set(losses.__all__) == {name.split(",")[0] for name in cases.LOSSES}
+    assert public(metrics) == {*METRICS}
     assert {*random.__all__, "inside"} == {*DRAWS, "key"}
     assert public(init) == {*INITIALIZERS, "gain", "fans"}
 

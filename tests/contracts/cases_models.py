@@ -1,0 +1,153 @@
+"""Combinators and models against modules of torch and of torchvision."""
+
+# ruff: noqa: E501 (one case a line)
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fnn
+from fnn import layers
+from tests.contracts.case import Case, numbers
+
+
+def by_hand(layer: fnn.Layer, reference: Callable[[Any, Tensor], Tensor], *shape: int) -> Case:
+    """A layer without a torch module of the same names, against a function that is written out."""
+    params = fnn.tree.cast(layer.init(fnn.random.key(5)), torch.float64)
+    return Case(layer.apply, reference, params, numbers(1, *shape))
+
+
+def stateful(
+    layer: fnn.StatefulLayer, reference: Callable[[Any, Any, Tensor], Tensor], train: bool, *shape: int
+) -> Case:
+    params, state = fnn.tree.cast(layer.init(fnn.random.key(5)), torch.float64)
+    state = moved(state)
+    return Case(
+        lambda p, x: layer.apply(p, state, x, train=train)[0],
+        lambda p, x: reference(p, state, x),
+        params,
+        numbers(1, *shape),
+    )
+
+
+def affine(params: Any, x: Tensor) -> Tensor:
+    return x @ params["weight"].mT + params["bias"]
+
+
+def tower(params: Any, x: Tensor) -> Tensor:
+    """Three layers x + tanh(W x + b) written as a loop, the stacked params one at a time."""
+    for each in fnn.tree.unstack(params):
+        x = x + torch.tanh(affine(each["0"], x))
+    return x
+
+
+def normed_tower(params: Any, state: Any, x: Tensor) -> Tensor:
+    for each, norm in zip(fnn.tree.unstack(params), fnn.tree.unstack(state), strict=True):
+        x = affine(each["0"], x)
+        x = F.batch_norm(x, norm["1"]["running_mean"], norm["1"]["running_var"], each["1"]["weight"], each["1"]["bias"])
+    return x
+
+
+def cell() -> fnn.Layer:
+    return layers.residual(layers.sequential(layers.linear(4, 4), layers.tanh))
+
+
+def normed_cell() -> fnn.StatefulLayer:
+    return layers.sequential(layers.linear(4, 4), layers.batch_norm(4))
+
+
+def gate(parts: Any, x: Tensor) -> Tensor:
+    return parts.linear(x) * torch.sigmoid(parts.gate(parts.linear(x)))
+
+
+def gated() -> fnn.Layer:
+    return layers.connect(gate, linear=layers.linear(4, 3), gate=layers.linear(3, 3))
+
+
+def gated_by_hand(params: Any, x: Tensor) -> Tensor:
+    y = affine(params["linear"], x)
+    return y * torch.sigmoid(affine(params["gate"], y))
+
+
+def join(outputs: Any) -> Tensor:
+    return torch.cat(outputs, -1)
+
+
+def two_heads() -> fnn.Layer:
+    return layers.sequential(layers.branch(layers.linear(4, 2), layers.linear(4, 3)), join)
+
+
+def several() -> fnn.Layer:
+    return layers.parallel(layers.linear(4, 3), layers.sequential(layers.linear(4, 3), layers.tanh))
+
+
+def moved(state: Any) -> Any:
+    """Running statistics that are neither 0 nor 1."""
+    return fnn.tree.map(lambda leaf: leaf + numbers(7, *leaf.shape).abs() if leaf.is_floating_point() else leaf, state)
+
+
+def frozen() -> Case:
+    layer = layers.batch_norm(4)
+    state = moved(fnn.tree.cast(layer.init(fnn.random.key(5)), torch.float64)[1])
+    return by_hand(
+        layers.frozen(layer, state),
+        lambda p, x: F.batch_norm(x, state["running_mean"], state["running_var"], **p),
+        5,
+        4,
+    )
+
+
+LAYERS: dict[str, Callable[[], Case]] = {
+    "residual, shortcut": lambda: by_hand(
+        layers.residual(layers.sequential(layers.linear(4, 3), layers.tanh), layers.linear(4, 3)),
+        lambda p, x: affine(p["shortcut"], x) + torch.tanh(affine(p["layer"]["0"], x)), 5, 4,
+    ),
+    "connect": lambda: by_hand(gated(), gated_by_hand, 5, 4),
+    "parallel": lambda: by_hand(several(), lambda p, x: affine(p["0"], x) + torch.tanh(affine(p["1"]["0"], x)), 5, 4),
+    "parallel, concatenate": lambda: by_hand(
+        layers.parallel(a=layers.conv2d(2, 3, 1), b=layers.conv2d(2, 1, 3, padding=1), combine="concatenate"),
+        lambda p, x: torch.cat([F.conv2d(x, **p["a"]), F.conv2d(x, **p["b"], padding=1)], 1), 3, 2, 4, 4,
+    ),
+    "branch": lambda: by_hand(two_heads(), lambda p, x: torch.cat([affine(p["0"]["0"], x), affine(p["0"]["1"], x)], -1), 5, 4),
+    "map_over_time": lambda: by_hand(
+        layers.map_over_time(layers.conv2d(1, 2, 3)),
+        lambda p, x: torch.stack([F.conv2d(step, p["weight"], p["bias"]) for step in x.unbind(1)], 1), 3, 2, 1, 4, 4,
+    ),
+    "repeat": lambda: by_hand(layers.repeat(cell(), 3), tower, 5, 4),
+    "repeat, remat": lambda: by_hand(layers.repeat(cell(), 3, remat=True), tower, 5, 4),
+    "repeat, with state": lambda: stateful(layers.repeat(normed_cell(), 2), normed_tower, False, 5, 4),
+    "remat": lambda: by_hand(
+        layers.remat(cell()), lambda p, x: x + torch.tanh(affine(p["0"], x)), 5, 4
+    ),
+    "remat, nested, with state": lambda: stateful(
+        layers.remat(layers.sequential(layers.remat(layers.sequential(layers.conv2d(1, 2, 3), layers.batch_norm(2))), layers.tanh)),
+        lambda p, s, x: torch.tanh(F.batch_norm(F.conv2d(x, **p["0"]["0"]), None, None, **p["0"]["1"], training=True)),
+        True, 3, 1, 4, 4,
+    ),
+    "frozen": frozen,
+    "mixed_precision": lambda: by_hand(
+        layers.mixed_precision(layers.linear(4, 3), *[torch.float64] * 3), affine, 5, 4
+    ),
+}  # fmt: skip
+
+
+def on_meta() -> dict[str, Any]:
+    norm = layers.batch_norm(4)
+    return {
+        "frozen": layers.frozen(norm, norm.init(fnn.random.key(0, "meta"))[1]),
+        "connect": gated(),
+        "residual, shortcut": layers.residual(layers.linear(4, 3), layers.linear(4, 3)),
+        "parallel": several(),
+        "branch": two_heads(),
+        "map_over_time": layers.map_over_time(layers.sequential(layers.linear(4, 4), layers.dropout(0.5))),
+        "repeat": layers.repeat(cell(), 2),
+        "remat": layers.remat(cell()),
+        "mixed_precision": layers.mixed_precision(layers.linear(4, 3)),
+    }
+
+
+ON_META = on_meta()
+SHAPES = {"map_over_time": (2, 3, 4)}
