@@ -29,6 +29,7 @@ from fnn import (
     models,
     optim,
     random,
+    training,
     tree,
 )
 from fnn._transforms import hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
@@ -86,6 +87,7 @@ __all__ = [
     "scan",
     "summary",
     "trace",
+    "training",
     "tree",
     "value_and_grad",
     "vjp",

@@ -269,6 +269,19 @@ def test_lerp_keeps_the_dtypes_of_the_first_tree(
         assert torch.equal(between, torch.full(shape, 2.0, dtype=dtype))
 
 
+@pytest.mark.parametrize("weight", [0.5, torch.tensor(0.5), torch.tensor(0.5, dtype=torch.float64)])
+def test_lerp_of_integers(weight: float | torch.Tensor) -> None:
+    between = tree.lerp({"count": torch.tensor([1, 2, -3])}, {"count": torch.tensor([3, 5, -4])}, weight)["count"]
+    assert between.dtype == torch.int64
+    assert between.tolist() == [2, 3, -3]
+
+
+def test_leaves_of_different_dtypes_are_compared() -> None:
+    for dtype in (torch.float64, torch.bfloat16, torch.int64):
+        assert tree.allclose({"w": torch.ones(2)}, {"w": torch.ones(2, dtype=dtype)})
+        assert not tree.allclose({"w": torch.full((2,), 2.5)}, {"w": torch.full((2,), 2, dtype=dtype)})
+
+
 def test_norms_of_complex_leaves_are_real() -> None:
     t = {"z": torch.tensor([3 + 4j]), "w": torch.tensor([12.0])}
     assert float(tree.global_norm(t)) == pytest.approx(13.0)
