@@ -46,7 +46,7 @@ WITHOUT = {
     "ParameterList": "params may be a list",
     "RNNBase": "the base class of recurrent modules",
     "RNNCellBase": "the base class of recurrent cells",
-    "SyncBatchNorm": "needs communication inside the differentiated function, which torch.func refuses; `group_norm` does not",
+    "SyncBatchNorm": "communicates inside the differentiated function, which torch.func refuses",
     "UninitializedBuffer": "sizes are arguments",
     "UninitializedParameter": "sizes are arguments",
 }

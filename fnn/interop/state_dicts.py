@@ -139,6 +139,9 @@ def _kind(tensor: Tensor) -> str:
 
 def _hint(missing: list[str], unexpected: list[str]) -> str:
     """A line to write where all names differ by one prefix, such as the "module." of DataParallel."""
+    missing, unexpected = (
+        [name for name in names if not name.endswith("num_batches_tracked")] for names in (missing, unexpected)
+    )
     for longer, shorter, line in (
         (unexpected, missing, "{{name.removeprefix({prefix!r}): leaf for name, leaf in state_dict.items()}}"),
         (missing, unexpected, "{{{prefix!r} + name: leaf for name, leaf in state_dict.items()}}"),
@@ -146,6 +149,6 @@ def _hint(missing: list[str], unexpected: list[str]) -> str:
         first = next((name for name in longer if shorter and name.endswith("." + shorter[0])), None)
         if first is not None:
             prefix = first.removesuffix(shorter[0])
-            if {prefix + name for name in shorter} == set(longer):
+            if {prefix + name for name in shorter} <= set(longer):
                 return "; write " + line.format(prefix=prefix)
     return ""

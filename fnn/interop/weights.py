@@ -65,15 +65,16 @@ def _read_index(index: Path, device: torch.device | str) -> dict[str, Tensor]:
 
 
 def _read_saved(path: Path, entry: str | None, device: torch.device | str) -> dict[str, Tensor]:
+    with path.open("rb") as file:
+        if file.read(2)[:2] not in (b"PK", b"\x80\x02"):  # an archive, or the pickles of torch before 1.6
+            raise ValueError(f"{path} is not a file of torch.save, nor a safetensors file named so")
     try:
         found = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "Weights only" in str(error):
-            raise ValueError(
-                f"{path} holds pickled Python objects, such as a whole module, and reading them could run any code; "
-                "write torch.save(module.state_dict(), path) in the program that made it, and read that file"
-            ) from error
-        raise ValueError(f"{path} is not a file of torch.save: {error}") from error
+        raise ValueError(
+            f"{path} holds pickled Python objects, such as a whole module, and reading them could run any code; write "
+            "torch.save(module.state_dict(), path) in the program that made it, and read that file"
+        ) from error
     except (RuntimeError, EOFError, ValueError) as error:
         raise ValueError(f"{path} is not a file of torch.save, or is damaged: {error}") from error
     if entry is not None:

@@ -5,6 +5,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
+from fnn._numerics import widen
 from fnn.layers.base import SPATIAL, Layer, ShapeError, as_sizes, check_channels, check_params, check_tensor, factory
 from fnn.layers.pool import Sizes
 
@@ -62,7 +63,7 @@ def fold(output_size: Sizes, kernel_size: Sizes, dilation: Sizes = 1, padding: S
             raise ShapeError(
                 f"fold expects inputs of shape (batch, a multiple of {pixels}, {patches}), got {tuple(x.shape)}"
             )
-        return F.fold(x, sizes, *windows)
+        return F.fold(widen(x), sizes, *windows).to(x.dtype)
 
     return Layer(lambda key=None: {}, apply)
 

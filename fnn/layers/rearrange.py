@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from fnn.layers.base import Layer, ShapeError, as_size, check_params, check_tensor, factory
@@ -30,7 +29,8 @@ def pixel_shuffle(upscale_factor: int) -> Layer:
                 f"pixel_shuffle expects inputs of shape (..., channels, height, width) with a multiple of {factor**2} "
                 f"channels, got {tuple(x.shape)}"
             )
-        return F.pixel_shuffle(x, factor)
+        squares = x.unflatten(-3, (x.shape[-3] // factor**2, factor, factor))  # (..., channels, r, r, height, width)
+        return squares.movedim((-4, -3), (-3, -1)).flatten(-2).flatten(-3, -2)
 
     return Layer(lambda key=None: {}, apply)
 
@@ -56,7 +56,9 @@ def pixel_unshuffle(downscale_factor: int) -> Layer:
                 f"pixel_unshuffle expects inputs of shape (..., channels, height, width) with height and width "
                 f"multiples of {factor}, got {tuple(x.shape)}"
             )
-        return F.pixel_unshuffle(x, factor)
+        rows, columns = x.shape[-2] // factor, x.shape[-1] // factor
+        squares = x.unflatten(-1, (columns, factor)).unflatten(-3, (rows, factor))
+        return squares.movedim((-3, -1), (-4, -3)).flatten(-5, -3)  # (..., channels r^2, height, width)
 
     return Layer(lambda key=None: {}, apply)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -35,7 +36,6 @@ def interpolate(
     for an empty result, ``TypeError`` for integers, and ``ValueError`` unless exactly one of size and scale_factor is
     given, for another mode and for options that the mode does not have.
 
-    >>> import torch
     >>> interpolate(torch.tensor([[[1.0, 3.0]]]), scale_factor=2, mode="linear")
     tensor([[[1.0000, 1.5000, 2.5000, 3.0000]]])
     """
@@ -53,7 +53,6 @@ def upsample(
 ) -> Layer:
     """:func:`interpolate` as a layer, with the arguments of ``torch.nn.Upsample``.
 
-    >>> import torch
     >>> upsample(scale_factor=2).apply({}, torch.tensor([[[1.0, 3.0]]]))
     tensor([[[1., 1., 3., 3.]]])
     """
@@ -64,7 +63,6 @@ def upsample(
 def upsampling_nearest2d(size: int | Sequence[int] | None = None, scale_factor: Factor | None = None) -> Layer:
     """:func:`upsample` of images with mode "nearest", as in ``torch.nn.UpsamplingNearest2d``.
 
-    >>> import torch
     >>> upsampling_nearest2d(scale_factor=2).apply({}, torch.ones(1, 1, 3, 4)).shape
     torch.Size([1, 1, 6, 8])
     """
@@ -75,7 +73,6 @@ def upsampling_nearest2d(size: int | Sequence[int] | None = None, scale_factor: 
 def upsampling_bilinear2d(size: int | Sequence[int] | None = None, scale_factor: Factor | None = None) -> Layer:
     """:func:`upsample` with mode "bilinear" and ``align_corners``, as in ``torch.nn.UpsamplingBilinear2d``.
 
-    >>> import torch
     >>> upsampling_bilinear2d(size=(1, 3)).apply({}, torch.tensor([[[[1.0, 3.0]]]]))
     tensor([[[[1., 2., 3.]]]])
     """
@@ -154,6 +151,18 @@ def _resized(
         sizes = tuple(int(number * factor) for number, factor in zip(given, for_each, strict=True))
     if min(sizes) < 1:
         raise ShapeError(f"{layer} of an input of size {given} would give one of size {sizes}")
+    if mode == "nearest-exact":
+        use_factor = size is None and not recompute_scale_factor
+        ratios = [1 / f if use_factor else n / m for n, m, f in zip(given, sizes, for_each, strict=True)]
+        return _nearest_exact(x, sizes, ratios)
     exact = {"size": list(sizes)} if size is not None else {"scale_factor": list(for_each)}
     options = {"align_corners": align_corners, "recompute_scale_factor": recompute_scale_factor}
     return F.interpolate(widen(x), mode=mode, antialias=antialias, **exact, **options).to(x.dtype)
+
+
+def _nearest_exact(x: Tensor, sizes: tuple[int, ...], ratios: list[float]) -> Tensor:
+    """Take the pixel in which the centre of the new pixel lies. torch's own kernel is a loop under vmap."""
+    for axis, (size, ratio) in enumerate(zip(sizes, ratios, strict=True), start=2):
+        centres = torch.arange(size, device=x.device, dtype=widen(x).dtype) + 0.5
+        x = x.index_select(axis, (centres * ratio).long().clamp_max(x.shape[axis] - 1))
+    return x

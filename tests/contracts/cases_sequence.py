@@ -265,7 +265,7 @@ def started(count: int, *sizes: int) -> Callable[[Tensor], dict]:
     """A first state, made from x: (count, batch, size) for each size."""
 
     def make(x: Tensor) -> dict:
-        parts = tuple(x.mean(1)[:, :size].cos().expand(count, len(x), size).contiguous() for size in sizes)
+        parts: Any = tuple(x.mean(1)[:, :size].cos().expand(count, len(x), size).contiguous() for size in sizes)
         return {"state": parts if len(parts) > 1 else parts[0]}
 
     return make

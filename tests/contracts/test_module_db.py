@@ -147,7 +147,7 @@ def found(name: str, limit: int | None = None) -> Found:
     return result
 
 
-@pytest.mark.parametrize("limit", [2, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("limit", [1, pytest.param(None, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", modules())
 def test_equal_to_the_module(name: str, limit: int | None) -> None:
     result = found(name, limit)

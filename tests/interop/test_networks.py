@@ -3,7 +3,6 @@
 References are the modules themselves, loops over samples, finite differences in float64, torch.optim and Opacus.
 """
 
-import importlib.util
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -65,9 +64,7 @@ def gpt2() -> Problem:
     config = transformers.GPT2Config(
         vocab_size=13, n_positions=8, n_embd=8, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
     )
-    return Problem(
-        transformers.GPT2LMHeadModel(config), words(3, 5), {"use_cache": False}, lambda out: out.logits
-    )
+    return Problem(transformers.GPT2LMHeadModel(config), words(3, 5), {"use_cache": False}, lambda out: out.logits)
 
 
 def bert() -> Problem:
@@ -127,14 +124,17 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "lstm": lambda: Problem(
         nn.LSTM(3, 4, 2, dropout=0.4, bidirectional=True, batch_first=True), draw(3, 3, 3), {}, lambda out: out[0]
     ),
-    "lstm, projected": lambda: Problem(nn.LSTM(3, 4, proj_size=2, bias=False, batch_first=True), draw(3, 3, 3), {}, lambda out: out[0]),
+    "lstm, projected": lambda: Problem(
+        nn.LSTM(3, 4, proj_size=2, bias=False, batch_first=True), draw(3, 3, 3), {}, lambda out: out[0]
+    ),
     "gru": lambda: Problem(nn.GRU(3, 4, 2, dropout=0.4, batch_first=True), draw(3, 3, 3), {}, lambda out: out[0]),
     "rnn": lambda: Problem(nn.RNN(3, 4, nonlinearity="relu", batch_first=True), draw(3, 3, 3), {}, lambda out: out[0]),
 }  # fmt: skip
 every = pytest.mark.parametrize("name", PROBLEMS)
 with_keys = pytest.mark.parametrize(
     ("name", "key"),
-    [(name, None) for name in PROBLEMS] + [(name, KEY) for name in PROBLEMS if name not in ("resnet18", "rnn", "lstm, projected")],
+    [(name, None) for name in PROBLEMS]
+    + [(name, KEY) for name in PROBLEMS if name not in ("resnet18", "rnn", "lstm, projected")],
 )  # fmt: skip
 
 # The size of steps and the error of finite differences. ResNet-18 has kinks close to each other; in Llama the norms of
@@ -205,7 +205,8 @@ def test_second_derivatives_are_finite_differences(name: str, key: Tensor | None
     v = fnn.tree.map(torch.randn_like, params)
     gradient = lambda p: fnn.grad(loss)(p, x, key)
     step, tolerance = DIFFERENCES.get(name, (1e-6, 1e-6))
-    ahead, behind = (gradient(fnn.tree.map(lambda p, d: p + sign * step * d, params, v)) for sign in (1, -1))
+    at = lambda size: gradient(fnn.tree.map(lambda p, d: p + size * d, params, v))
+    ahead, behind = at(step), at(-step)
     wanted = fnn.tree.map(lambda a, b: (a - b) / (2 * step), ahead, behind)
     products = {
         "jvp(grad)": fnn.jvp(gradient, (params,), (v,))[1],
@@ -272,11 +273,11 @@ def test_ten_donated_steps_are_those_of_torch(name: str) -> None:
         wanted = F.cross_entropy(out.flatten(0, -2), targets.flatten())
         wanted.backward()
         theirs.step()
-        assert float(value) == pytest.approx(float(wanted), rel=1e-9)
+        assert float(value) == pytest.approx(float(wanted), rel=1e-7)
     found = fnn.interop.state_dict(params, state)
     for path, leaf in module.state_dict().items():
         if path in found:
-            torch.testing.assert_close(found[path], leaf, rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(found[path], leaf, rtol=1e-5, atol=1e-6)
 
 
 class SmallImages(nn.Module):
@@ -315,7 +316,7 @@ def test_ghost_clipping_is_that_of_opacus(make: type[nn.Module], x: Tensor) -> N
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        wrapped = opacus.GradSampleModule(module)
+        wrapped = opacus.GradSampleModule(module, loss_reduction="sum")
         F.cross_entropy(wrapped(x), labels, reduction="sum").backward()
         samples = {path.removeprefix("_module."): leaf.grad_sample for path, leaf in wrapped.named_parameters()}
     norms = torch.stack([leaf.flatten(1).norm(dim=1) for leaf in samples.values()]).norm(dim=0)
