@@ -53,6 +53,7 @@ TESTS = {  # the tests of the files whose names in fnn/ start so; the first entr
     "optim/": "optim",
     "compile/scan": "compile/test_scan.py",
     "compile/watch": "compile/test_watch.py",
+    "compile/jit": "compile/test_jit.py compile/test_watch.py compile/test_trace.py",
     "compile/": "compile/test_jit.py compile/test_trace.py contracts/test_donation.py",
     "debug": "compile/test_trace.py",
     "checkpoint": "test_checkpoint.py",
