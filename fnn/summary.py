@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from fnn import tree as _tree
 from fnn._configs import config_of, parts_of
@@ -119,6 +118,8 @@ _COUNTS = ("parameters", "bytes", "forward_flops", "backward_flops")
 
 def _row(path: str, layer: str, apply: Callable[..., Any], args: tuple, kwargs: dict[str, Any], output: Any) -> Row:
     """Count what one part costs. The gradient of an input is counted if the input depends on params."""
+    from torch.utils.flop_counter import FlopCounterMode  # imported here, because it imports Triton
+
     params, *inputs = _tree.map(_detached, args)
     with FlopCounterMode(display=False) as forward:
         result = apply(params, *inputs, **kwargs)

@@ -80,6 +80,9 @@ class Parts:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return self[name]
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._parts
+
 
 def _combined(combinator: str, given: dict[str, AnyPart], forward: Callable[..., Any]) -> Layer | StatefulLayer:
     """Return the layer of these parts whose output is ``forward(parts, *inputs)``."""
