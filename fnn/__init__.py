@@ -12,8 +12,6 @@
 True
 """
 
-from torch.func import hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
-
 from fnn import (
     checkpoint,
     compile,
@@ -31,8 +29,10 @@ from fnn import (
     models,
     optim,
     random,
+    training,
     tree,
 )
+from fnn._transforms import hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 from fnn.compile.artifacts import load_compiled, save_compiled
 from fnn.compile.graph import trace
 from fnn.compile.jit import compile_count, disable_jit, jit
@@ -87,6 +87,7 @@ __all__ = [
     "scan",
     "summary",
     "trace",
+    "training",
     "tree",
     "value_and_grad",
     "vjp",

@@ -111,7 +111,9 @@ def returns_view(target: Any) -> bool:
 
 
 def is_random(operation: Any) -> bool:
-    """Whether an operation draws from torch's global generator."""
+    """Whether an operation, in one of its forms or in any, draws from torch's global generator."""
+    if isinstance(operation, torch._ops.OpOverloadPacket):
+        return any(is_random(getattr(operation, name)) for name in operation.overloads())
     return is_operation(operation) and torch.Tag.nondeterministic_seeded in operation.tags
 
 
@@ -166,6 +168,15 @@ def without_wrappers(tensor: Tensor) -> Tensor:
             torch._sync(tensor)
         tensor = get_unwrapped(tensor)
     return tensor
+
+
+def levels_of(tensor: Tensor) -> set[int]:
+    """The levels of the transforms of torch.func that have wrapped the tensor."""
+    levels = set()
+    while is_functorch_wrapped_tensor(tensor):
+        levels.add(maybe_get_level(tensor))
+        tensor = get_unwrapped(tensor)
+    return levels
 
 
 def readable(tensor: Tensor) -> bool:
@@ -471,6 +482,7 @@ __all__ = [
     "is_recorded",
     "is_view",
     "is_zero",
+    "levels_of",
     "load_inductor",
     "mode_options",  # noqa: F822
     "new_grad_level",  # noqa: F822

@@ -137,7 +137,7 @@ def load(path: str | Path, like: Tree = None, device: torch.device | str = "cpu"
     flat = {name: leaf.to(device, copy=True) for name, leaf in read}
     if like is None:
         return flat[""] if list(flat) == [""] else _tree.from_state_dict(flat)
-    _check_fits(path, flat, like)
+    check_fits(path, flat, like)
     return _tree.from_state_dict(flat, like)
 
 
@@ -201,7 +201,7 @@ def _checked_metadata(metadata: object) -> dict[str, str]:
     return metadata
 
 
-def _check_fits(path: str | Path, flat: dict[str, Tensor], like: Tree) -> None:
+def check_fits(path: str | Path, flat: dict[str, Tensor], like: Tree) -> None:
     wanted = dict(_tree.items(like))
     faults = []
     if missing := [name for name in wanted if name not in flat]:

@@ -118,7 +118,7 @@ _COUNTS = ("parameters", "bytes", "forward_flops", "backward_flops")
 
 def _row(path: str, layer: str, apply: Callable[..., Any], args: tuple, kwargs: dict[str, Any], output: Any) -> Row:
     """Count what one part costs. The gradient of an input is counted if the input depends on params."""
-    from torch.utils.flop_counter import FlopCounterMode  # imported here, because it imports Triton
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton
 
     params, *inputs = _tree.map(_detached, args)
     with FlopCounterMode(display=False) as forward:

@@ -80,12 +80,28 @@ def _both(parts: Any, x: Tensor) -> Tensor:
     return parts.a(x) + parts.a(x)
 
 
-def test_layers_of_a_repeat_draw_for_themselves_and_start_differently() -> None:
-    y = layers.repeat(DROP, 2).apply({}, torch.ones(1000), key=KEY)
+IN_A_ROW: dict[str, Callable[[fnn.Layer], fnn.Layer]] = {
+    "repeat": lambda layer: layers.repeat(layer, 2),
+    "sequential": lambda layer: layers.sequential(layer, layer),
+    "sequential, named": lambda layer: layers.sequential(a=layer, b=layer),
+    "sequential, nested": lambda layer: layers.sequential(layers.sequential(layer), layers.remat(layer)),
+}
+
+
+@pytest.mark.parametrize("name", IN_A_ROW)
+def test_layers_in_a_row_draw_for_themselves_and_start_differently(name: str) -> None:
+    y = IN_A_ROW[name](DROP).apply({}, torch.ones(1000), key=KEY)
     assert sorted(y.unique().tolist()) == [0.0, 4.0]
     assert 180 < int((y == 4).sum()) < 320  # 1/4 of them, and 1/2 if both draws were the same
-    params = layers.repeat(layers.linear(3, 3), 2).init(KEY)
-    assert not torch.equal(*params["weight"])
+    leaves = tree.leaves(IN_A_ROW[name](layers.linear(3, 3, bias=False)).init(KEY))
+    assert not torch.equal(*(leaves if len(leaves) == 2 else leaves[0]))
+
+
+@pytest.mark.parametrize("make", [layers.sequential, layers.parallel, layers.branch, layers.residual])
+def test_equal_parts_start_differently(make: Callable) -> None:
+    params = make(layers.linear(3, 3), layers.linear(3, 3)).init(KEY)
+    for first, second in zip(*map(tree.leaves, params.values()), strict=True):
+        assert not torch.equal(first, second)
 
 
 def test_a_repeat_is_traced_once() -> None:
@@ -312,6 +328,16 @@ SENTENCES = {
     "axis": (lambda: layers.parallel(layers.relu, combine="concatenate"), (5,), "do not fit"),
     "repeat": (lambda: layers.repeat(layers.linear(2, 3), 2), (5, 2), r"turns \(5, 2\) torch.float32 into \(5, 3\)"),
     "shortcut": (lambda: layers.residual(layers.linear(2, 3), layers.relu), (5, 2), r"shapes \(5, 3\) and \(5, 2\)"),
+    **{
+        f"{name}, broadcast from {small}": (
+            lambda make=make, small=small: make(lambda x: x.sum_to_size(small)), (5, 2), r"\(5, 2\)|'1'"
+        )
+        for small in ((5, 1), (1, 2), (2,), (1, 1))
+        for name, make in {
+            "residual": layers.residual, "shortcut": lambda part: layers.residual(layers.relu, part),
+            "parallel": lambda part: layers.parallel(layers.relu, part), "repeat": lambda part: layers.repeat(part, 2),
+        }.items()
+    },
     "time": (lambda: layers.map_over_time(layers.relu), (5,), r"expects inputs of shape \(batch, time, ...\)"),
     "path": (
         lambda: layers.residual(layers.relu, layers.sequential(a=layers.linear(3, 2))), (5, 2),

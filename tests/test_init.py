@@ -62,6 +62,25 @@ def test_variance(initializer: init.Initializer, variance: float) -> None:
     assert abs(float(w.mean())) < 4 * math.sqrt(variance / N)
 
 
+@pytest.mark.parametrize("distribution", ["uniform", "normal", "truncated_normal"])
+@pytest.mark.parametrize("mode", ["fan_in", "fan_out", "fan_avg"])
+@pytest.mark.parametrize("shape", [(4, 3), (3, 4), (5, 2, 3), (2, 1, 3, 5), (1, 1)])
+def test_draws_are_scaled_by_the_fans_exactly(mode: str, distribution: str, shape: tuple[int, ...]) -> None:
+    # with one key only the factor sqrt(scale / fan) depends on mode and scale
+    kernel = math.prod(shape[2:])
+    fan = {"fan_in": shape[1] * kernel, "fan_out": shape[0] * kernel, "fan_avg": (shape[0] + shape[1]) / 2 * kernel}
+    w = init.variance_scaling(3.0, mode, distribution)(KEY, shape, torch.float64)  # type: ignore[arg-type]
+    unit = init.variance_scaling(float(fan[mode]), mode, distribution)(KEY, shape, torch.float64)  # type: ignore
+    reference = {
+        "uniform": fnn.random.uniform(KEY, shape, torch.float64, -math.sqrt(3), math.sqrt(3)),
+        "normal": fnn.random.normal(KEY, shape, torch.float64),
+        "truncated_normal": fnn.random.truncated_normal(KEY, -2.0, 2.0, shape, torch.float64)
+        / float(scipy.stats.truncnorm.std(-2, 2)),
+    }[distribution]
+    torch.testing.assert_close(unit, reference)
+    torch.testing.assert_close(w, reference * math.sqrt(3.0 / fan[mode]))
+
+
 NARROW = [torch.bfloat16, torch.float16]
 
 

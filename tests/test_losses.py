@@ -11,6 +11,7 @@ from torch.func import grad, hessian, jacrev, jvp, vmap
 
 import fnn
 from fnn import losses
+from tests.contracts import cases_losses
 
 E = torch.finfo(torch.float32).eps
 
@@ -143,6 +144,66 @@ def test_losses_of_16_bits_are_summed_in_32(name: str, dtype: torch.dtype, autoc
     total = ours(logits.float(), target, reduction="sum")
     with torch.autocast("cpu", dtype, enabled=True):
         assert float(ours(logits, target, reduction="sum")) == pytest.approx(float(total), rel=1e-4)
+
+
+CLASS_WEIGHTS = {
+    "cross_entropy": lambda weight: losses.cross_entropy(torch.zeros(2, 3), torch.tensor([0, 2]), weight),
+    "cross_entropy, pixels": lambda weight: losses.cross_entropy(
+        torch.zeros(2, 3, 4), torch.zeros(2, 4).long(), weight
+    ),
+    "cross_entropy, probabilities": lambda weight: losses.cross_entropy(torch.zeros(2, 3), torch.ones(2, 3), weight),
+    "nll": lambda weight: losses.nll(torch.zeros(2, 3), torch.tensor([0, 2]), weight),
+    "multi_margin": lambda weight: losses.multi_margin(torch.zeros(2, 3), torch.tensor([0, 2]), weight=weight),
+}
+
+
+@pytest.mark.parametrize("shape", [(2,), (4,), (1,), (), (3, 1), (1, 3), (2, 3)])
+@pytest.mark.parametrize("name", CLASS_WEIGHTS)
+def test_a_weight_has_one_entry_for_each_class(name: str, shape: tuple[int, ...]) -> None:
+    CLASS_WEIGHTS[name](torch.ones(3))
+    with pytest.raises(ValueError, match=r"one entry per class, shape \(3,\), got"):
+        CLASS_WEIGHTS[name](torch.ones(shape))
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.01, 5.0, math.nan, math.inf])
+def test_smoothing_is_a_share(smoothing: float) -> None:
+    for target in (torch.tensor([0, 2]), torch.full((2, 3), 1 / 3)):
+        with pytest.raises(ValueError, match="0 <= label_smoothing <= 1, got"):
+            losses.cross_entropy(torch.zeros(2, 3), target, label_smoothing=smoothing)
+
+
+PER_ENTRY = ["mse", "l1", "huber", "smooth_l1", "bce_with_logits", "soft_margin", "poisson_nll", "kl_div"]
+
+
+@pytest.mark.parametrize(
+    "shapes", [((4, 3), (3, 4)), ((4, 3), (12,)), ((4, 1), (4,)), ((4,), (4, 1)), ((2, 3), (3,)), ((3,), ())]
+)
+@pytest.mark.parametrize("name", PER_ENTRY)
+def test_shapes_that_torch_would_broadcast_are_refused(name: str, shapes: tuple) -> None:
+    with pytest.raises(ValueError, match=rf"{name} expects"):
+        getattr(losses, name)(*map(torch.ones, shapes))
+
+
+NAMED_ITSELF = {"nll", "kl_div", "ctc"}  # whose cases fail in the log_softmax of the case
+COMPLEX = {
+    name: make
+    for name, make in cases_losses.LOSSES.items()
+    if name.split(",")[0] not in NAMED_ITSELF and make().x.is_floating_point()
+}
+
+
+@pytest.mark.parametrize("name", COMPLEX)
+def test_complex_numbers_are_right_or_refused_by_name(name: str) -> None:
+    case = COMPLEX[name]()
+    x = torch.complex(case.x, 0.5 * case.x)
+    params = fnn.tree.map(lambda leaf: leaf.to(x.dtype), case.params)
+    if name.split(",")[0] == "l1":
+        torch.testing.assert_close(case.function(params, x), case.reference(params, x))
+        return
+    with pytest.raises(
+        TypeError, match=rf"{name.split(',')[0].split('_with')[0]}\w* is for real numbers, got torch.complex"
+    ):
+        case.function(params, x)
 
 
 def test_a_rate_of_bce_and_smooth_l1_that_is_zero() -> None:

@@ -13,7 +13,7 @@ from torch.func import grad, vmap
 import fnn
 from fnn import random
 from fnn.random.continuous import _open_unit_of, _truncated, next_up
-from fnn.random.threefry import CHUNK, signed, threefry
+from fnn.random.threefry import CHUNK, hash_counters, signed, threefry
 
 TABLE = json.loads(Path(__file__).with_name("jax_table.json").read_text())["seeds"]
 KEY = random.key(5)
@@ -291,6 +291,33 @@ def test_wide_integers_are_not_cut(bounds: tuple[int, int]) -> None:
     assert len(x.unique()) > N - 10
 
 
+SPANS = [1, 2, 3, 1000, *(2**k + d for k in (31, 32, 33, 62, 63) for d in (-1, 0, 1)), 3 * 2**62 + 7, 2**64 - 1, 2**64]
+
+
+@pytest.mark.parametrize("span", SPANS)
+def test_integers_are_those_of_unbounded_arithmetic(span: int) -> None:
+    # the definition of jax.random.randint in Python's integers: of 32-bit draws for spans up to 2^32, else of 64 bits
+    first = -(2**63) if span > 2**63 else -(span // 2)
+    high, low = (
+        [
+            [int(word) % 2**32 for word in words]
+            for words in zip(*(column.tolist() for column in hash_counters(key, 40)), strict=True)
+        ]
+        for key in random.split(KEY)
+    )
+    word = (lambda pair: pair[0] ^ pair[1]) if span <= 2**32 else (lambda pair: pair[0] << 32 | pair[1])
+    size = 2**32 if span <= 2**32 else 2**64
+    half = int(size**0.5) % span
+    factor = half * half % size % span
+    expected = [
+        first + ((word(a) % span * factor) % size + word(b) % span) % size % span
+        for a, b in zip(high, low, strict=True)
+    ]
+    assert random.randint(KEY, (40,), first, first + span).tolist() == expected
+    if first + span < 2**63:
+        assert random.randint(KEY, (40,), *map(torch.tensor, (first, first + span))).tolist() == expected
+
+
 def test_the_global_generator_is_not_touched() -> None:
     state = torch.random.get_rng_state()
     for draw in DRAWS.values():
@@ -305,6 +332,7 @@ BAD = {
     "several keys": (lambda: random.normal(random.split(KEY, 3), (2,)), TypeError, r"\(3, 2\), .*; several .* vmap"),
     "floating key": (lambda: random.uniform(torch.zeros(2), (2,)), TypeError, r"int32 tensor of shape \(2,\).*float32"),
     "seed": (lambda: random.key(1.5), TypeError, "integer seed, got 1.5"),
+    "bool for a seed": (lambda: random.key(True), TypeError, "integer seed, got True"),
     "long seed": (lambda: random.key(2**70), ValueError, "64 bits"),
     "shape": (lambda: random.uniform(KEY, 3), ValueError, r"tuple of integers .* got 3; write \(3,\)"),
     "floating shape": (lambda: random.normal(KEY, (2.0,)), ValueError, r"tuple of integers .* got \(2.0,\)"),

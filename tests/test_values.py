@@ -53,6 +53,21 @@ def test_cross_entropy_of_the_first_step_is_log_ten() -> None:
     assert abs(float(loss) - 2.3026) < 0.02
 
 
+def test_a_summary_has_the_numbers_of_every_leaf() -> None:
+    dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.int8, torch.bool, torch.complex64)
+    params = {str(dtype).removeprefix("torch."): torch.ones(3, 500, dtype=dtype) for dtype in dtypes}
+    params |= {"scalar": torch.ones(()), "empty": torch.ones(0, 2)}
+    header, *rows, total = [line.split("  ") for line in fnn.summary(params).splitlines()]
+    cells = {row[0]: [cell.strip() for cell in row if cell.strip()] for row in rows}
+    assert [cell.strip() for cell in header if cell.strip()] == ["path", "shape", "parameters", "bytes"]
+    assert list(cells) == list(fnn.tree.paths(params))
+    for path, leaf in params.items():
+        size, occupied = leaf.numel(), leaf.untyped_storage().nbytes()
+        assert cells[path] == [path, str(tuple(leaf.shape)), f"{size:,}", f"{occupied:,}"]
+    numbers = [int(cell.replace(",", "")) for cell in total if cell.strip() and cell != "total"]
+    assert numbers == [10_501, sum(leaf.untyped_storage().nbytes() for leaf in params.values())]
+
+
 def test_metrics_against_counting() -> None:
     logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.randint(0, 4, (50,), generator=torch.Generator().manual_seed(1))
@@ -64,6 +79,44 @@ def test_metrics_against_counting() -> None:
     best_two = [sorted(range(4), key=lambda c, row=row: -row[c])[:2] for row in logits.tolist()]
     share = sum(label in two for label, two in zip(labels.tolist(), best_two, strict=True)) / 50
     assert float(fnn.metrics.top_k_accuracy(logits, labels, 2)) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8])
+@pytest.mark.parametrize("leading", [(), (7,), (4, 3), (4, 2, 3)])
+def test_metrics_of_any_leading_axes_and_integers_are_those_of_the_rows(
+    leading: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    classes = 100  # whose square does not fit into 8 bits
+    logits = torch.randn((*leading, classes), generator=torch.Generator().manual_seed(0))
+    best = logits.topk(3, -1).indices
+    place = torch.arange(best[..., 0].numel()).reshape(leading) % 4  # a quarter of the targets is not among the three
+    targets = torch.where(place < 3, best.gather(-1, place.clamp(max=2)[..., None])[..., 0], logits.argmin(-1))
+    targets = targets.to(dtype)
+    rows = list(zip(logits.reshape(-1, classes), targets.reshape(-1).tolist(), strict=True))
+    metrics = fnn.metrics
+    assert float(metrics.accuracy(logits, targets)) == pytest.approx(
+        sum(int(z.argmax()) == y for z, y in rows) / len(rows)
+    )
+    for k in (1, 2, 3, classes):
+        among = sum(y in z.topk(k).indices.tolist() for z, y in rows)
+        assert float(metrics.top_k_accuracy(logits, targets, k)) == pytest.approx(among / len(rows))
+    matrix = metrics.confusion_matrix(logits, targets)
+    assert matrix.dtype == torch.int64
+    expected = torch.zeros(classes, classes, dtype=torch.int64)
+    for z, y in rows:
+        expected[y, int(z.argmax())] += 1
+    assert torch.equal(matrix, expected)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "top_k_accuracy", "confusion_matrix"])
+@pytest.mark.parametrize(
+    "shapes",
+    [((4, 3), (3,)), ((4, 3), (4, 1)), ((4, 3), ()), ((3,), (1,)), ((2, 4, 3), (8,)), ((2, 4, 3), (4, 2)), ((), ())],
+)
+def test_metrics_refuse_targets_that_would_be_broadcast(name: str, shapes: tuple) -> None:
+    logits, targets = torch.zeros(shapes[0]), torch.zeros(shapes[1], dtype=torch.int64)
+    with pytest.raises(ValueError, match=name):
+        getattr(fnn.metrics, name)(logits, targets, *([1] if name == "top_k_accuracy" else []))
 
 
 def test_a_confusion_matrix_of_many_classes_takes_the_memory_of_the_matrix() -> None:

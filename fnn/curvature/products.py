@@ -244,7 +244,10 @@ def check_likelihood(likelihood: str, draws: int, *others: str) -> None:
 
 
 def check_logits(likelihood: str, output: Tensor) -> None:
-    """Raise ``ValueError`` for a categorical output without an axis of classes."""
+    """Raise ``ValueError`` unless the output is a tensor with an axis of samples, and of classes if categorical."""
+    if not isinstance(output, Tensor) or output.dim() == 0:
+        given = "a 0-d tensor" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise ValueError(f"a Fisher matrix needs outputs (batch, ...) of a model in one tensor, got {given}")
     if likelihood == "categorical" and output.dim() < 2:
         raise ValueError(f"likelihood='categorical' needs logits (batch, classes, ...), got {tuple(output.shape)}")
 

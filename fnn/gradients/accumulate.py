@@ -12,6 +12,7 @@ from fnn._numerics import widen
 from fnn.gradients.per_sample import (
     check_chunk_size,
     check_no_key,
+    check_params_are_shared,
     chunks,
     count_samples,
     per_sample_grad,
@@ -43,6 +44,7 @@ def accumulate_grad(loss: Callable, steps: int, batch_argnums: Argnums = 1) -> C
 
     def accumulate_grad_of(*args: Any, **kwargs: Any) -> Tree:
         batches = positions(batch_argnums, len(args), "batch_argnums")
+        check_params_are_shared(batches)
         count = count_samples(args, batches)
         if steps > count:
             raise ValueError(f"a batch of {count} samples cannot be taken in steps={steps} parts")
@@ -92,6 +94,7 @@ def per_sample_moments(
 
     def moments_of(*args: Any, **kwargs: Any) -> Moments:
         call = prepare(args, kwargs, 0, batch_argnums)
+        check_params_are_shared(call.batches)
         leaves, treedef = _tree.flatten(args[0])
         count = call.count
         if count < 2:

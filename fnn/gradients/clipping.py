@@ -11,7 +11,15 @@ from fnn import tree as _tree
 from fnn._argnums import Argnums, positions
 from fnn._numerics import safe_sqrt, widen
 from fnn.gradients import ghost as _ghost
-from fnn.gradients.per_sample import Call, check_chunk_size, chunks, count_samples, prepare, take_rows
+from fnn.gradients.per_sample import (
+    Call,
+    check_chunk_size,
+    check_params_are_shared,
+    chunks,
+    count_samples,
+    prepare,
+    take_rows,
+)
 from fnn.tree import Tree
 
 Method = Literal["auto", "exact", "ghost"]
@@ -190,8 +198,7 @@ def gradient_noise_scale(
 
 def _prepare(args: tuple, kwargs: dict, batch_argnums: Argnums) -> Call:
     call = prepare(args, kwargs, 0, batch_argnums)
-    if 0 in call.batches:
-        raise ValueError("batch_argnums contains 0, the argument that is differentiated; put params first")
+    check_params_are_shared(call.batches)
     return call
 
 

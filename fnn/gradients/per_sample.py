@@ -278,6 +278,17 @@ def split_key(kwargs: dict, count: int, what: str) -> dict[str, Tensor]:
     return {"key": key}
 
 
+def check_params_are_shared(batches: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` if the first argument, which is differentiated, is among those with samples.
+
+    >>> check_params_are_shared((0, 1))
+    Traceback (most recent call last):
+    ValueError: batch_argnums contains 0, the argument that is differentiated; put params first
+    """
+    if 0 in batches:
+        raise ValueError("batch_argnums contains 0, the argument that is differentiated; put params first")
+
+
 def check_no_key(arg: Tree, number: int, fault: str, split: str) -> None:
     """Raise ``ValueError`` for a random key among the arguments that are the same for all samples or parts."""
     leaves, treedef = _tree.flatten(arg)

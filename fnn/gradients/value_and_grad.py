@@ -86,6 +86,19 @@ def scalar_valued(function: Callable, name: str, has_aux: bool = False) -> Calla
     return checked
 
 
+def check_function(f: Any, name: str) -> None:
+    """Raise ``TypeError`` unless ``f`` can be called.
+
+    >>> check_function(None, "grad")
+    Traceback (most recent call last):
+    TypeError: grad takes a function, got None; write grad(f)
+    """
+    if not callable(f):
+        shown = f"a {type(f).__name__}" if f is not None else "None"
+        line = "a function that calls model.apply(params, x)" if hasattr(f, "apply") else f"{name}(f)"
+        raise TypeError(f"{name} takes a function, got {shown}; write {line}")
+
+
 def check_differentiable(tree: _tree.Tree, name: str = "params") -> None:
     """Raise ``TypeError`` naming the first leaf that is not a floating or complex tensor.
 
@@ -101,8 +114,8 @@ def check_differentiable(tree: _tree.Tree, name: str = "params") -> None:
             raise TypeError(f"{name}{path} is None, not a tensor; leave the entry out where there is no parameter")
         if isinstance(leaf, torch.nn.Module):
             raise TypeError(
-                f"{name}{path} is a torch.nn.Module, not a tree of tensors; write dict(module.named_parameters()) for "
-                "params, and torch.func.functional_call(module, params, (x,)) in the function"
+                f"{name}{path} is a torch.nn.Module, not a tree of tensors; write model, params, state = "
+                "fnn.interop.from_module(module), and model.apply(params, x) in the function"
             )
         if not isinstance(leaf, Tensor):
             shown = repr(leaf) if isinstance(leaf, (str, int, float, complex)) else f"a {type(leaf).__name__}"
@@ -135,6 +148,7 @@ def differentiate(
     f: Callable, name: str, argnums: Argnums, has_aux: bool, args: tuple, kwargs: dict
 ) -> tuple[Tensor, Any, Any]:
     """The value of ``f``, what else it returned, and its gradient or tuple of gradients."""
+    check_function(f, name)
     places = positions(argnums, len(args), name)
     for place in places:
         check_differentiable(args[place], f"argument {place}")

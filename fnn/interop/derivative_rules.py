@@ -203,6 +203,26 @@ def _with_statistics(
     return y.to(x.dtype)
 
 
+# Embeddings
+
+
+@rule(F.embedding, F.embedding_bag)
+def _embedding(calls: ModuleCalls, func: Any, args: tuple, kwargs: dict) -> Tensor:
+    def scaled_in_place(
+        input: Tensor,
+        weight: Tensor,
+        padding_or_offsets: Any = None,
+        max_norm: float | None = None,
+        *rest: Any,
+        **_: Any,
+    ) -> str | None:
+        return None if max_norm is None else calls.owner(weight)
+
+    if (owner := scaled_in_place(*args, **kwargs)) is not None:
+        calls.copy(owner, func)
+    return func(*args, **kwargs)
+
+
 # Attention
 
 

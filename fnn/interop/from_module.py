@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from fnn import _torch
 from fnn import tree as _tree
 from fnn.interop import derivative_rules, random_rules, recurrent_rules  # noqa: F401  (they register their rules)
-from fnn.interop.function_mode import CopyNeeded, ModuleCalls
+from fnn.interop.function_mode import CopyNeededError, ModuleCalls
+from fnn.interop.to_module import LayerModule
 from fnn.layers.base import ArgumentError, Layer, ShapeError, StatefulLayer, factory
 from fnn.random.arguments import check_key
 from fnn.tree import Tree
@@ -28,7 +29,7 @@ class Converted(NamedTuple):
     @property
     def tied(self) -> dict[str, str]:
         """The further names of tensors that the module uses at several places: ``{name: the name in the tree}``."""
-        return dict(self.layer.apply.tied)  # pyright: ignore[reportFunctionMemberAccess]
+        return dict(getattr(self.layer.apply, "tied", {}))
 
 
 def from_module(module: nn.Module) -> Converted:
@@ -44,10 +45,10 @@ def from_module(module: nn.Module) -> Converted:
     **inputs)``. ``init(key)`` returns the values that the module had, whatever the key is. Inputs and outputs are those
     of the module's ``forward``; inputs that are named "key" or "train" are passed by position.
 
-    - Without ``train`` and ``key`` the module is in evaluation mode, otherwise in training mode. If only a key is given,
-      norms keep using their running statistics. A part that was in evaluation mode while the module was in training
-      mode remains so. With ``train``, the new state holds what the module wrote into its buffers; without it, the state
-      is returned as it is.
+    - Without ``train`` and ``key`` the module is in evaluation mode, otherwise in training mode. If only a key is
+      given, norms keep using their running statistics. A part that was in evaluation mode while the module was in
+      training mode remains so. With ``train``, the new state holds what the module wrote into its buffers; without it,
+      the state is returned as it is.
     - Random numbers come from ``key``, and nothing is drawn from torch's global generator. Without a key dropout does
       nothing, and other draws raise ``TypeError``.
     - Every transform applies. Attention, norms and recurrent layers are written out where torch's own functions lack
@@ -70,8 +71,10 @@ def from_module(module: nn.Module) -> Converted:
     torch.Size([5, 2])
     """
     _check_module(module)
+    if isinstance(module, LayerModule):
+        return Converted(*module.copies())
     layer = _layer(module)
-    made = layer.init()
+    made = layer.init(None)  # pyright: ignore[reportArgumentType]  (the key is not used)
     params, state = made if isinstance(layer, StatefulLayer) else (made, {})
     return Converted(layer, params, state)
 
@@ -198,7 +201,7 @@ class _Skeleton:
                 try:
                     outputs, new_state = self._run(calls, given_params, used_state, structure, used_inputs, train)
                     break
-                except CopyNeeded as needed:
+                except CopyNeededError as needed:
                     self.copied.add(needed.kind)
         _check_outputs(self.name, outputs)
         if not train or not given_state:
@@ -210,7 +213,7 @@ class _Skeleton:
     ) -> tuple[Any, dict[str, Tensor]]:
         self._set_mode(train, calls.key is not None)
         args, kwargs = structure.unflatten(leaves)
-        with self._filled(params | state), _torch.compiling(), calls:
+        with self._filled(params | state), calls.running():
             outputs = self.module(*args, **kwargs)
             held = {path: places[0].owner[places[0].name] for path, places in self.state.slots.items()}
         leaves, treedef = _tree.flatten(outputs)

@@ -1,12 +1,14 @@
 """How the calls that a module makes become pure: draws come from a key, and nobody else's memory is written.
 
 While a module runs, :class:`ModuleCalls` sees every function of torch that it calls. The functions that draw random
-numbers, those whose derivatives torch lacks or has wrong, and those that write into buffers have rules of their own; the
-others run as they are.
+numbers, those whose derivatives torch lacks or has wrong, and those that write into buffers have rules of their own.
+The others run as they are.
 """
 
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -23,7 +25,7 @@ RULES: dict[Any, Rule] = {}
 _DRAWS_AT_ONCE = 64  # keys are split in blocks, because a split costs the same for one key as for many
 
 
-class CopyNeeded(Exception):
+class CopyNeededError(Exception):
     """The module writes into a tensor that the caller holds. ``kind`` is "state" or "inputs"."""
 
     def __init__(self, kind: str) -> None:
@@ -39,6 +41,20 @@ def rule(*functions: Callable | None) -> Callable[[Rule], Rule]:
         return made
 
     return register
+
+
+class _Active(threading.local):
+    calls: "ModuleCalls | None" = None
+
+
+_active = _Active()
+
+
+def key_of_module() -> Tensor | None:
+    """The key with which a layer draws inside a module: that of the pass, or one from torch's global generator."""
+    if _active.calls is not None:
+        return None if _active.calls.key is None else _active.calls.draw()
+    return torch.randint(-(1 << 31), 1 << 31, (2,)).to(torch.int32)
 
 
 class ModuleCalls(TorchFunctionMode):
@@ -59,7 +75,10 @@ class ModuleCalls(TorchFunctionMode):
         self.values: dict[int, tuple[Tensor, Tensor]] = {}  # by the id of a tensor: the tensor, its present value
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
+        return self.handle(func, args, kwargs or {})
+
+    def handle(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """The result of a call, by the rule of the function if it has one."""
         if self.values:
             args, kwargs = self.present(args), self.present(kwargs)
         replacement = RULES.get(func)
@@ -68,12 +87,21 @@ class ModuleCalls(TorchFunctionMode):
         if _torch.is_random(func) or kwargs.get("generator") is not None:
             self.refuse(func)
         for tensor in _written(func, args, kwargs):
-            owner = self.owner(tensor)
-            if self.is_kept_beside(tensor) or (owner == "state" and _torch.inside_vmap()):
+            if self.must_be_kept_beside(tensor, (args, kwargs)):
                 return self.set(tensor, _out_of_place(func)(*args, **kwargs))
-            if owner is not None:
+            if (owner := self.owner(tensor)) is not None:
                 self.copy(owner, func)
         return func(*args, **kwargs)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The context in which the module is called."""
+        before, _active.calls = _active.calls, self
+        try:
+            with _torch.compiling(), self:
+                yield
+        finally:
+            _active.calls = before
 
     # Random numbers
 
@@ -116,31 +144,35 @@ class ModuleCalls(TorchFunctionMode):
                 f"{self.name} changes one of its parameters in place, by {_name(func)}, so it is not a function of its "
                 "params; keep what changes in a buffer, or write the operation without the underscore"
             )
-        raise CopyNeeded(owner)
+        raise CopyNeededError(owner)
 
     def write(self, tensor: Tensor, value: Tensor) -> Tensor:
         """Write a value into a tensor of the module, and return the tensor."""
-        owner = self.owner(tensor)
-        mine = owner == "state" or self._is_its_own(tensor)
-        if self.is_kept_beside(tensor) or (_torch.inside_vmap() and mine):
+        if self.must_be_kept_beside(tensor, value):
             return self.set(tensor, value)
-        if owner is not None:
+        if (owner := self.owner(tensor)) is not None:
             self.copy(owner, Tensor.copy_)
-        with torch.no_grad():
-            return tensor.copy_(value)
+        return tensor.copy_(value)
 
     def set(self, tensor: Tensor, value: Tensor) -> Tensor:
-        """Give a tensor another value from here on.
-
-        Under vmap a tensor that is the same for all samples cannot be written into, so its value is kept beside it.
-        """
+        """Give a tensor another value from here on."""
         tensor = next((original for original, present in self.values.values() if present is tensor), tensor)
         self.values[id(tensor)] = tensor, value.to(tensor.dtype).expand(tensor.shape)
         return tensor
 
-    def is_kept_beside(self, tensor: Tensor) -> bool:
-        """Whether the tensor is the present value of one that was given another value."""
-        return any(present is tensor for _, present in self.values.values())
+    def must_be_kept_beside(self, tensor: Tensor, values: Any) -> bool:
+        """Whether what is computed from ``values`` cannot be written into a tensor, and is kept beside it instead.
+
+        It cannot where the values belong to a transform and the tensor does not: under vmap, the tensor is the same
+        for all samples. A tensor whose memory another one shares is not kept beside, since that one would not change.
+        """
+        if any(present is tensor for _, present in self.values.values()):
+            return True
+        leaves = [leaf for leaf in _torch.tree_leaves(values) if isinstance(leaf, Tensor)]
+        if all(_torch.levels_of(leaf) <= _torch.levels_of(tensor) for leaf in leaves):
+            return False
+        owner = self.owner(tensor)
+        return owner == "state" or (owner is None and _users(tensor) == _users(torch.empty(0)))
 
     def present(self, value: Any) -> Any:
         """Replace the tensors that were given another value, also inside lists, tuples and dicts."""
@@ -152,16 +184,17 @@ class ModuleCalls(TorchFunctionMode):
             return {name: self.present(each) for name, each in value.items()}
         return value
 
-    @staticmethod
-    def _is_its_own(tensor: Tensor) -> bool:
-        return _torch.storage_users(_torch.without_wrappers(tensor)) == 1
+
+def _users(tensor: Tensor) -> int:
+    """How many tensors share this one's memory; while a graph is recorded, the recorder's are among them."""
+    return _torch.storage_users(_torch.without_wrappers(tensor))
 
 
 # Functions that write into one of their arguments
 
 _OPERATORS = frozenset(
     f"__i{name}__"
-    for name in [
+    for name in (
         "add",
         "sub",
         "mul",
@@ -175,7 +208,7 @@ _OPERATORS = frozenset(
         "lshift",
         "rshift",
         "matmul",
-    ]
+    )
 )
 
 
@@ -185,8 +218,8 @@ def _written(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:
     out = kwargs.get("out")
     written = [] if out is None else [out] if isinstance(out, Tensor) else list(out)
     in_place = name in _OPERATORS or name in ("__setitem__", "__set__") if name[:2] == "__" else name[-1:] == "_"
-    if (in_place or kwargs.get("inplace")) and args:
-        first = args[0]
+    if (in_place or kwargs.get("inplace")) and (args or kwargs):
+        first = args[0] if args else next(iter(kwargs.values()))
         written += [first] if isinstance(first, Tensor) else list(first) if isinstance(first, (list, tuple)) else []
     return [tensor for tensor in written if isinstance(tensor, Tensor)]
 
@@ -198,8 +231,8 @@ def _out_of_place(func: Any) -> Callable[..., Tensor]:
     function = _SETTING.get(name) or getattr(Tensor, plain, None)
     if function is None:
         raise TypeError(
-            f"a module writes into one of its buffers by {_name(func)}, which has no form that returns the new value, so "
-            "vmap cannot map over it; call apply without vmap"
+            f"a module writes into a tensor by {_name(func)}, which has no form that returns the new value, so no "
+            "transform can be applied to it; write the operation with torch.where, or call apply without the transform"
         )
     return function
 

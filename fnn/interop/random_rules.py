@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnn import _torch, random
-from fnn.interop.function_mode import RULES, ModuleCalls, rule
+from fnn.interop.function_mode import RULES, ModuleCalls, Rule, rule
 
 # Dropout. Without a key nothing is dropped, as in fnn.layers.dropout.
 
@@ -29,7 +29,7 @@ def _dropout(axes: Callable[[Tensor], tuple[int, ...]], alpha: bool = False) -> 
             y = torch.where(keep, x, floor) * scale - scale * p * floor
         else:
             y = torch.where(keep, x / (1.0 - p), 0.0) if p < 1.0 else torch.zeros_like(x)
-        return x.copy_(y) if inplace else y
+        return calls.write(x, y) if inplace else y
 
     return apply
 
@@ -80,7 +80,7 @@ def _rrelu(calls: ModuleCalls, func: Any, args: tuple, kwargs: dict) -> Tensor:
 
     x, slope, inplace = slopes(*args, **kwargs)
     y = torch.where(x >= 0, x, x * slope)
-    return x.copy_(y) if inplace or func.__name__.endswith("_") else y
+    return calls.write(x, y) if inplace or func.__name__.endswith("_") else y
 
 
 # Draws into a tensor
@@ -114,14 +114,15 @@ def _exponential(key: Tensor, like: Tensor, lambd: float = 1.0) -> Tensor:
     return -torch.log1p(-_unit(key, like)) / lambd
 
 
-def _into(drawn: Callable[..., Tensor]) -> Callable[..., Any]:
+def _into(drawn: Callable[..., Tensor]) -> Rule:
     """The rule of a method that fills its tensor with draws."""
 
     def apply(calls: ModuleCalls, func: Any, args: tuple, kwargs: dict) -> Tensor:
         if kwargs.pop("generator", None) is not None:
             calls.refuse(func)
         options = {"from_" if name == "from" else name: value for name, value in kwargs.items()}
-        return calls.write(args[0], drawn(calls.draw(), *args, **options).to(args[0].device))
+        tensor: Tensor = args[0]
+        return calls.write(tensor, drawn(calls.draw(), *args, **options).to(tensor.device))
 
     return apply
 
@@ -133,14 +134,30 @@ rule(Tensor.random_)(_into(_integers))
 rule(Tensor.exponential_)(_into(_exponential))
 
 
+@rule(torch.nn.init.uniform_, torch.nn.init.normal_)
+def _initial(calls: ModuleCalls, func: Any, args: tuple, kwargs: dict) -> Tensor:
+    def fill(tensor: Tensor, *bounds: float, generator: Any = None, **named: float) -> Tensor:
+        if generator is not None:
+            calls.refuse(func)
+        draw = _uniform if func is torch.nn.init.uniform_ else _normal
+        named = {{"a": "from_", "b": "to"}.get(name, name): value for name, value in named.items()}
+        with torch.no_grad():
+            return calls.write(tensor, draw(calls.draw(), tensor, *bounds, **named).to(tensor.device))
+
+    return fill(*args, **kwargs)
+
+
 # Draws that are new tensors
 
 
 @rule(torch.bernoulli, Tensor.bernoulli)
 def _bernoulli_like(calls: ModuleCalls, func: Any, args: tuple, kwargs: dict) -> Tensor:
     _refuse_generator(calls, func, kwargs)
-    probabilities = args[1] if len(args) > 1 else kwargs.get("p", args[0])
-    return _bernoulli(calls.draw(), args[0], probabilities).to(args[0].dtype)
+
+    def draw(input: Tensor, p: float | None = None) -> Tensor:
+        return _bernoulli(calls.draw(), input, input if p is None else p).to(input.dtype)
+
+    return draw(*args, **kwargs)
 
 
 @rule(torch.normal)
@@ -228,9 +245,6 @@ def _placed(drawn: Tensor, kwargs: dict, *like: Any) -> Tensor:
     F.gumbel_softmax,
     F.fractional_max_pool2d_with_indices,
     F.fractional_max_pool3d_with_indices,
-    torch.nn.init.uniform_,
-    torch.nn.init.normal_,
-    torch.nn.init.kaiming_uniform_,
 )
 def _seen_inside(calls: ModuleCalls, func: Any, args: tuple, kwargs: dict) -> Any:
     with calls:
@@ -265,8 +279,8 @@ def refused() -> dict[Any, Any]:
 
 
 _REFUSED = (
-    "binomial", "cauchy_", "geometric_", "log_normal_", "lobpcg", "native_dropout", "pca_lowrank", "poisson",
-    "rrelu_with_noise", "rrelu_with_noise_", "svd_lowrank", "_fused_dropout", "_sample_dirichlet", "_standard_gamma",
-    "_cudnn_init_dropout_state", "_cudnn_rnn", "miopen_rnn", "_lstm_mps",
+    "binomial", "cauchy_", "geometric_", "log_normal_", "native_dropout", "poisson", "rrelu_with_noise",
+    "rrelu_with_noise_", "miopen_rnn", "_fused_dropout", "_sample_dirichlet", "_standard_gamma",
 )  # fmt: skip
 RULES.update(refused())
+rule(torch.nn.init.kaiming_uniform_)(lambda calls, func, args, kwargs: calls.refuse(func))

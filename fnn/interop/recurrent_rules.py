@@ -56,11 +56,11 @@ def _recurrent(calls: ModuleCalls, func: Any, args: tuple, kwargs: dict) -> Any:
         return func(*args[:at], 0.0, *args[at + 1 :])
     if packed:
         raise TypeError(
-            f"{calls.name} runs a recurrent layer on a packed sequence, which works neither with dropout from a key nor "
-            "under vmap nor in second derivatives; pad the sequences and mask the outputs in place of packing them"
+            f"{calls.name} runs a recurrent layer on a packed sequence, which works neither with dropout from a key "
+            "nor under vmap nor in second derivatives; pad the sequences and mask the outputs in place of packing them"
         )
-    x, hx, weights, has_biases, num_layers, _, _, bidirectional, batch_first = args
-    first = [state for state in (hx if isinstance(hx, (list, tuple)) else [hx])]
+    x, hx, weights, _has_biases, num_layers, _, _, bidirectional, batch_first = args
+    first = list(hx) if isinstance(hx, (list, tuple)) else [hx]
     outputs, last = _layers(
         _CELLS[func], x.transpose(0, 1) if batch_first else x, first, _grouped(weights, num_layers, bidirectional),
         lambda y: torch.where(random.bernoulli(calls.draw(), 1.0 - dropout, tuple(y.shape)), y / (1.0 - dropout), 0.0)

@@ -30,6 +30,7 @@ from fnn.layers.adaptive_pool import (
     global_avg_pool,
     global_max_pool,
 )
+from fnn.layers.adaptive_softmax import adaptive_log_softmax
 from fnn.layers.attention import attention_cache, multi_head_attention
 from fnn.layers.base import ShapeError
 from fnn.layers.batch_norm import batch_norm, instance_norm
@@ -40,10 +41,12 @@ from fnn.layers.conv_transpose import conv_transpose1d, conv_transpose2d, conv_t
 from fnn.layers.distance import cosine_similarity, pairwise_distance
 from fnn.layers.dot_product import scaled_dot_product_attention
 from fnn.layers.dropout import alpha_dropout, dropout, dropout1d, dropout2d, dropout3d, feature_alpha_dropout
-from fnn.layers.embedding import embedding
+from fnn.layers.embedding import embedding, embedding_bag
+from fnn.layers.fold import fold, unfold
 from fnn.layers.fractional_pool import fractional_max_pool2d, fractional_max_pool3d
 from fnn.layers.gated import geglu, glu, swiglu
-from fnn.layers.linear import linear
+from fnn.layers.linear import bilinear, identity, linear
+from fnn.layers.local_response import local_response_norm
 from fnn.layers.max_unpool import max_unpool1d, max_unpool2d, max_unpool3d
 from fnn.layers.norm import group_norm, layer_norm, rms_norm
 from fnn.layers.padding import (
@@ -63,6 +66,7 @@ from fnn.layers.padding import (
     zero_pad2d,
     zero_pad3d,
 )
+from fnn.layers.parametrizations import spectral_norm, weight_norm
 from fnn.layers.piecewise import (
     hardshrink,
     hardsigmoid,
@@ -88,7 +92,11 @@ from fnn.layers.pool import (
     max_pool3d,
 )
 from fnn.layers.positions import learned_positions, rotary_positions, sinusoidal_positions
+from fnn.layers.rearrange import channel_shuffle, pixel_shuffle, pixel_unshuffle, unflatten
+from fnn.layers.recurrent import gru, lstm, rnn
+from fnn.layers.recurrent_cells import gru_cell, lstm_cell, rnn_cell
 from fnn.layers.remat import remat
+from fnn.layers.resize import interpolate, upsample, upsampling_bilinear2d, upsampling_nearest2d
 from fnn.layers.structure import config, from_config
 from fnn.layers.transformer import transformer, transformer_decoder, transformer_encoder
 from fnn.layers.transformer_layers import transformer_decoder_layer, transformer_encoder_layer
@@ -99,6 +107,7 @@ __all__ = [
     "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
     "adaptive_avg_pool3d",
+    "adaptive_log_softmax",
     "adaptive_max_pool1d",
     "adaptive_max_pool2d",
     "adaptive_max_pool3d",
@@ -108,9 +117,11 @@ __all__ = [
     "avg_pool2d",
     "avg_pool3d",
     "batch_norm",
+    "bilinear",
     "branch",
     "capture",
     "celu",
+    "channel_shuffle",
     "circular_pad1d",
     "circular_pad2d",
     "circular_pad3d",
@@ -132,8 +143,10 @@ __all__ = [
     "dropout3d",
     "elu",
     "embedding",
+    "embedding_bag",
     "feature_alpha_dropout",
     "flatten",
+    "fold",
     "fractional_max_pool2d",
     "fractional_max_pool3d",
     "from_config",
@@ -144,21 +157,28 @@ __all__ = [
     "global_max_pool",
     "glu",
     "group_norm",
+    "gru",
+    "gru_cell",
     "gumbel_softmax",
     "hardshrink",
     "hardsigmoid",
     "hardswish",
     "hardtanh",
+    "identity",
     "instance_norm",
+    "interpolate",
     "layer_norm",
     "leaky_relu",
     "learned_positions",
     "linear",
+    "local_response_norm",
     "log_sigmoid",
     "log_softmax",
     "lp_pool1d",
     "lp_pool2d",
     "lp_pool3d",
+    "lstm",
+    "lstm_cell",
     "map_over_time",
     "max_pool1d",
     "max_pool2d",
@@ -171,6 +191,8 @@ __all__ = [
     "multi_head_attention",
     "pairwise_distance",
     "parallel",
+    "pixel_shuffle",
+    "pixel_unshuffle",
     "prelu",
     "reflection_pad1d",
     "reflection_pad2d",
@@ -184,6 +206,8 @@ __all__ = [
     "replication_pad3d",
     "residual",
     "rms_norm",
+    "rnn",
+    "rnn_cell",
     "rotary_positions",
     "rrelu",
     "scaled_dot_product_attention",
@@ -198,6 +222,7 @@ __all__ = [
     "softplus",
     "softshrink",
     "softsign",
+    "spectral_norm",
     "swiglu",
     "tanh",
     "tanhshrink",
@@ -207,6 +232,12 @@ __all__ = [
     "transformer_decoder_layer",
     "transformer_encoder",
     "transformer_encoder_layer",
+    "unflatten",
+    "unfold",
+    "upsample",
+    "upsampling_bilinear2d",
+    "upsampling_nearest2d",
+    "weight_norm",
     "zero_pad1d",
     "zero_pad2d",
     "zero_pad3d",

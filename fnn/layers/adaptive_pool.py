@@ -33,7 +33,7 @@ def adaptive_avg_pool1d(output_size: OutputSize) -> Layer:
     >>> adaptive_avg_pool1d(2).apply({}, torch.tensor([[[1.0, 2.0, 6.0]]]))
     tensor([[[1.5000, 4.0000]]])
     """
-    return _adaptive("adaptive_avg_pool1d", 1, F.adaptive_avg_pool1d, output_size)
+    return _adaptive("adaptive_avg_pool1d", 1, _wide(F.adaptive_avg_pool1d), output_size)
 
 
 @factory
@@ -49,7 +49,7 @@ def adaptive_avg_pool2d(output_size: OutputSize) -> Layer:
     >>> adaptive_avg_pool2d(1).apply({}, torch.ones(4, 6, 7, 9)).shape
     torch.Size([4, 6, 1, 1])
     """
-    return _adaptive("adaptive_avg_pool2d", 2, F.adaptive_avg_pool2d, output_size)
+    return _adaptive("adaptive_avg_pool2d", 2, _wide(F.adaptive_avg_pool2d), output_size)
 
 
 @factory
@@ -60,7 +60,7 @@ def adaptive_avg_pool3d(output_size: OutputSize) -> Layer:
     >>> adaptive_avg_pool3d((2, None, 1)).apply({}, torch.ones(4, 6, 7, 8, 9)).shape
     torch.Size([4, 6, 2, 8, 1])
     """
-    return _adaptive("adaptive_avg_pool3d", 3, F.adaptive_avg_pool3d, output_size)
+    return _adaptive("adaptive_avg_pool3d", 3, _wide(F.adaptive_avg_pool3d), output_size)
 
 
 @factory
@@ -117,9 +117,15 @@ def _adaptive(layer: str, dims: int, pool: Callable[..., Any], output_size: Outp
         given = x.shape[-dims:]
         if 0 in given:
             raise ShapeError(f"{layer} got an input of size {tuple(given)}, which has no entries")
-        return pool(x, [g if w is None else w for w, g in zip(wanted, given, strict=True)], *options)
+        sizes = [g if w is None else w for w, g in zip(wanted, given, strict=True)]
+        return pool(x, sizes, *options)
 
     return Layer(lambda key=None: {}, apply)
+
+
+def _wide(mean: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Take means of 16-bit values in float32."""
+    return lambda x, sizes: mean(widen(x), sizes).to(x.dtype)
 
 
 def global_avg_pool(x: Tensor) -> Tensor:

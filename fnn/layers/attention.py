@@ -176,12 +176,13 @@ def multi_head_attention(
         # reshape, because torch before 2.15 cannot trace unflatten under a TorchFunctionMode
         split = lambda x: x.reshape(*x.shape[:-1], num_heads, embed_dim // num_heads).transpose(-3, -2)
         q, k, v = (split(x) for x in _project(params, query, keys, values))  # (batch, heads, L or S, d)
+        if cache is not None:
+            _check_cache(cache, k)
         start = 0 if cache is None else cache["length"]
         if rotary_base is not None:
             q = rotary_positions(q, start + torch.arange(q.shape[-2], device=q.device), rotary_base)
             k = rotary_positions(k, start + torch.arange(k.shape[-2], device=k.device), rotary_base)
         if cache is not None:
-            _check_cache(cache, k)
             cache, visible = _store(cache, k, v)
             k, v = cache["key"], cache["value"]
         else:

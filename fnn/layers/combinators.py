@@ -83,6 +83,11 @@ class Parts:
     def __contains__(self, name: str) -> bool:
         return name in self._parts
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the parts, in the order in which they were given."""
+        return list(self._parts)
+
 
 def _combined(combinator: str, given: dict[str, AnyPart], forward: Callable[..., Any]) -> Layer | StatefulLayer:
     """Return the layer of these parts whose output is ``forward(parts, *inputs)``."""
@@ -418,10 +423,10 @@ def _refuse_modules(combinator: str, name: str, part: Any) -> None:
     same = [ours for ours in layers.__all__ if ours.replace("_", "").removesuffix("2d") == plain]
     if same:
         is_factory = getattr(getattr(layers, same[0]), "__annotations__", {}).get("return") in made
-        line = f"fnn.layers.{same[0]}" + ("(...)" if is_factory else "")
+        line = f"fnn.layers.{same[0]}" + ("(...)" if is_factory else "") + ", or "
     else:
-        line = "a Layer whose apply is lambda params, x, *, key=None: torch.func.functional_call(module, params, (x,))"
+        line = ""
     raise TypeError(
         f"{combinator}: part {name!r} is a torch.nn.Module ({kind.__name__}), whose parameters would be constants that "
-        f"are never trained; write {line}"
+        f"are never trained; write {line}fnn.interop.from_module(module).layer"
     )

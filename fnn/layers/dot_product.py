@@ -38,7 +38,8 @@ def scaled_dot_product_attention(
     forward derivatives (``jvp``, ``jacfwd``), second derivatives and dropout: torch raises an error for the first two,
     and fnn for a ``key`` with ``dropout_p > 0``. ``vmap`` then computes one sample after the other on the CPU.
 
-    Raises ``ShapeError`` for shapes that do not fit together, and ``ArgumentError`` for a mask of integers.
+    Raises ``ShapeError`` for shapes that do not fit together, and ``ArgumentError`` for masks of integers and complex
+    numbers.
 
     >>> x = torch.eye(3)
     >>> scaled_dot_product_attention(x, x, x, is_causal=True)[0]
@@ -49,6 +50,8 @@ def scaled_dot_product_attention(
     name = "scaled_dot_product_attention"
     for tensor in (query, keys, values):
         check_tensor(name, tensor)
+        if tensor.is_complex():
+            raise ArgumentError(f"{name} expects real numbers, got {tensor.dtype}")
     if min(query.dim(), keys.dim(), values.dim()) < 2 or query.shape[-1] != keys.shape[-1]:
         raise ShapeError(
             f"{name} expects a query of shape (..., L, d) and keys of shape (..., S, d), got {tuple(query.shape)} and "

@@ -60,11 +60,10 @@ def prelu(num_parameters: int = 1, init: float = 0.25, dtype: torch.dtype = torc
         check_params("prelu", params, weight=(num_parameters,))
         check_tensor("prelu", x)
         check_dtype("prelu", x, params["weight"])
-        slope = params["weight"]
-        if num_parameters > 1:
-            check_channels_first("prelu", x, num_parameters)
-            slope = slope.reshape(-1, *[1] * (x.dim() - 2))
-        return _leaky(x, slope)
+        if num_parameters == 1:
+            return _leaky(x, params["weight"].squeeze(0))
+        check_channels_first("prelu", x, num_parameters)
+        return _leaky(x, params["weight"].reshape(-1, *[1] * (x.dim() - 2)))
 
     return Layer(init_params, apply)
 

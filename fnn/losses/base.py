@@ -50,10 +50,12 @@ def check_reduction(reduction: str) -> None:
 
 
 def check_tensors(loss: str, *values: Tensor) -> None:
-    """Raise ``TypeError`` for a value that is not a tensor."""
+    """Raise ``TypeError`` for a value that is not a tensor, or is complex, for which only ``l1`` is defined."""
     for value in values:
         if not isinstance(value, Tensor):
             raise TypeError(f"{loss} expects tensors, got a {type(value).__name__}; write torch.as_tensor(value)")
+        if value.is_complex() and loss != "l1":
+            raise TypeError(f"{loss} is for real numbers, got {value.dtype}; apply it to torch.view_as_real(x)")
 
 
 def check_same_shape(loss: str, prediction: Tensor, target: Tensor) -> None:

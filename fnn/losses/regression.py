@@ -72,6 +72,7 @@ def smooth_l1(prediction: Tensor, target: Tensor, reduction: Reduction = "mean",
     >>> smooth_l1(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 0.0]), reduction="none")
     tensor([0.1250, 2.5000])
     """
+    check_same_shape("smooth_l1", prediction, target)
     if beta < 0:
         raise ValueError(f"smooth_l1 expects beta >= 0, got {beta}")
     if beta == 0:

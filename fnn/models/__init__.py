@@ -2,6 +2,7 @@
 
 from fnn.models.alexnet import alexnet
 from fnn.models.efficientnet import efficientnet_b0
+from fnn.models.gpt import gpt, gpt_cache
 from fnn.models.lenet import lenet, lenet5
 from fnn.models.mlp import mlp
 from fnn.models.mobilenet import mobilenet_v2
@@ -12,6 +13,8 @@ from fnn.models.vit import vit, vit_b_16
 __all__ = [
     "alexnet",
     "efficientnet_b0",
+    "gpt",
+    "gpt_cache",
     "lenet",
     "lenet5",
     "mlp",

@@ -133,6 +133,8 @@ def global_norm(tree: Tree) -> Tensor:
 def allclose(first: Tree, second: Tree, *, rtol: float | None = None, atol: float | None = None) -> bool:
     """Return True if all leaves have equal shapes and |a - b| <= atol + rtol |b| for all entries.
 
+    Leaves of different dtypes are compared in the dtype to which both promote.
+
     The default tolerances are torch's, rtol 1e-5 and atol 1e-8. If only one of them is given, the other is 0.
 
     >>> allclose({"w": torch.ones(2)}, {"w": torch.ones(2) + 1e-7})
@@ -143,10 +145,12 @@ def allclose(first: Tree, second: Tree, *, rtol: float | None = None, atol: floa
     if rtol is None and atol is None:
         rtol, atol = 1e-5, 1e-8
     a, treedef = flatten(first)
-    return all(
-        x.shape == y.shape and torch.allclose(x, y, rtol=rtol or 0.0, atol=atol or 0.0)
-        for x, y in zip(a, treedef.flatten_up_to(second), strict=True)
-    )
+
+    def close(x: Tensor, y: Tensor) -> bool:
+        dtype = torch.promote_types(x.dtype, y.dtype)
+        return x.shape == y.shape and torch.allclose(x.to(dtype), y.to(dtype), rtol=rtol or 0.0, atol=atol or 0.0)
+
+    return all(close(x, y) for x, y in zip(a, treedef.flatten_up_to(second), strict=True))
 
 
 def max_difference(first: Tree, second: Tree) -> Tensor:
@@ -189,14 +193,13 @@ def scale(factor: float | Tensor, tree: Tree) -> Tree:
 def lerp(first: Tree, second: Tree, weight: float | Tensor) -> Tree:
     """Return first + weight (second - first), leaf by leaf, in the dtypes of the first tree.
 
+    Leaves of integers are rounded towards zero.
+
     >>> lerp({"w": torch.zeros(1)}, {"w": torch.ones(1)}, 0.25)
     {'w': tensor([0.2500])}
     """
 
-    def between(a: Tensor, b: Tensor) -> Tensor:
-        return a + (b - a) * (weight.to(a.dtype) if isinstance(weight, Tensor) else weight)
-
-    return map(between, first, second)
+    return map(lambda a, b: (a + (b - a) * weight).to(a.dtype), first, second)
 
 
 def where(condition: Tensor, first: Tree, second: Tree) -> Tree:

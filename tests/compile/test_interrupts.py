@@ -14,7 +14,7 @@ import os, random, signal, sys, threading, time
 import torch, fnn
 
 torch.set_num_threads(1)
-hits_wanted, seed = map(int, sys.argv[1:])
+backend, hits_wanted, seed = sys.argv[1], *map(int, sys.argv[2:])
 model = fnn.models.mlp(8, 16, 16, 4)
 optimizer = fnn.optim.adam(1e-2)
 
@@ -29,8 +29,8 @@ def step(params, state, batch):
 batch = fnn.random.normal(fnn.random.key(1), (16, 8)), fnn.random.randint(fnn.random.key(2), (16,), 0, 4)
 start = model.init(fnn.random.key(0))
 start = start, optimizer.init(start)
-pure, donated = fnn.jit(step), fnn.jit(step, donate_argnums=(0, 1))
-history, state = [], start
+pure, donated = fnn.jit(step, backend=backend), fnn.jit(step, backend=backend, donate_argnums=(0, 1))
+history, state = [fnn.tree.leaves(start)], start
 for _ in range(300):
     state = pure(*state, batch)[:2]
     history.append(fnn.tree.leaves(state))
@@ -47,11 +47,12 @@ def shoot():
 threading.Thread(target=shoot, daemon=True).start()
 while hits < hits_wanted:
     p, s = fnn.tree.map(torch.clone, start)
-    p, s, _ = donated(p, s, batch)
+    steps = 0
     try:
         armed = True
-        for _ in range(290):
+        while steps < 290:
             p, s, _ = donated(p, s, batch)
+            steps += 1
         armed = False
     except KeyboardInterrupt:
         armed = False
@@ -62,14 +63,18 @@ while hits < hits_wanted:
         pass
     leaves = fnn.tree.leaves((p, s))
     assert not any(leaf.is_meta for leaf in leaves), "an emptied state"
-    assert any(all(map(torch.equal, leaves, known)) for known in history), "a mixture of two states"
+    whole = [all(map(torch.equal, leaves, history[n])) for n in (steps, steps + 1)]
+    assert any(whole), "neither the old state nor the new one"
 print("interrupted", hits)
 """
 
 
-@pytest.mark.parametrize("hits", [40, pytest.param(400, marks=pytest.mark.slow)])
-def test_an_interrupt_leaves_a_whole_state(hits):
-    command = [sys.executable, "-c", INTERRUPTED, str(hits), "0"]
+SLOW = [pytest.param(backend, 500, marks=pytest.mark.slow) for backend in ("replay", "inductor")]
+
+
+@pytest.mark.parametrize(("backend", "hits"), [("replay", 40), *SLOW])
+def test_an_interrupt_leaves_a_whole_state(backend, hits):
+    command = [sys.executable, "-c", INTERRUPTED, backend, str(hits), "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.stdout.strip() == f"interrupted {hits}", done.stdout + done.stderr[-2000:]
 

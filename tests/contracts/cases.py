@@ -20,11 +20,6 @@ from tests.contracts.cases_functions import ACTIVATIONS, DROPOUTS, FUNCTIONS_WIT
 from tests.contracts.cases_losses import LOSSES
 
 
-def embedded() -> Case:
-    case = module(layers.embedding(7, 3), nn.Embedding(7, 3), 4)
-    return case._replace(x=torch.tensor([[0, 6, 6], [1, 2, 3], [5, 5, 5], [3, 0, 1]]))
-
-
 class TorchResidual(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         return input + super().forward(input)
@@ -133,7 +128,6 @@ LAYERS: dict[str, Callable[[], Case]] = {
     ),
     "batch_norm": lambda: normed(layers.batch_norm(3), nn.BatchNorm2d(3), False, 4, 3, 5, 5),
     "batch_norm, training": lambda: normed(layers.batch_norm(3, 1e-3), nn.BatchNorm1d(3, 1e-3), True, 4, 3, 5),
-    "embedding": embedded,
     **cases_sequence.LAYERS,
     "residual": lambda: module(layers.residual(layers.linear(4, 4)), TorchResidual(4, 4), 5, 4),
     "sequential, with state": lambda: normed(

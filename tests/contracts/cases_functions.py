@@ -49,6 +49,20 @@ def alpha_dropped(x: Tensor, keep: Tensor, p: float) -> Tensor:
     return a * torch.where(keep, x, low) + b
 
 
+def adaptive(bias: bool) -> Case:
+    layer, net = (
+        layers.adaptive_log_softmax(5, 7, [2, 4], 2.0, bias),
+        nn.AdaptiveLogSoftmaxWithLoss(5, 7, [2, 4], 2.0, bias),
+    )
+    case = module(layer, net, 3, 5)
+
+    def reference(params: Any, x: Tensor) -> Tensor:
+        net.forward = net.log_prob  # type: ignore[method-assign]
+        return torch.func.functional_call(net, fnn.tree.to_state_dict(params), (x,))
+
+    return case._replace(reference=reference)
+
+
 ACTIVATIONS: dict[str, Callable[[], Case]] = {
     "relu": lambda: function(layers.relu, F.relu, 4, 6),
     "relu6": lambda: function(lambda x: layers.relu6(4 * x), lambda x: F.relu6(4 * x), 4, 6),
@@ -124,5 +138,6 @@ DROPOUTS: dict[str, Callable[[], Case]] = {
 
 FUNCTIONS_WITH_PARAMS: dict[str, Callable[[], Case]] = {
     "prelu": lambda: module(layers.prelu(), nn.PReLU(), 4, 6),
+    **{f"adaptive_log_softmax{', bias' * bias}": lambda bias=bias: adaptive(bias) for bias in (False, True)},
     "prelu, channels": lambda: module(layers.prelu(3, 0.1), nn.PReLU(3, 0.1), 4, 3, 2),
 }

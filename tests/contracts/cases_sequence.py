@@ -1,4 +1,4 @@
-"""The cases of layers over sequences: attention, positions, Transformers."""
+"""The cases of layers over sequences: attention, positions, Transformers, embeddings, recurrent layers."""
 
 # ruff: noqa: E501 (one case a line)
 
@@ -200,7 +200,105 @@ def transformer() -> Case:
     )  # fmt: skip
 
 
+def looked_up(layer: fnn.Layer, net: nn.Module, *arguments: Callable[[Tensor], Any]) -> Case:
+    """An embedding of (bags, size) = (4, 3) integers, or what is made of them."""
+    case = against(layer, net, (4, 3), *[lambda x: (tuple(make(x) for make in arguments), {})] * bool(arguments))
+    return case._replace(x=torch.tensor([[0, 6, 6], [1, 2, 3], [5, 5, 5], [3, 0, 1]]))
+
+
+def clipped_rows() -> Case:
+    """torch renormalises in place, so that the reference is its formula."""
+
+    def reference(params: Any, x: Tensor) -> Tensor:
+        norms = params["weight"].abs().sum(-1, keepdim=True)
+        return torch.where(norms > 2.0, params["weight"] * (2.0 / (norms + 1e-7)), params["weight"])[x]
+
+    layer = layers.embedding(7, 3, max_norm=2.0, norm_type=1.0)
+    return looked_up(layer, nn.Embedding(7, 3))._replace(reference=reference)
+
+
+def weighted_bags() -> Case:
+    """Weights of the dtype of the params, made from the integers."""
+    layer, net = layers.embedding_bag(7, 3, mode="sum"), nn.EmbeddingBag(7, 3, mode="sum")
+    weights = lambda p, x: (x + 1.0).sqrt().to(p["weight"].dtype)
+    call = lambda p, x: torch.func.functional_call(net, p, (x, None, weights(p, x)))
+    return looked_up(layer, net)._replace(function=lambda p, x: layer.apply(p, x, None, weights(p, x)), reference=call)
+
+
+def recurrent(
+    name: str,
+    net: type[nn.Module],
+    call: Callable[[Tensor], dict] = lambda x: {},
+    lengths: Callable[[Tensor], Tensor] | None = None,
+    **options: Any,
+) -> Case:
+    """A recurrent layer of 3 inputs and 2 hidden units, with the output and the states of each sample side by side."""
+    module = net(3, 2, batch_first=True, **options)
+    layer = getattr(layers, name)(3, 2, **options)
+
+    def flat(result: tuple) -> Tensor:
+        output, state = result
+        states = state if isinstance(state, tuple) else (state,)
+        return joined((output, *[part.transpose(0, 1) for part in states]))
+
+    def apply(params: Any, x: Tensor) -> Tensor:
+        return flat(layer.apply(params, x, *call(x).values(), lengths=None if lengths is None else lengths(x)))
+
+    def reference(params: Any, x: Tensor) -> Tensor:
+        packed: Any = x
+        if lengths is not None:
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths(x), batch_first=True, enforce_sorted=False)
+        output, state = torch.func.functional_call(module, fnn.tree.to_state_dict(params), (packed, *call(x).values()))
+        if lengths is not None:
+            output = nn.utils.rnn.pad_packed_sequence(output, batch_first=True, total_length=x.shape[1])[0]
+        return flat((output, state))
+
+    return against(layer, module, (3, 4, 3))._replace(function=apply, reference=reference)
+
+
+def uneven(x: Tensor) -> Tensor:
+    """Lengths from 1 to the length of the sequence."""
+    return 1 + (x[:, 1:, 0] > 0).sum(1)
+
+
+def started(count: int, *sizes: int) -> Callable[[Tensor], dict]:
+    """A first state, made from x: (count, batch, size) for each size."""
+
+    def make(x: Tensor) -> dict:
+        parts: Any = tuple(x.mean(1)[:, :size].cos().expand(count, len(x), size).contiguous() for size in sizes)
+        return {"state": parts if len(parts) > 1 else parts[0]}
+
+    return make
+
+
+def cell(name: str, net: nn.Module, arguments: Callable[[Tensor], tuple] = lambda x: (x,)) -> Case:
+    return against(getattr(layers, name)(3, 2), net, (4, 3), lambda x: (arguments(x), {}))
+
+
 LAYERS: dict[str, Callable[[], Case]] = {
+    "embedding": lambda: looked_up(layers.embedding(7, 3), nn.Embedding(7, 3)),
+    "embedding, max_norm": clipped_rows,
+    "embedding_bag": lambda: looked_up(layers.embedding_bag(7, 3, padding_idx=0), nn.EmbeddingBag(7, 3, padding_idx=0)),
+    "embedding_bag, sum, weights": weighted_bags,
+    "embedding_bag, max": lambda: looked_up(layers.embedding_bag(7, 3, mode="max"), nn.EmbeddingBag(7, 3, mode="max")),
+    **{
+        f"embedding_bag, {mode}, offsets": lambda mode=mode: looked_up(
+            layers.embedding_bag(7, 3, mode=mode), nn.EmbeddingBag(7, 3, mode=mode),
+            lambda x: x.flatten(), lambda x: 3 * torch.arange(len(x), device=x.device),
+        )
+        for mode in ("mean", "max")
+    },
+    "rnn": lambda: recurrent("rnn", nn.RNN),
+    "rnn, relu, two layers, state": lambda: recurrent("rnn", nn.RNN, started(2, 2), num_layers=2, nonlinearity="relu"),
+    "lstm": lambda: recurrent("lstm", nn.LSTM, started(1, 2, 2)),
+    "lstm, projected, two directions, lengths": lambda: recurrent(
+        "lstm", nn.LSTM, lengths=uneven, bidirectional=True, proj_size=1
+    ),
+    "gru": lambda: recurrent("gru", nn.GRU, bias=False),
+    "gru, state, lengths": lambda: recurrent("gru", nn.GRU, started(1, 2), uneven),
+    "rnn_cell": lambda: cell("rnn_cell", nn.RNNCell(3, 2)),
+    "lstm_cell": lambda: cell("lstm_cell", nn.LSTMCell(3, 2), lambda x: (x, (x[:, :2].sin(), x[:, 1:]))),
+    "gru_cell": lambda: cell("gru_cell", nn.GRUCell(3, 2), lambda x: (x, x[:, :2])),
     "multi_head_attention": lambda: attention(),
     "multi_head_attention, causal, no bias": lambda: attention(causal=True, bias=False, theirs=lambda x: {"attn_mask": future(x)}),
     "multi_head_attention, is_causal, weights": lambda: attention(
@@ -288,11 +386,30 @@ def decoding(layer: fnn.Layer) -> fnn.Layer:
     return layer._replace(apply=apply)
 
 
+def with_integers(layer: fnn.Layer, offsets: bool = False) -> fnn.Layer:
+    def apply(params: Any, x: Tensor, *, key: Tensor | None = None) -> Tensor:
+        numbers = x[0].long().abs() % 7
+        return layer.apply(params, numbers.flatten(), numbers[:, 0]) if offsets else layer.apply(params, numbers)
+
+    return layer._replace(apply=apply)
+
+
+def with_lengths(layer: fnn.Layer) -> fnn.Layer:
+    return layer._replace(apply=lambda params, x, *, key=None: layer.apply(params, x, lengths=uneven(x), key=key))
+
+
+def first_result(layer: fnn.Layer) -> fnn.Layer:
+    return layer._replace(apply=lambda params, x, *, key=None: layer.apply(params, x, key=key)[0])
+
+
 # layers of inputs (2, 3, 4) that tests/contracts/test_meta.py runs on the meta device
 MADE: dict[str, fnn.Layer] = {  # those that ON_META wraps
     "transformer_decoder_layer": layers.transformer_decoder_layer(4, 2, 3),
     "transformer_decoder": layers.transformer_decoder(layers.transformer_decoder_layer(4, 2, 3), 1),
     "transformer": layers.transformer(4, 2, 1, 1, 3),
+    "gru": layers.gru(4, 2, bidirectional=True),
+    "lstm_cell": layers.lstm_cell(4, 2),
+    "embedding_bag": layers.embedding_bag(7, 3, mode="sum", padding_idx=1),
 }
 ON_META: dict[str, fnn.Layer] = {
     "multi_head_attention": layers.multi_head_attention(4, 2, 0.3, causal=True, rotary_base=10.0),
@@ -312,4 +429,13 @@ ON_META: dict[str, fnn.Layer] = {
     ),
     "transformer_decoder": given_memory(layers.transformer_decoder(layers.transformer_decoder_layer(4, 2, 3), 1)),
     "transformer": given_memory(layers.transformer(4, 2, 1, 1, 3)),
+    "embedding_bag": with_integers(layers.embedding_bag(7, 3, 1.0, mode="max", padding_idx=1)),
+    "embedding_bag, offsets": with_integers(layers.embedding_bag(7, 3, mode="max", scale_grad_by_freq=True), True),
+    "rnn": layers.rnn(4, 2, return_state=False),
+    "lstm": layers.lstm(4, 3, 2, dropout=0.3, bidirectional=True, proj_size=2, return_state=False),
+    "gru": with_lengths(layers.gru(4, 2, bidirectional=True, return_state=False)),
+    "rnn_cell": layers.rnn_cell(4, 2),
+    "lstm_cell": first_result(layers.lstm_cell(4, 2)),
+    "gru_cell": layers.gru_cell(4, 2),
 }
+SHAPES_ON_META = {name.split(",")[0]: (2, 3, 4) for name in ON_META}

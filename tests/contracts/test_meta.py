@@ -57,15 +57,18 @@ LAYERS: dict[str, Any] = {
     "instance_norm": layers.instance_norm(4, affine=True, spatial=1),
     "instance_norm, running statistics": layers.instance_norm(4, track_running_stats=True),
     "batch_norm": layers.batch_norm(4),
+    "weight_norm": layers.weight_norm(layers.linear(4, 3)),
+    "spectral_norm": layers.spectral_norm(layers.linear(4, 3)),
     "dropout": layers.dropout(0.5),
     "dropout1d": layers.dropout1d(),
     "dropout2d": layers.dropout2d(),
     "dropout3d": layers.dropout3d(),
     "alpha_dropout": layers.alpha_dropout(),
     "feature_alpha_dropout": layers.feature_alpha_dropout(),
+    "adaptive_log_softmax": layers.adaptive_log_softmax(4, 7, [2, 4], 2.0, True),
     "prelu": layers.prelu(),
     "rrelu": layers.rrelu(),
-    "embedding": layers.embedding(7, 3, 1),
+    "embedding": layers.embedding(7, 3, 1, 1.0, scale_grad_by_freq=True),
     **cases_sequence.ON_META,
     "residual": layers.residual(layers.dropout(0.3)),
     "sequential": layers.sequential(layers.linear(4, 3), layers.batch_norm(3), layers.relu, layers.dropout()),
@@ -78,13 +81,16 @@ SHAPES = {
     "conv1d": (2, 1, 5), "conv2d": (2, 1, 5, 5), "conv_transpose2d": (2, 1, 5, 5),
     "fractional_max_pool2d": (2, 1, 5, 5), "max_pool2d": (2, 1, 4, 4), "avg_pool2d": (2, 1, 4, 4),
     "group_norm": (2, 4, 3), "dropout2d": (2, 3, 4), "dropout3d": (2, 3, 2, 4), "instance_norm": (2, 4, 3),
-    **dict.fromkeys(cases_sequence.ON_META, (2, 3, 4)), **cases_models.SHAPES,
+    **cases_sequence.SHAPES_ON_META, **cases_models.SHAPES,
     "models.lenet": (2, 1, 32, 32), "models.lenet5": (2, 1, 32, 32),
 }  # fmt: skip
 
 
+STATELESS = [name for name in cases_spatial.LAYERS if name not in cases_spatial.WITH_STATE]
+
+
 def run_layer(name: str) -> None:
-    layer = LAYERS[name]
+    layer: Any = LAYERS[name]
     key = random.key(0, META)
     shape = SHAPES.get(name.split(",")[0], (3, 4))
     x = torch.zeros(shape, dtype=torch.int64, device=META) if name == "embedding" else torch.zeros(shape, device=META)
@@ -113,7 +119,7 @@ def test_layers(name: str) -> None:
     run_layer(name)
 
 
-@pytest.mark.parametrize("name", [*cases_spatial.LAYERS, *cases.ACTIVATIONS, *cases.LOSSES])
+@pytest.mark.parametrize("name", [*STATELESS, *cases.ACTIVATIONS, *cases.LOSSES])
 def test_functions_of_the_tables(name: str) -> None:
     case = cases.CASES[name]()
     params, x = on_meta((case.params, case.x))
@@ -176,10 +182,22 @@ def test_initialisers(name: str, dtype: torch.dtype) -> None:
         assert INITIALIZERS[name](random.key(0, META), (4, 3), dtype).dtype == dtype
 
 
-@pytest.mark.parametrize("name", ["accuracy", "top_k_accuracy", "confusion_matrix"])
+METRICS: dict[str, Callable[[], Any]] = {
+    "accuracy": lambda: metrics.accuracy(LOGITS, TARGETS),
+    "top_k_accuracy": lambda: metrics.top_k_accuracy(LOGITS, TARGETS, 2),
+    "confusion_matrix": lambda: metrics.confusion_matrix(LOGITS, TARGETS),
+    "scores": lambda: metrics.scores(metrics.confusion_matrix(LOGITS, TARGETS)),
+    "precision": lambda: metrics.precision(LOGITS, TARGETS, "micro"),
+    "recall": lambda: metrics.recall(LOGITS, TARGETS, "weighted"),
+    "f1": lambda: metrics.f1(LOGITS, TARGETS, "none"),
+    "roc_auc": lambda: metrics.roc_auc(LOGITS[:, 0], TARGETS),
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
 def test_metrics(name: str) -> None:
     with OnlyOn():
-        getattr(metrics, name)(LOGITS, TARGETS, *([2] if name == "top_k_accuracy" else []))
+        METRICS[name]()
 
 
 def public(module: Any) -> set[str]:
@@ -194,7 +212,7 @@ def test_everything_public_is_run() -> None:
     families = {name.split(",")[0] for name in (*LAYERS, *cases_spatial.LAYERS, *cases.ACTIVATIONS)}
     assert set(layers.__all__) - cases.NOT_LAYERS | {f"models.{name}" for name in models.__all__} == families
     assert set(losses.__all__) == {name.split(",")[0] for name in cases.LOSSES}
-    assert public(metrics) == {"accuracy", "top_k_accuracy", "confusion_matrix"}
+    assert public(metrics) == {*METRICS}
     assert {*random.__all__, "inside"} == {*DRAWS, "key"}
     assert public(init) == {*INITIALIZERS, "gain", "fans"}
 

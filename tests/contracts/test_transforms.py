@@ -15,6 +15,7 @@ from torch.func import grad, jvp, vmap
 import fnn
 from fnn import tree
 from tests.contracts import cases
+from tests.contracts.case import numbers
 
 PAGE = Path(__file__).parents[2] / "docs" / "transforms.md"
 STEP = 1e-6  # of central differences in float64
@@ -26,8 +27,8 @@ class Setting:
     def __init__(self, name: str):
         self.function, self.reference, self.params, self.x = cases.CASES[name]()
         self.out = self.reference(self.params, self.x)
-        self.cotangent = cases.numbers(20, *self.out.shape)
-        self.tangent = tree.map(lambda leaf: cases.numbers(21, *leaf.shape), self.params)
+        self.cotangent = numbers(20, *self.out.shape)
+        self.tangent = tree.map(lambda leaf: numbers(21, *leaf.shape), self.params)
         self.stack = tree.stack([self.params, self.tangent, tree.scale(0.5, self.params)])
 
     def scalar(self, params: Any, x: Tensor) -> Tensor:

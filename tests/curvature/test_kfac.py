@@ -382,3 +382,16 @@ def test_errors_are_sentences(name):
     call, words = ERRORS[name]
     with pytest.raises((ValueError, TypeError), match=words):
         call()
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "normal", "bernoulli"])
+@pytest.mark.parametrize("drawn", [None, key(1)])
+def test_a_fisher_matrix_needs_samples_in_one_tensor(likelihood, drawn):
+    models = {
+        "dict": lambda p, x: {"y": LINEAR(p, x)},
+        "tuple": lambda p, x: (LINEAR(p, x),),
+        "0-d tensor": lambda p, x: LINEAR(p, x).sum(),
+    }
+    for given, model in models.items():
+        with pytest.raises(ValueError, match=rf"outputs \(batch, \.\.\.\) .*got a {given}"):
+            fisher_operator(model, {"w": W, "b": B}, X, likelihood=likelihood, key=drawn) @ {"w": W, "b": B}

@@ -491,6 +491,26 @@ def test_refusals(call, words):
         call()
 
 
+G = fnn.gradients
+OF_SHARED_PARAMS = {
+    "clipped_grad": lambda batches: fnn.clipped_grad(quadratic, 1.0, batch_argnums=batches),
+    "per_sample_norms": lambda batches: G.per_sample_norms(quadratic, batch_argnums=batches),
+    "per_sample_norms, exact": lambda batches: G.per_sample_norms(quadratic, method="exact", batch_argnums=batches),
+    "ghost_plan": lambda batches: G.ghost_plan(quadratic, batches),
+    "gradient_noise_scale": lambda batches: G.gradient_noise_scale(quadratic, batch_argnums=batches),
+    "accumulate_grad": lambda batches: G.accumulate_grad(quadratic, 2, batches),
+    "per_sample_moments": lambda batches: G.per_sample_moments(quadratic, batch_argnums=batches),
+}
+
+
+@pytest.mark.parametrize("batches", [0, (0, 1), -2])
+@pytest.mark.parametrize("name", OF_SHARED_PARAMS)
+def test_params_have_no_axis_of_samples(name, batches):
+    params = {"w": torch.ones(4, 3)}  # as many rows as the batch
+    with pytest.raises(ValueError, match=r"batch_argnums contains 0, .*put params first"):
+        OF_SHARED_PARAMS[name](batches)(params, torch.ones(4, 3))
+
+
 def test_layers_that_mix_samples_are_refused():
     def loss(params, x):
         refuse_samples_apart("batch_norm")

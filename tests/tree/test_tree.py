@@ -9,6 +9,7 @@ from torch.func import grad, jvp, vmap
 
 import fnn
 from fnn import tree
+from fnn.linalg.vector_space import one_hot
 
 
 class Pair(NamedTuple):
@@ -68,6 +69,30 @@ def test_order_of_a_dict_does_not_matter() -> None:
     assert list(tree.structure(one).unflatten(tree.leaves(one))) == ["10", "2", "a"]
     square = lambda p: sum((leaf**2).sum() for leaf in tree.leaves(p))
     assert float(jvp(square, (one,), (fnn.random.like(fnn.random.key(0), one),))[1]) != 0
+
+
+LIKE_ITS_ARGUMENT = {
+    "map": lambda t: tree.map(torch.neg, t),
+    "map_with_path": lambda t: tree.map_with_path(lambda path, leaf: leaf, t),
+    "cast": lambda t: tree.cast(t, torch.float64),
+    "replace": lambda t: tree.replace(t, "a", torch.ones(1)),
+    "from_state_dict": lambda t: tree.from_state_dict(dict(sorted(tree.to_state_dict(t).items())), t),
+    "partition": lambda t: tree.partition(t, lambda path: True)[0],
+    "partition, the rest": lambda t: tree.partition(t, {"b": False, "a": False, "10": False, "2": False})[1],
+    "stack": lambda t: tree.stack([t, t]),
+    "unravel": lambda t: tree.ravel(t)[1](tree.ravel(t)[0]),
+    "random.like": lambda t: fnn.random.like(fnn.random.key(0), t),
+    "grad": fnn.grad(lambda t: tree.dot(t, t)),
+    "one_hot": lambda t: one_hot(t, 0, 2),
+}
+
+
+@pytest.mark.parametrize("name", LIKE_ITS_ARGUMENT)
+def test_a_dict_keeps_the_order_in_which_it_was_filled(name: str) -> None:
+    t = {"b": torch.ones(1), "10": {"y": torch.ones(2), "x": torch.ones(2)}, "a": torch.ones(1), "2": torch.ones(1)}
+    result = LIKE_ITS_ARGUMENT[name](t)
+    assert list(result) == list(t)
+    assert list(result["10"]) == ["y", "x"]
 
 
 def test_both_forms_of_a_path() -> None:
@@ -132,8 +157,18 @@ def test_state_dicts_refuse_ambiguous_paths() -> None:
         tree.to_state_dict({"a.b": torch.ones(1), "a": {"b": torch.ones(1)}})
     with pytest.raises(ValueError, match=r"'a' is both|below 'a'"):
         tree.from_state_dict({"a.b": torch.ones(1), "a": torch.ones(1)})
-    with pytest.raises(ValueError, match=r"missing \['w'\], not in the tree \['v'\]"):
-        tree.from_state_dict({"v": torch.ones(1)}, {"w": torch.ones(1)})
+
+
+@pytest.mark.parametrize("names", ["v", "w x", "w", "w v", "", "v x"])
+def test_a_state_dict_has_exactly_the_paths_of_the_tree(names: str) -> None:
+    flat, like = {name: torch.ones(1) for name in names.split()}, {"w": torch.ones(1), "v": torch.ones(1)}
+    if set(flat) == set(like):
+        assert tree.structure(tree.from_state_dict(flat, like)) == tree.structure(like)
+        return
+    missing, extra = sorted(set(like) - set(flat)), sorted(set(flat) - set(like))
+    with pytest.raises(ValueError, match=r"missing \[.*\], not in the tree \[.*\]") as error:
+        tree.from_state_dict(flat, like)
+    assert all(repr(name) in str(error.value) for name in missing + extra)
 
 
 def test_stack_concat_unstack() -> None:
@@ -216,6 +251,35 @@ def test_sums_of_narrow_leaves_are_wide(dtype: torch.dtype) -> None:
     large = {"w": torch.full((4,), 300.0, dtype=dtype)}
     assert float(tree.global_norm(large)) == pytest.approx(600.0)
     assert tree.global_norm(tree.cast(large, torch.float64)).dtype == torch.float64
+
+
+FLOATING = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,)])
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("other", FLOATING)
+def test_lerp_keeps_the_dtypes_of_the_first_tree(
+    dtype: torch.dtype, other: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    first, second = {"w": torch.full(shape, 1.0, dtype=dtype)}, {"w": torch.full(shape, 3.0, dtype=dtype)}
+    for weight in (0.5, torch.tensor(0.5, dtype=other), torch.full(shape, 0.5, dtype=other)):
+        between = tree.lerp(first, second, weight)["w"]
+        assert between.dtype == dtype
+        assert torch.equal(between, torch.full(shape, 2.0, dtype=dtype))
+
+
+@pytest.mark.parametrize("weight", [0.5, torch.tensor(0.5), torch.tensor(0.5, dtype=torch.float64)])
+def test_lerp_of_integers(weight: float | torch.Tensor) -> None:
+    between = tree.lerp({"count": torch.tensor([1, 2, -3])}, {"count": torch.tensor([3, 5, -4])}, weight)["count"]
+    assert between.dtype == torch.int64
+    assert between.tolist() == [2, 3, -3]
+
+
+def test_leaves_of_different_dtypes_are_compared() -> None:
+    for dtype in (torch.float64, torch.bfloat16, torch.int64):
+        assert tree.allclose({"w": torch.ones(2)}, {"w": torch.ones(2, dtype=dtype)})
+        assert not tree.allclose({"w": torch.full((2,), 2.5)}, {"w": torch.full((2,), 2, dtype=dtype)})
 
 
 def test_norms_of_complex_leaves_are_real() -> None:
