@@ -80,6 +80,14 @@ class Parts:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return self[name]
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._parts
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the parts, in the order in which they were given."""
+        return list(self._parts)
+
 
 def combined(combinator: str, given: dict[str, AnyPart], forward: Callable[..., Any]) -> Layer | StatefulLayer:
     """Return the layer of these parts whose output is ``forward(parts, *inputs)``."""
@@ -412,8 +420,9 @@ def _refuse_modules(combinator: str, name: str, part: Any) -> None:
         return
     from fnn import layers
 
-    plain = kind.__name__.lower().removesuffix("1d").removesuffix("2d").removesuffix("3d")
-    same = [ours for ours in layers.__all__ if ours.replace("_", "").removesuffix("2d") == plain]
+    exact = kind.__name__.lower()
+    plain = exact.removesuffix("1d").removesuffix("2d").removesuffix("3d")  # batch_norm is for any number of axes
+    same = [ours for ours in layers.__all__ if ours.replace("_", "") in (exact, plain)]
     if same:
         is_factory = getattr(getattr(layers, same[0]), "__annotations__", {}).get("return") in made
         line = f"fnn.layers.{same[0]}" + ("(...)" if is_factory else "") + ", or "
