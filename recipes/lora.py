@@ -9,6 +9,7 @@ needed to use it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,12 +96,13 @@ def adapt(flags: Flags) -> dict[str, dict[str, float]]:
         torch.manual_seed(flags.seed)
         module = make_module(data.train[0][0].numel(), flags.width, len(data.classes)).to(device)
     layer, params, _ = fnn.interop.from_module(module)
+    apply: Callable[..., Any] = layer.apply
 
     def loss(params: fnn.tree.Tree, batch: Batch) -> Tensor:
-        return fnn.losses.cross_entropy(layer.apply(params, batch[0]), batch[1])
+        return fnn.losses.cross_entropy(apply(params, batch[0]), batch[1])
 
     def accuracy(params: fnn.tree.Tree, data: Batch) -> float:
-        return float(fnn.metrics.accuracy(layer.apply(params, data[0]), data[1]))
+        return float(fnn.metrics.accuracy(apply(params, data[0]), data[1]))
 
     batches: list[Batch] = []
     for epoch in range(flags.epochs):

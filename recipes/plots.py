@@ -173,9 +173,7 @@ def adapters(path: Path, rows: dict[str, dict[str, float]]) -> None:
     axes.axhline(100 * base["accuracy"], color="grey", linestyle="--", label=name)
     axes.semilogx([row["trained"] for _, row in others], [100 * row["accuracy"] for _, row in others], "o-")
     for name, row in others:
-        axes.annotate(
-            name, (row["trained"], 100 * row["accuracy"]), xytext=(0, -14), textcoords="offset points", ha="center"
-        )
+        axes.annotate(name, (row["trained"], 100 * row["accuracy"]), xytext=(7, -13), textcoords="offset points")
     axes.set(xlabel="trained parameters", ylabel="test accuracy (%)")
     axes.margins(0.12)
     axes.legend(frameon=False)

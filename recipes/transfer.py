@@ -1,8 +1,9 @@
-"""Use the layers of a trained network for other classes: ``python -m recipes.transfer``.
+"""Use the layers of a trained network for another task: ``python -m recipes.transfer``.
 
-A network is trained on the first half of the classes, and the weights of its layers, without the head, are written to
-``backbone.pt``, a file as torch writes it. They are read again, given a new head, and trained on a few images of the
-other classes: with the backbone frozen, in two ways that take the same steps, with all layers, and from new weights.
+A network learns the classes of one half of the training images, and the weights of its layers, without the head, are
+written to ``backbone.pt``, a file as torch writes it. They are read again and given a new head, which has to tell
+whether the number of the class is even or odd, from a few images of the other half. This is trained with the backbone
+frozen, in two ways that take the same steps, with all layers, and from new weights.
 
 - ``fnn.tree.partition`` splits the params, and the gradient is taken of one part: the frozen part costs nothing.
 - ``fnn.optim.freeze`` gives the frozen leaves updates of zero, though their gradients are computed.
@@ -29,15 +30,15 @@ class Flags(command_line.ImageFlags):
     """Train a new head on the layers of a trained network."""
 
     weights: Annotated[
-        Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: trained on the first classes)")
+        Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: trained on half of the images)")
     ] = None
     """File with the weights of the backbone, such as the backbone.pt of an earlier run."""
-    epochs: command_line.Count = 5
-    """Epochs of the training on the first half of the classes."""
+    epochs: command_line.Count = 30
+    """Epochs of the training on all classes."""
     batch_size: command_line.Count = 64
-    labelled: command_line.Count = 10
-    """Number of training images of each of the other classes."""
-    steps: command_line.Count = 60
+    labelled: command_line.Count = 2
+    """Number of images of each class for the new task."""
+    steps: command_line.Count = 100
     """Steps on these images, all in one batch."""
     learning_rate: command_line.Positive = 3e-3
     """Learning rate of Adam."""
@@ -50,13 +51,6 @@ def make_backbone(side: int) -> fnn.Layer:
         conv2=layers.conv2d(16, 32, 3, padding=1), relu2=layers.relu, flat=layers.flatten,
         fc=layers.linear(32 * (side // 2) ** 2, 64), relu3=layers.relu,
     )  # fmt: skip
-
-
-def of_classes(data: Batch, first: int, last: int) -> Batch:
-    """The samples of the classes from ``first`` to ``last - 1``, with labels from 0."""
-    images, labels = data
-    rows = ((labels >= first) & (labels < last)).nonzero().flatten()
-    return images[rows], labels[rows] - first
 
 
 def some_of_each(key: Tensor, data: Batch, count: int, classes: int) -> Batch:
@@ -72,7 +66,7 @@ def accuracy(model: fnn.Layer, params: fnn.tree.Tree, data: Batch) -> float:
 
 
 def pretrain(flags: Flags, model: fnn.Layer, params: fnn.tree.Tree, data: Batch, key: Tensor) -> fnn.tree.Tree:
-    """Train on the first half of the classes."""
+    """Train on all classes."""
     optimizer = fnn.optim.adam(1e-3)
     opt_state = optimizer.init(params)
 
@@ -126,9 +120,8 @@ def transfer(flags: Flags) -> dict[str, list[float]]:
     """Train all variants, draw their accuracies, and return what is written to metrics.json."""
     device = command_line.begin(flags)
     data = command_line.load_images(flags, device)
-    half = len(data.classes) // 2
-    backbone = make_backbone(data.train[0].shape[-1])
-    model = layers.sequential(backbone=backbone, head=layers.linear(64, half))
+    backbone, classes = make_backbone(data.train[0].shape[-1]), len(data.classes)
+    model = layers.sequential(backbone=backbone, head=layers.linear(64, 2))
     first_key, order_key, few_key, head_key = fnn.random.split(fnn.random.key(flags.seed, device=device), 4)
     new = fnn.tree.to(model.init(head_key), device)
     if flags.weights is not None:
@@ -138,14 +131,14 @@ def transfer(flags: Flags) -> dict[str, list[float]]:
     weights = flags.weights
     if weights is None:
         weights = output / "backbone.pt"
-        params = fnn.tree.to(model.init(first_key), device)
-        params = pretrain(flags, model, params, of_classes(data.train, 0, half), order_key)
+        whole = layers.sequential(backbone=backbone, head=layers.linear(64, classes))
+        params = fnn.tree.to(whole.init(first_key), device)
+        params = pretrain(flags, whole, params, fnn.tree.map(lambda x: x[: len(x) // 2], data.train), order_key)
         torch.save(fnn.interop.state_dict(params["backbone"]), weights)
-        found = accuracy(model, params, of_classes(data.test, 0, half))
-        print(f"trained on {', '.join(data.classes[:half])}: accuracy {found:.2%}; wrote {weights}", flush=True)
+        print(f"{classes} classes: accuracy {accuracy(whole, params, data.test):.2%}; wrote {weights}", flush=True)
     params = {"backbone": read_backbone(weights, new["backbone"]), "head": new["head"]}
-    few = some_of_each(few_key, of_classes(data.train, half, 2 * half), flags.labelled, half)
-    test = of_classes(data.test, half, 2 * half)
+    few = some_of_each(few_key, fnn.tree.map(lambda x: x[len(x) // 2 :], data.train), flags.labelled, classes)
+    few, test = ((images, labels % 2) for images, labels in (few, data.test))
 
     adam = fnn.optim.adam(flags.learning_rate)
     head, body = fnn.tree.partition(params, lambda path: path.startswith("head"))
@@ -157,7 +150,7 @@ def transfer(flags: Flags) -> dict[str, list[float]]:
     rows["all layers"] = train(flags, params, model.apply, adam, few, test)[1]
     rows["from new weights"] = train(flags, new, model.apply, adam, few, test)[1]
 
-    print(f"{len(few[1])} images of {', '.join(data.classes[half : 2 * half])}; {flags.steps} steps")
+    print(f"even or odd, from {len(few[1])} images, after {flags.steps} steps:")
     for name, row in rows.items():
         print(f"{name:26s} accuracy {row[-1]:7.2%}")
     difference = float(fnn.tree.max_difference(one["head"], two["head"]))
