@@ -141,7 +141,7 @@ class _Listener(TorchFunctionMode):
         is_matrix = weight.dim() == 2 if kind != "conv" else weight.dim() == input.dim() and weight.dim() in (3, 4)
         if not is_matrix or (kind == "matmul" and input.dim() == 0):
             return None
-        vector = isinstance(bias, Tensor) and bias.dim() == 1  # anything else that is added is another use
+        vector = isinstance(bias, Tensor) and bias.shape == weight.shape[:1]  # what is added otherwise is another use
         return place, self.place(bias) if vector else None, input, kind, options
 
 
