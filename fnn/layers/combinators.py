@@ -80,6 +80,14 @@ class Parts:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return self[name]
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._parts
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the parts, in the order in which they were given."""
+        return list(self._parts)
+
 
 def combined(combinator: str, given: dict[str, AnyPart], forward: Callable[..., Any]) -> Layer | StatefulLayer:
     """Return the layer of these parts whose output is ``forward(parts, *inputs)``."""
