@@ -80,6 +80,7 @@ foreach = {
 foreach_add_scalar = torch.ops.aten._foreach_add.Tensor  # torch._foreach_add reads the value of a 0-d tensor
 fused_adam = torch._fused_adam_
 unsafe_view = torch.ops.aten._unsafe_view.default
+zero_symbol = torch.ops.aten._efficientzerotensor.default
 
 # oneDNN's product of rows and a transposed weight; None in a torch that was built without it
 onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -417,6 +418,13 @@ def is_recorded(tensor: Tensor) -> bool:
     return get_proxy_slot(tensor, recording(), None) is not None
 
 
+def node_of(tensor: Tensor) -> torch.fx.Node:
+    """The node of the active make_fx that stands for the tensor."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_slot
+
+    return get_proxy_slot(tensor, recording()).proxy.node
+
+
 # The compiler
 
 
@@ -486,6 +494,7 @@ __all__ = [
     "load_inductor",
     "mode_options",  # noqa: F822
     "new_grad_level",  # noqa: F822
+    "node_of",
     "not_recorded",  # noqa: F822
     "onednn_linear",
     "operation_name",
@@ -516,4 +525,5 @@ __all__ = [
     "without_tangent",
     "without_wrappers",
     "writes",
+    "zero_symbol",
 ]

@@ -94,7 +94,7 @@ def summary(model: Layer | StatefulLayer | Tree, *arguments: Any) -> Summary:
     with torch.enable_grad(), listening(listen):
         output = model.apply(params, *inputs)
     output = output[0] if isinstance(model, StatefulLayer) else output
-    total = _row("total", call_text(model), model.apply, (params, *inputs), {}, output)
+    total = _row("total", call_text(model, False), model.apply, (params, *inputs), {}, output)
     if not rows:
         rows = [total._replace(path="")]
     rest = [getattr(total, name) - sum(getattr(row, name) for row in rows) for name in _COUNTS]
@@ -141,7 +141,7 @@ def _shown(part: StatefulLayer) -> str:
     """The call that made a part; combinators hold their parts in layers with state."""
     known = config_of(part)
     inner = parts_of(part)
-    return call_text(inner[""] if known and known.maker.__name__ == "with_parts" and "" in inner else part)
+    return call_text(inner[""] if known and known.maker.__name__ == "with_parts" and "" in inner else part, False)
 
 
 def _check_leaf(path: str, leaf: Any) -> None:

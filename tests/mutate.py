@@ -1,8 +1,8 @@
 """Put deliberate faults into fnn, one at a time, and see whether the tests notice them.
 
-    python tests/mutate.py                 # all of tests/mutants.py: an hour on an idle machine
-    python tests/mutate.py optim random/   # the files in fnn/ whose names start so
-    python tests/mutate.py 17 118          # single mutants, by their numbers
+    python -m tests.mutate                 # all of tests/mutants.py: an hour on an idle machine
+    python -m tests.mutate optim random/   # the files in fnn/ whose names start so
+    python -m tests.mutate 17 118          # single mutants, by their numbers
 
 The working tree is copied to a temporary folder. For each mutant a text in one file of the copy is replaced, the tests
 and the doctests of that file run until the first failure, and the file is restored. A mutant without a failure has
@@ -22,7 +22,7 @@ import pytest
 import scipy.stats  # noqa: F401 - what the tests import is loaded once, for all runs
 import torch.fx.experimental.proxy_tensor  # noqa: F401
 import torchvision  # noqa: F401
-from mutants import MUTANTS
+from tests.mutants import MUTANTS
 
 ROOT = Path(__file__).parent.parent
 TESTS = {  # the tests of the files whose names in fnn/ start so; the first entry that fits counts

@@ -1,28 +1,53 @@
 """Every Python block of the README and of the documentation runs as printed."""
 
+import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def blocks(page: Path) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("run_pages", ROOT / "docs" / "run_pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
-def test_python_blocks_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+script = load_script()
+PAGES = script.PAGES
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if script.blocks(page)], ids=lambda page: page.stem)
+def test_python_blocks_run_and_print_what_the_page_says(
+    page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
-    names: dict = {"__name__": "page"}
-    for block in blocks(page):
-        exec(compile(block, str(page), "exec"), names)
+    assert script.rewritten(page) == page.read_text(), f"run python docs/run_pages.py {page}"
+    for name in script.pictures(page):
+        assert (tmp_path / name).stat().st_size > 0
+        assert (ROOT / "docs" / "pictures" / name).stat().st_size > 0
+
+
+def test_every_page_is_reached_from_a_table_of_contents() -> None:
+    pages = [page for page in PAGES if page.name not in ("README.md", "index.md")]
+    for page in pages:
+        for index in (page.parent / "index.md", ROOT / "docs" / "index.md"):
+            if index.exists() and index != page:
+                listed = re.findall(r"^```{toctree}\n(.*?)^```", index.read_text(), flags=re.DOTALL | re.MULTILINE)
+                names = "\n".join(listed).split()
+                assert {page.stem, f"{page.parent.name}/{page.stem}"} & set(names), page.name
+                break
 
 
 def test_no_block_escapes() -> None:
     for page in PAGES:
+        assert page.read_text().count("\n```python\n") == len(script.blocks(page)), page.name
         odd = [
             line for line in page.read_text().splitlines() if re.match(r"^\s*```python\s*\S|^\s+```py|^```py$", line)
         ]

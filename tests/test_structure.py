@@ -14,7 +14,7 @@ from fnn.layers.base import factory
 from fnn.layers.structure import paths
 from tests.contracts import cases_models, cases_sequence, cases_spatial, test_meta
 
-KEY = fnn.random.key(0)
+KEY, META = fnn.random.key(0), fnn.random.key(0, "meta")
 TEXT = """
 sequential(...)
   conv: conv2d(1, 4, (3, 3), padding=1, weight_init=kaiming_normal(mode='fan_out'))
@@ -41,7 +41,7 @@ def network() -> fnn.StatefulLayer:
     )
 
 
-OWN = {"join": cases_models.join, "gate": cases_models.gate}
+OWN = {"join": cases_models.join, "gate": cases_models.gate, "as_tokens": cases_models.as_tokens}
 
 
 def again(model: fnn.Layer | fnn.StatefulLayer) -> fnn.Layer | fnn.StatefulLayer:
@@ -68,7 +68,7 @@ def test_a_model_made_again_computes_the_same() -> None:
 
 
 MADE = {name: layer for name, layer in test_meta.LAYERS.items() if hasattr(layer.apply, "config")}
-MADE |= cases_spatial.MADE | cases_sequence.MADE
+MADE |= cases_spatial.MADE | cases_sequence.MADE | cases_models.MADE
 
 
 @pytest.mark.parametrize("name", [name for name in MADE if name != "frozen"])
@@ -77,7 +77,7 @@ def test_every_layer_is_made_again_from_its_config(name: str) -> None:
     new = again(layer)
     assert str(new) == str(layer)
     assert layers.config(new, OWN) == layers.config(layer, OWN)
-    assert tree.spec(new.init(KEY)) == tree.spec(layer.init(KEY))
+    assert tree.spec(new.init(META)) == tree.spec(layer.init(META))
 
 
 def test_every_public_layer_and_model_records_how_it_was_made() -> None:

@@ -103,8 +103,8 @@ def _lines(part: Any, path: str, name: str, depth: int) -> list[str]:
     return lines
 
 
-def call_text(part: Any) -> str:
-    """Return the call that makes a part, in one line."""
+def call_text(part: Any, initialisers: bool = True) -> str:
+    """Return the call that makes a part, in one line, with or without the initialisers of its params."""
     known = config_of(part)
     if known is None:
         return f"{_maker_name(part.apply)}(...)" if is_layer(part) else _value(part)
@@ -113,6 +113,8 @@ def call_text(part: Any) -> str:
     shown: list[str] = []
     for name, value in known.arguments.items():
         parameter = defaults[name]
+        if not initialisers and not is_layer(value) and config_of(value):
+            continue
         if parameter.kind is parameter.VAR_POSITIONAL:
             shown += [_argument(each, parts) for each in value]
         elif parameter.kind is parameter.VAR_KEYWORD:

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torchvision.models
 from torch import Tensor
 
 import fnn
-from fnn import layers
+from fnn import layers, models
 from tests.contracts.case import Case, numbers
 
 
@@ -100,7 +101,58 @@ def frozen() -> Case:
     )
 
 
+def perturbed(layer: fnn.Layer) -> Any:
+    params = fnn.tree.cast(layer.init(fnn.random.key(5)), torch.float64)
+    return fnn.tree.map(lambda leaf: leaf + 0.3 * numbers(6, *leaf.shape), params)
+
+
+def small_vit() -> fnn.Layer:
+    return models.vit(4, 2, 1, 2, 4, 6, num_classes=3)
+
+
+def vit() -> Case:
+    net = torchvision.models.VisionTransformer(4, 2, 1, 2, 4, 6, num_classes=3).double()
+
+    def reference(params: Any, x: Tensor) -> Tensor:
+        return torch.func.functional_call(net, fnn.tree.to_state_dict(params), (x,))
+
+    return Case(small_vit().apply, reference, perturbed(small_vit()), numbers(1, 2, 3, 4, 4))
+
+
+def small_gpt(**options: Any) -> fnn.Layer:
+    return models.gpt(5, 3, 4, 2, 2, **options)
+
+
+def gpt_by_hand(params: Any, tokens: Tensor) -> Tensor:
+    norm = lambda p, x: (
+        (x - x.mean(-1, keepdim=True)) / (x.var(-1, False, keepdim=True) + 1e-5).sqrt() * p["weight"] + p["bias"]
+    )
+    x = params["wte"]["weight"][tokens] + params["wpe"]["weight"][: tokens.shape[1]]
+    for block in [params["h"]["0"], params["h"]["1"]]:
+        attn = block["attn"]
+        q, k, v = (
+            (norm(block["ln_1"], x) @ attn["in_proj_weight"].T + attn["in_proj_bias"])
+            .unflatten(-1, (3, 2, 2))
+            .unbind(2)
+        )
+        heads = []
+        for h in range(2):
+            scores = q[:, :, h] @ k[:, :, h].mT / 2**0.5
+            weights = torch.softmax(scores + torch.full_like(scores, -torch.inf).triu(1), -1)
+            heads.append(weights @ v[:, :, h])
+        x = x + affine(attn["out_proj"], torch.cat(heads, -1))
+        mlp = block["mlp"]
+        x = x + affine(mlp["c_proj"], F.gelu(affine(mlp["c_fc"], norm(block["ln_2"], x)), approximate="tanh"))
+    return norm(params["ln_f"], x) @ params["wte"]["weight"].T
+
+
+def gpt() -> Case:
+    return Case(small_gpt().apply, gpt_by_hand, perturbed(small_gpt()), torch.tensor([[0, 4, 2], [3, 3, 1]]))
+
+
 LAYERS: dict[str, Callable[[], Case]] = {
+    "models.vit": vit,
+    "models.gpt": gpt,
     "residual, shortcut": lambda: by_hand(
         layers.residual(layers.sequential(layers.linear(4, 3), layers.tanh), layers.linear(4, 3)),
         lambda p, x: affine(p["shortcut"], x) + torch.tanh(affine(p["layer"]["0"], x)), 5, 4,
@@ -134,6 +186,18 @@ LAYERS: dict[str, Callable[[], Case]] = {
 }  # fmt: skip
 
 
+# models that tests/test_models.py compares with torchvision's, because every transform of them would take too long
+LARGE = {"models.gpt_cache"} | {
+    f"models.{name}"
+    for name in models.__all__
+    if name.startswith(("alexnet", "vgg", "resnet", "wide_resnet", "mobilenet", "efficientnet", "vit_b"))
+}
+
+
+def as_tokens(x: Tensor) -> Tensor:
+    return x.long()
+
+
 def on_meta() -> dict[str, Any]:
     norm = layers.batch_norm(4)
     return {
@@ -146,8 +210,20 @@ def on_meta() -> dict[str, Any]:
         "repeat": layers.repeat(cell(), 2),
         "remat": layers.remat(cell()),
         "mixed_precision": layers.mixed_precision(layers.linear(4, 3)),
+        "models.vit": small_vit(),
+        "models.gpt": layers.sequential(as_tokens, small_gpt(p=0.1)),
+        "models.gpt, rotary, stacked": layers.sequential(
+            as_tokens, small_gpt(positions="rotary", stacked=True, tied=False)
+        ),
+        "models.resnet18": models.resnet18(3),
     }
 
 
 ON_META = on_meta()
-SHAPES = {"map_over_time": (2, 3, 4)}
+SHAPES = {
+    "map_over_time": (2, 3, 4),
+    "models.vit": (2, 3, 4, 4),
+    "models.gpt": (2, 3),
+    "models.resnet18": (2, 3, 33, 33),
+}
+MADE = {name: getattr(models, name.removeprefix("models."))() for name in sorted(LARGE - {"models.gpt_cache"})}
