@@ -38,6 +38,7 @@ TESTS = {  # the tests of the files whose names in fnn/ start so; the first entr
     "gradients/layer": "gradients/test_per_sample.py gradients/test_hidden_uses.py",
     "gradients/": "gradients/test_per_sample.py",
     "_samples": "gradients/test_per_sample.py test_layers.py",
+    "_memory": "gradients/test_value_and_grad.py contracts/test_memory.py",
     "jacobian/check_grads": "jacobian/test_checks.py",
     "jacobian/custom_derivatives": "jacobian/test_custom_derivatives.py",
     "jacobian/dense": "jacobian/test_dense.py jacobian/test_products.py",
