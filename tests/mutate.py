@@ -22,6 +22,7 @@ import pytest
 import scipy.stats  # noqa: F401 - what the tests import is loaded once, for all runs
 import torch.fx.experimental.proxy_tensor  # noqa: F401
 import torchvision  # noqa: F401
+
 from tests.mutants import MUTANTS
 
 ROOT = Path(__file__).parent.parent
@@ -29,10 +30,11 @@ TESTS = {  # the tests of the files whose names in fnn/ start so; the first entr
     "tree/": "tree",
     "random/": "test_random.py",
     "init": "test_init.py",
-    "losses": "test_losses.py test_errors.py contracts/test_transforms.py",
-    "metrics": "test_values.py test_losses.py test_errors.py",
+    "losses": "test_losses.py test_loss_edges.py test_errors.py contracts/test_transforms.py",
+    "metrics": "test_metrics.py test_values.py test_errors.py",
     "layers/combinators": "test_combinators.py test_layers.py test_errors.py",
-    "layers/": "test_layers.py test_init.py test_values.py test_errors.py contracts/test_transforms.py",
+    "layers/": "test_layers.py test_init.py test_values.py test_errors.py test_activations.py test_attention.py "
+    "test_embedding.py test_spatial.py contracts/test_transforms.py",
     "gradients/value_and_grad": "gradients/test_value_and_grad.py test_values.py test_errors.py",
     "gradients/ghost": "gradients/test_per_sample.py gradients/test_hidden_uses.py",
     "gradients/layer": "gradients/test_per_sample.py gradients/test_hidden_uses.py",
