@@ -23,6 +23,7 @@ from recipes import (
     dp_sgd,
     heat_equation,
     hessian_spectrum,
+    lora,
     lr_sweep,
     natural_gradient,
     predict,
@@ -30,6 +31,7 @@ from recipes import (
     sample_difficulty,
     time_to_accuracy,
     training,
+    transfer,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -63,11 +65,13 @@ RECIPES = {
         hessian_spectrum.Flags,
         {"samples": 64, "width": 4, "small": 2, "epochs": 1, "probes": 1, "steps": 5, "top": 1},
     ),
+    "lora": Recipe(lora.adapt, lora.Flags, {"width": 8, "epochs": 1, "batch_size": 256, "labelled": 20, "steps": 2}),
     "lr_sweep": Recipe(lr_sweep.sweep, lr_sweep.Flags, {"rates": 2, "steps": 3, "width": 4, "loop": 0}),
     "natural_gradient": Recipe(
         natural_gradient.compete, natural_gradient.Flags, {"steps": 2, "adam_steps": 2, "width": 4, "repeats": 1}
     ),
     "sample_difficulty": Recipe(sample_difficulty.search, sample_difficulty.Flags, {"epochs": 1, "batch_size": 256}),
+    "transfer": Recipe(transfer.transfer, transfer.Flags, {"epochs": 1, "batch_size": 256, "steps": 2}),
     "time_to_accuracy": Recipe(
         time_to_accuracy.measure,
         time_to_accuracy.Flags,
@@ -208,7 +212,7 @@ def test_numbers_out_of_their_range_are_sentences(name: str, tmp_path: Path) -> 
     assert not (tmp_path / "none").exists()
 
 
-FOLDERS = ("output", "data_root", "images")
+FOLDERS = ("output", "data_root", "images", "weights")
 ZERO = [
     (name, flag)
     for name, recipe in RECIPES.items()
@@ -543,3 +547,27 @@ def test_a_stop_before_the_epoch_is_kept_names_the_epoch_that_is(tmp_path: Path)
     resume.keep(tmp_path, {"w": torch.ones(1)}, command_line.RunFlags(), [{"epoch": 1}])
     with pytest.raises(KeyboardInterrupt, match="after epoch 1;"), resume.resumable(tmp_path):
         raise KeyboardInterrupt  # epoch 2 is done, and its checkpoint is not written yet
+
+
+def test_a_backbone_is_frozen_in_two_ways_and_read_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    first = short("transfer", tmp_path / "first", steps=4)
+    assert first["frozen, by partition"] == first["frozen, by the optimizer"]
+    assert "both ways of freezing differ by 0.0e+00" in capsys.readouterr().out
+    assert first["all layers"] != first["frozen, by partition"]
+    again = short("transfer", tmp_path / "again", steps=4, weights=tmp_path / "first" / "backbone.pt")
+    assert again == first
+    torch.save({"fc.weight": torch.ones(2)}, tmp_path / "other.pt")
+    for wrong, message in (("other.pt", "the state_dict does not fit: missing"), ("none.pt", "no file of weights")):
+        with pytest.raises(SystemExit, match=rf"^--weights .*{wrong}: .*{message}"):
+            short("transfer", tmp_path / "wrong", weights=tmp_path / wrong)
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_adapted_weights_are_those_of_the_module_that_is_written(tmp_path: Path) -> None:
+    result = short("lora", tmp_path, steps=5)
+    assert [row["trained"] for row in result.values()][:2] == [0, 64 + 8 + 8 + 8 + 8 + 10]
+    module = lora.make_module(64, 8, 10)
+    module.load_state_dict(fnn.interop.read_state_dict(tmp_path / "adapted.pt"))
+    images, labels = fnn.data.load_dataset("digits").test
+    found = fnn.metrics.accuracy(module(images.rot90(1, (2, 3))), labels)
+    assert float(found) == pytest.approx(result["rank 16"]["accuracy"])
