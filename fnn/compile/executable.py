@@ -58,6 +58,7 @@ class Executable:
     """A traced function, called with leaves that have the layouts with which it was traced.
 
     references: turns the tensors that the function closed over into functions that return them.
+    compiled_graphs: the hash of the graph is added to this set when it has been compiled.
     backend, mode, options: as in :func:`fnn.jit`.
     background: the graph is replayed until a thread has compiled it; an integer says at which call to switch.
     rare: the arguments may not come again, so the graph is compiled only at the second call.
@@ -70,6 +71,7 @@ class Executable:
         leaves: Sequence[Tensor],
         references: Callable[[list[Tensor]], list[Callable[[], Tensor]]],
         *,
+        compiled_graphs: set[str],
         backend: str,
         mode: str | None,
         options: dict[str, Any],
@@ -90,13 +92,19 @@ class Executable:
         self.kinds = [*map(layout_of, traced.constants)]
         self.places = _places(signature, layouts, traced)
         donated = dict(zip(self.donated, self.places, strict=True))
+
+        def compiled(traced: Trace) -> Run:
+            run, name = compile_graph(traced, donated, mode, options)
+            compiled_graphs.add(name)
+            return run
+
         if not replayed:
-            self.run = compile_graph(traced, donated, mode, options)
+            self.run = compiled(traced)
             return
         self.run = replay(traced, donated)
         if backend != "replay":
             again = trace_function(f, signature.treedef, layouts, for_replay=False)
-            self.build = lambda: compile_graph(again, donated, mode, options)
+            self.build = lambda: compiled(again)
         if background is not False and not rare:
             self.thread = threading.Thread(target=self._compile, daemon=True)
             self.thread.start()
