@@ -404,6 +404,13 @@ def data_dependent_errors() -> tuple[type[Exception], ...]:
     return DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode
 
 
+def abstract() -> Any:
+    """A context in which tensors have shapes and no numbers; its value has ``from_tensor(tensor)``."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
 def recording() -> Any:
     """The tracer of make_fx that is recording the operations that run here; None if there is none."""
     mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
@@ -455,6 +462,7 @@ __all__ = [
     "NormWithStatistics",
     "Slot",
     "TorchDispatchMode",
+    "abstract",
     "TransformType",
     "before_wrapping",
     "cache_folder",  # noqa: F822

@@ -7,6 +7,7 @@ are.
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -70,7 +71,10 @@ def closed_graph(
         return aten.alias.default(tensor)
 
     alive: list[Any] = []  # keeps tensors alive, so that no id is used twice
-    with _torch.not_recorded(), _torch.outside_transforms():
+    eager = not _torch.recording()
+    with _torch.not_recorded(), _torch.outside_transforms(), _torch.abstract() if eager else nullcontext() as mode:
+        if mode is not None:  # tracing computes nothing
+            examples = [mode.from_tensor(example) for example in examples]
         graph = make_fx(traced, {aten.detach.default: detach}, _allow_non_fake_inputs=True)(*examples)
         constants = [originals.get(id(value), value) for value in hoist_constants(graph)]
         if any(_torch.writes(node.target) for node in graph.graph.nodes):
