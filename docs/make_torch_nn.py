@@ -26,7 +26,7 @@ OTHER_NAMES = {
 }
 REMARKS = {
     "AdaptiveLogSoftmaxWithLoss": "gives the logarithms of all probabilities; the loss is `losses.nll` of them",
-    "CrossMapLRN2d": "an older name of `LocalResponseNorm`",
+    "CrossMapLRN2d": "for an odd `size`; torch's class by mistake keeps the first channel in every sum",
     "LinearCrossEntropyLoss": "of the output of `layers.linear`, or of `x @ weight.T`",
     "NLLLoss2d": "an older name of `NLLLoss`",
     "Dropout2d": "three axes are (channels, height, width), as in other layers of images",

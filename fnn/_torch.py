@@ -45,7 +45,6 @@ from torch.utils._pytree import tree_leaves, tree_map  # no public pytree module
 # these names are imported at first use, because their modules import the compiler or take long for another reason
 _LATER = {
     "CustomGraphPass": ("torch._inductor.custom_graph_pass", "CustomGraphPass"),
-    "CompiledLibraries": ("torch._inductor.codecache", "CppPythonBindingsCodeCache"),
     "cache_folder": ("torch._inductor.runtime.cache_dir_utils", "cache_dir"),
     "custom_function_call": ("torch._functorch.autograd_function", "custom_function_call"),
     "get_hash_for_files": ("torch._inductor.custom_graph_pass", "get_hash_for_files"),
@@ -80,6 +79,7 @@ foreach = {
 foreach_add_scalar = torch.ops.aten._foreach_add.Tensor  # torch._foreach_add reads the value of a 0-d tensor
 fused_adam = torch._fused_adam_
 unsafe_view = torch.ops.aten._unsafe_view.default
+zero_symbol = torch.ops.aten._efficientzerotensor.default
 
 # oneDNN's product of rows and a transposed weight; None in a torch that was built without it
 onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -115,6 +115,11 @@ def is_random(operation: Any) -> bool:
     if isinstance(operation, torch._ops.OpOverloadPacket):
         return any(is_random(getattr(operation, name)) for name in operation.overloads())
     return is_operation(operation) and torch.Tag.nondeterministic_seeded in operation.tags
+
+
+def is_elementwise(target: Any) -> bool:
+    """Whether the target of a node is an operation of corresponding elements, such as ``aten.add.Tensor``."""
+    return is_operation(target) and (torch.Tag.pointwise in target.tags or target._opname.startswith("_foreach_"))
 
 
 def in_place_form(operation: Any) -> Any:
@@ -404,13 +409,6 @@ def data_dependent_errors() -> tuple[type[Exception], ...]:
     return DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode
 
 
-def abstract() -> Any:
-    """A context in which tensors have shapes and no numbers; its value has ``from_tensor(tensor)``."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    return FakeTensorMode(allow_non_fake_inputs=True)
-
-
 def recording() -> Any:
     """The tracer of make_fx that is recording the operations that run here; None if there is none."""
     mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
@@ -422,6 +420,13 @@ def is_recorded(tensor: Tensor) -> bool:
     from torch.fx.experimental.proxy_tensor import get_proxy_slot
 
     return get_proxy_slot(tensor, recording(), None) is not None
+
+
+def node_of(tensor: Tensor) -> torch.fx.Node:
+    """The node of the active make_fx that stands for the tensor."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_slot
+
+    return get_proxy_slot(tensor, recording()).proxy.node
 
 
 # The compiler
@@ -444,6 +449,24 @@ def inductor(module: torch.fx.GraphModule, inputs: list[Tensor], options: dict[s
         return standalone_compile(module, inputs, options={"config_patches": options})
 
 
+_loading = threading.RLock()
+
+
+@contextmanager
+def libraries_loaded_here() -> Iterator[set[str]]:
+    """The keys of the shared libraries that Inductor loads within this context; complete when it has ended."""
+    from torch._inductor.codecache import CppPythonBindingsCodeCache
+
+    keys: set[str] = set()
+    with _loading:
+        before, CppPythonBindingsCodeCache.cache = CppPythonBindingsCodeCache.cache, {}
+        try:
+            yield keys
+        finally:
+            keys.update(CppPythonBindingsCodeCache.cache)
+            CppPythonBindingsCodeCache.cache = before | CppPythonBindingsCodeCache.cache
+
+
 def load_inductor(file: Path, options: dict[str, Any]) -> Callable[..., Any]:
     """Load compiled code from a file that the ``save`` method of a result of :func:`inductor` wrote."""
     from torch._inductor import CompiledArtifact, config
@@ -454,7 +477,6 @@ def load_inductor(file: Path, options: dict[str, Any]) -> Callable[..., Any]:
 
 # pyright: reportUnsupportedDunderAll=false
 __all__ = [
-    "CompiledLibraries",  # noqa: F822
     "CustomGraphPass",  # noqa: F822
     "DisableTorchFunction",
     "FakeTensorMode",
@@ -462,7 +484,6 @@ __all__ = [
     "NormWithStatistics",
     "Slot",
     "TorchDispatchMode",
-    "abstract",
     "TransformType",
     "before_wrapping",
     "cache_folder",  # noqa: F822
@@ -484,6 +505,7 @@ __all__ = [
     "inside_derivative",
     "inside_vmap",
     "is_abstract",
+    "is_elementwise",
     "is_of_outer_transform",
     "is_operation",
     "is_random",
@@ -491,9 +513,11 @@ __all__ = [
     "is_view",
     "is_zero",
     "levels_of",
+    "libraries_loaded_here",
     "load_inductor",
     "mode_options",  # noqa: F822
     "new_grad_level",  # noqa: F822
+    "node_of",
     "not_recorded",  # noqa: F822
     "onednn_linear",
     "operation_name",
@@ -524,4 +548,5 @@ __all__ = [
     "without_tangent",
     "without_wrappers",
     "writes",
+    "zero_symbol",
 ]

@@ -1,7 +1,7 @@
 """The trace that is running in this thread, and what may be called inside it."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -20,26 +20,25 @@ _lock = threading.RLock()  # torch's flag for is_compiling() is shared by all th
 
 
 def record(
-    function: Callable[..., list[Tensor]], layouts: Iterable[tuple], for_replay: bool
+    function: Callable[..., list[Tensor]], layouts: Iterable[tuple], decompositions: Mapping, for_replay: bool
 ) -> tuple[fx.GraphModule, Callable[[Tensor], Tensor]]:
     """Record the operations of a function of tensors, which runs once on abstract tensors of these layouts.
 
     A layout is (shape, strides, dtype, device). The first result is the graph. The second is a function that returns
     the abstract tensor for a tensor that the function closed over.
 
-    In-place operations are replaced by operations that return a new tensor; if an argument was changed, its new value
-    is copied into it at the end of the graph. With ``for_replay``, :func:`multi_tensor_kernels` is true during the
-    trace. If a Python number is read from a tensor, one of :func:`fnn._torch.data_dependent_errors` is raised.
+    ``decompositions`` holds functions that are recorded in place of operations. With ``for_replay``,
+    :func:`multi_tensor_kernels` is true during the trace. If a Python number is read from a tensor, one of
+    :func:`fnn._torch.data_dependent_errors` is raised.
     """
-    from torch.fx.experimental.proxy_tensor import make_fx  # imported here, because they take long
+    from torch.fx.experimental.proxy_tensor import make_fx  # imported here, because these take long
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     shapes = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
     mode = _torch.FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes, static_shapes=True)
     with mode:
         abstract = [torch.empty_strided(*sizes, dtype=dtype, device=device) for *sizes, dtype, device in layouts]
-    pure = torch.func.functionalize(function, remove="mutations")
-    flat = make_fx(pure, tracing_mode="fake", _allow_non_fake_inputs=True)
+    flat = make_fx(function, decompositions, tracing_mode="fake", _allow_non_fake_inputs=True)
     before = _running.fake_mode, _running.for_replay
     with _lock, torch.no_grad(), _torch.compiling():
         _running.fake_mode, _running.for_replay = mode, for_replay

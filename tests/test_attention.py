@@ -170,6 +170,11 @@ def test_sixteen_bits_and_autocast() -> None:
     torch.testing.assert_close(y.float(), layer.apply(params, x), rtol=0.05, atol=0.05)
 
 
+# a key is split into one for each part, in the order of torch's modules
+ENCODER_PARTS = ["self_attn", "linear1", "dropout", "linear2", "norm1", "norm2", "dropout1", "dropout2"]
+DECODER_PARTS = ["self_attn", "multihead_attn", *ENCODER_PARTS[1:6], "norm3", "dropout1", "dropout2", "dropout3"]
+
+
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_dropout_of_transformer_layers_by_its_definition(norm_first: bool) -> None:
     x, memory = numbers(1, 3, 4, 8), MEMORY
@@ -187,19 +192,19 @@ def test_dropout_of_transformer_layers_by_its_definition(norm_first: bool) -> No
 
     attention = layers.multi_head_attention(8, 2, 0.4)
     encoder = layers.transformer_encoder_layer(**SMALL, dropout=0.4, norm_first=norm_first)
-    p, keys = params_of(encoder), random.split(KEY, 4)
+    p, keys = params_of(encoder), dict(zip(ENCODER_PARTS, random.split(KEY, 8), strict=True))
     parts = [
-        lambda x: drop(attention.apply(p["self_attn"], x, key=keys[0]), keys[1]),
-        lambda x: feed_forward(p, x, keys[2], keys[3]),
+        lambda x: drop(attention.apply(p["self_attn"], x, key=keys["self_attn"]), keys["dropout1"]),
+        lambda x: feed_forward(p, x, keys["dropout"], keys["dropout2"]),
     ]
     torch.testing.assert_close(encoder.apply(p, x, key=KEY), sums(p, x, parts))
 
     decoder = layers.transformer_decoder_layer(**SMALL, dropout=0.4, norm_first=norm_first)
-    d, many = params_of(decoder), random.split(KEY, 6)
+    d, keys = params_of(decoder), dict(zip(DECODER_PARTS, random.split(KEY, 11), strict=True))
     parts = [
-        lambda x: drop(attention.apply(d["self_attn"], x, key=many[0]), many[1]),
-        lambda x: drop(attention.apply(d["multihead_attn"], x, memory, key=many[2]), many[3]),
-        lambda x: feed_forward(d, x, many[4], many[5]),
+        lambda x: drop(attention.apply(d["self_attn"], x, key=keys["self_attn"]), keys["dropout1"]),
+        lambda x: drop(attention.apply(d["multihead_attn"], x, memory, key=keys["multihead_attn"]), keys["dropout2"]),
+        lambda x: feed_forward(d, x, keys["dropout"], keys["dropout3"]),
     ]
     torch.testing.assert_close(decoder.apply(d, x, memory, key=KEY), sums(d, x, parts))
 
@@ -214,7 +219,10 @@ def test_every_layer_of_a_stack_draws_its_own_dropout() -> None:
     assert torch.equal(run(KEY), run(KEY))
     assert not torch.allclose(run(KEY), run(random.key(1)))
     assert torch.equal(model.apply(same, x, x), model.apply(same, x, x))
-    stack, keys = layers.transformer_encoder(layers.transformer_encoder_layer(**SMALL), 2), random.split(KEY)
+    stack, keys = (
+        layers.transformer_encoder(layers.transformer_encoder_layer(**SMALL), 2),
+        random.split(random.split(KEY, 1)[0]),
+    )
     one = layers.transformer_encoder_layer(**SMALL)
     p = stack.init(KEY)
     by_hand = one.apply(p["layers"]["1"], one.apply(p["layers"]["0"], x, key=keys[0]), key=keys[1])
@@ -301,7 +309,7 @@ def call(layer: fnn.Layer, *args: Any, **options: Any) -> Callable[[], Any]:
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "heads": (lambda: layers.multi_head_attention(6, 4), "num_heads=4 must divide embed_dim=6"),
     "rotary, odd": (lambda: layers.multi_head_attention(6, 2, rotary_base=10.0), "heads of an even size, got 3"),
-    "dropout": (lambda: layers.multi_head_attention(6, 2, True), "dropout expects 0 <= rate < 1"),
+    "dropout": (lambda: layers.multi_head_attention(6, 2, True), "expects dropout as a number, got True; write causal=True by name"),
     "keys": (call(MHA, X, X[..., :5]), r"expects keys of shape \(batch, sequence, 8\), got \(3, 4, 5\)"),
     "values": (call(MHA, X, X, X[:, :2]), r"one value for each key, got .* keys of shape \(3, 4, 8\) and values of shape \(3, 2, 8\)"),
     "batch": (call(MHA, X, X[:2]), r"one batch size, .* got a query of shape \(3, 4, 8\), keys of shape \(2, 4, 8\)"),
@@ -333,7 +341,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: layers.transformer_encoder(layers.transformer_encoder_layer(**SMALL), 1).apply(STACK.init(KEY), X), "transformer_encoder has no 'norm'"
     ),
     "activation": (lambda: layers.transformer_decoder_layer(8, 2, activation="swish"), "'relu', 'gelu' or a function, got 'swish'"),
-    "a function for a layer": (lambda: layers.transformer_encoder(layers.relu, 2), "expects a layer and, or None, a norm"),  # type: ignore[arg-type]
+    "a function for a layer": (lambda: layers.transformer_encoder(layers.relu, 2), r"transformer_encoder expects a layer, got <function relu .* write transformer_encoder\(transformer_encoder_layer"),  # type: ignore[arg-type]
     "caches": (call(STACK, X, cache={}), r"one cache for each of the layers \['0', '1'\]"),
     "positions": (lambda: layers.sinusoidal_positions(8).apply({}, X, positions=torch.arange(3)), r"each of the 4 places of a sequence, got positions of shape \(3,\)"),
     "positions, floating": (lambda: layers.rotary_positions(X, X[0, :, 0]), "positions as an int64 or int32 tensor"),

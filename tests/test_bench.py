@@ -12,7 +12,7 @@ import torch
 
 import fnn
 import recipes.bench
-from recipes.bench import ensemble, floor, gradients, harness, memory, rivals, scan, start, step, tree
+from recipes.bench import ensemble, floor, gradients, harness, memory, models, rivals, scan, start, step, tree
 
 
 @pytest.fixture
@@ -244,3 +244,14 @@ def test_compiled_rivals_compute_the_same(
 ) -> None:
     run(monkeypatch, module, *TINY, *flags)
     assert report.exists()
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_models_of_torch_and_of_fnn_take_the_same_steps(
+    name: str, report: Path, uncompiled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers" if name == "gpt2" else "torchvision")
+    flags = ("--models", name, "--size", "tiny", "--batch", "2", "--seconds", "0.01")
+    run(monkeypatch, models, *flags)  # rivals.agree compares the losses
+    check(rows(report), [models.BASE, "fnn, eager", models.REPLAY, "fnn.jit, inductor"], 2)
+    assert "<!-- begin models tiny -->" in report.read_text()

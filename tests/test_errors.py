@@ -271,6 +271,7 @@ TYPES = {
     "module's forward": (lambda: layers.sequential(torch.nn.Linear(4, 3).forward), r"torch\.nn\.Module \(Linear\)"),
     "activation module": (lambda: layers.sequential(torch.nn.ReLU()), r"write fnn\.layers\.relu"),
     "batch norm module": (lambda: layers.sequential(torch.nn.BatchNorm2d(3)), r"write fnn\.layers\.batch_norm\(\.\.\.\)"),
+    "conv1d module": (lambda: layers.sequential(torch.nn.Conv1d(1, 2, 3)), r"write fnn\.layers\.conv1d\(\.\.\.\)"),
     "other module": (lambda: layers.residual(torch.nn.LSTM(4, 4)), r"residual: part 'layer' .*fnn\.interop\.from_module\(module\)"),
     "class": (lambda: layers.sequential(torch.nn.ReLU), r"torch\.nn\.Module \(ReLU\)"),
     "model activation": (lambda: fnn.models.mlp(4, 3, 2, activation=torch.nn.Tanh()), r"write fnn\.layers\.tanh"),

@@ -385,3 +385,29 @@ def test_small_images_that_padding_makes_large_enough() -> None:
     torch.testing.assert_close(conv.apply(params, x), net(x).detach())
     assert torch.equal(layers.max_pool2d(3, 1, 1).apply({}, x), F.max_pool2d(x, 3, 1, 1))
     assert torch.equal(layers.avg_pool2d(3, 1, 1).apply({}, x), F.avg_pool2d(x, 3, 1, 1))
+
+
+ONE_BAD_AXIS = {
+    "padding of a pool": lambda pair: layers.max_pool2d(2, padding=pair(0, 2)),
+    "padding of an average": lambda pair: layers.avg_pool2d((4, 4), padding=pair(2, 3)),
+    "window of a pool": lambda pair: layers.max_pool2d(pair(2, 7)).apply({}, torch.ones(1, 1, 6, 6)),
+    "window of an average": lambda pair: layers.avg_pool2d(pair(2, 7)).apply({}, torch.ones(1, 1, 6, 6)),
+    "dilated window": lambda pair: layers.max_pool2d(3, dilation=pair(1, 3)).apply({}, torch.ones(1, 1, 6, 6)),
+    "kernel": lambda pair: applied(layers.conv2d(1, 1, pair(2, 7)), torch.ones(1, 1, 6, 6)),
+    "dilated kernel": lambda pair: applied(layers.conv2d(1, 1, 3, dilation=pair(1, 3)), torch.ones(1, 1, 6, 6)),
+    "same with a stride": lambda pair: layers.conv2d(1, 1, 3, stride=pair(1, 2), padding="same"),
+    "groups": lambda pair: layers.conv2d(*pair(4, 3), 1, groups=2),
+    "features of a norm": lambda pair: applied(layers.layer_norm(pair(3, 4)), torch.ones(2, *pair(3, 5))),
+    "size of 0": lambda pair: layers.conv2d(1, 1, pair(1, 0)),
+}
+
+
+def applied(layer: fnn.Layer, x: torch.Tensor) -> torch.Tensor:
+    return layer.apply(layer.init(KEY), x)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("name", ONE_BAD_AXIS)
+def test_one_axis_that_does_not_fit_is_enough(name: str, swapped: bool) -> None:
+    with pytest.raises(ValueError, match=r"[a-z]+"):
+        ONE_BAD_AXIS[name](lambda a, b: (b, a) if swapped else (a, b))

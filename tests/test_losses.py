@@ -123,7 +123,15 @@ LOSSES = {
     "huber": (F.huber_loss, lambda dtype: (3 * numbers(1, 300, 200)).to(dtype)),
     "smooth_l1": (F.smooth_l1_loss, lambda dtype: (3 * numbers(1, 300, 200)).to(dtype)),
     "bce_with_logits": (F.binary_cross_entropy_with_logits, lambda dtype: (numbers(1, 300, 200) > 0).to(dtype)),
+    "poisson_nll": (F.poisson_nll_loss, lambda dtype: (3 * numbers(1, 300, 200)).abs().floor().to(dtype)),
+    "soft_margin": (F.soft_margin_loss, lambda dtype: numbers(1, 300, 200).sign().to(dtype)),
+    "hinge_embedding": (F.hinge_embedding_loss, lambda dtype: numbers(1, 300, 200).sign().to(dtype)),
+    "multi_margin": (F.multi_margin_loss, lambda dtype: torch.arange(300) % 200),
+    "multilabel_margin": (F.multilabel_margin_loss, lambda dtype: LABELS),
+    "multilabel_soft_margin": (F.multilabel_soft_margin_loss, lambda dtype: (numbers(1, 300, 200) > 0).to(dtype)),
 }
+LABELS = torch.stack([torch.randperm(200, generator=torch.Generator().manual_seed(i)) for i in range(300)])
+LABELS[torch.arange(300), torch.arange(300) % 7] = -1
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -206,6 +214,6 @@ def test_complex_numbers_are_right_or_refused_by_name(name: str) -> None:
         case.function(params, x)
 
 
-def test_a_rate_of_bce_and_smooth_l1_that_is_zero() -> None:
+def test_a_rate_of_smooth_l1_that_is_zero() -> None:
     z, y = numbers(0, 5), numbers(1, 5)
     torch.testing.assert_close(losses.smooth_l1(z, y, beta=0.0), F.smooth_l1_loss(z, y, beta=0.0))

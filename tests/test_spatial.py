@@ -251,14 +251,36 @@ def test_training_changes_params_and_state_as_in_torch(name: str) -> None:
     assert tree.max_difference(same, state) == 0
 
 
+def test_the_power_method_is_a_constant_of_differentiation_under_every_transform() -> None:
+    layer, x = layers.spectral_norm(layers.linear(3, 4)), numbers(0, 5, 3)
+    several = [tree.cast(layer.init(fnn.random.key(seed)), torch.float64) for seed in range(3)]
+    params, state = several[0]
+    tangent = tree.map(lambda leaf: numbers(1, *leaf.shape), params)
+    _, used = layer.apply(params, state, x, train=True)
+    train = lambda p: layer.apply(p, state, x, train=True)[0].pow(3).sum()
+    fixed = lambda p: layer.apply(p, used, x)[0].pow(3).sum()  # the new vectors, given as constants
+    for transform in (
+        lambda f: grad(f)(params),
+        lambda f: torch.func.jvp(f, (params,), (tangent,)),
+        lambda f: torch.func.jvp(grad(f), (params,), (tangent,))[1],
+        lambda f: grad(lambda p: torch.func.jvp(f, (p,), (tangent,))[1])(params),
+    ):
+        assert tree.allclose(transform(train), transform(fixed), rtol=1e-12)
+        assert tree.allclose(fnn.jit(lambda transform=transform: transform(train))(), transform(fixed), rtol=1e-12)
+    step = lambda params, state: layer.apply(params, state, x, train=True)
+    together = torch.func.vmap(step)(*tree.stack(several))
+    for one, pair in zip(tree.unstack(together), several, strict=True):
+        assert tree.allclose(one, step(*pair), rtol=1e-12)
+
+
 def test_a_parametrized_layer_keeps_the_state_of_what_it_holds() -> None:
     inner = layers.sequential(layers.batch_norm(3))
-    block: Any = layers.weight_norm(layers.batch_norm(3))
+    block = layers.weight_norm(layers.batch_norm(3))
     params, state = block.init(KEY)
     assert set(state) == set(inner.init(KEY)[1]["0"])
     _, new = block.apply(params, state, numbers(0, 4, 3).float(), train=True)
     assert int(new["num_batches_tracked"]) == 1
-    spectral: Any = layers.spectral_norm(layers.weight_norm(layers.linear(3, 4), "bias"))
+    spectral = layers.spectral_norm(layers.weight_norm(layers.linear(3, 4), "bias"))
     params, state = spectral.init(KEY)
     assert tree.paths(params) == (
         "parametrizations.bias.original0", "parametrizations.bias.original1", "parametrizations.weight.original",
@@ -290,7 +312,7 @@ def test_torchs_cross_map_lrn_differs_only_by_the_first_channel() -> None:
 def test_fold_is_the_transpose_of_unfold() -> None:
     options: dict[str, Any] = {"kernel_size": (2, 3), "dilation": (2, 1), "padding": (1, 2), "stride": (2, 1)}
     x = numbers(0, 2, 3, 5, 6)
-    columns, back = torch.func.vjp(lambda x: layers.unfold(**options).apply({}, x), x)
+    columns, back = torch.func.vjp(lambda x: layers.unfold(**options).apply({}, x), x)[:2]
     y = numbers(1, *columns.shape)
     torch.testing.assert_close(layers.fold((5, 6), **options).apply({}, y), back(y)[0])
 
@@ -299,7 +321,7 @@ def test_transposed_convolution_is_the_transpose_of_convolution() -> None:
     x = numbers(0, 2, 4, 6, 5)
     conv = layers.conv2d(4, 6, 3, 2, 1, groups=2, bias=False)
     params = double(conv)
-    y, back = torch.func.vjp(lambda x: conv.apply(params, x), x)
+    y, back = torch.func.vjp(lambda x: conv.apply(params, x), x)[:2]
     cotangent = numbers(1, *y.shape)
     transposed = layers.conv_transpose2d(6, 4, 3, 2, 1, (1, 0), 2, bias=False)
     torch.testing.assert_close(transposed.apply(params, cotangent), back(cotangent)[0])
@@ -344,6 +366,7 @@ SENTENCES = {
     "padding rank": (apply(layers.zero_pad2d(1), ONES(1, 3)), "zero_pad2d expects inputs of shape"),
     "pool rank": (apply(layers.max_pool3d(2), ONES(1, 3)), r"max_pool3d expects inputs of shape \(batch, channels, depth, height, width\)"),
     "window": (apply(layers.lp_pool1d(2, 4), ONES(1, 1, 3)), r"lp_pool1d with a window of \(4,\) got an input of size \(3,\)"),
+    "window, dilated": (apply(layers.max_pool1d(2, dilation=4), ONES(1, 1, 4)), r"max_pool1d with a window of \(2,\) got an input of size \(4,\)"),
     "norm_type": (lambda: layers.lp_pool2d(0, 2), "lp_pool2d expects norm_type > 0, got 0"),
     "divisor": (lambda: layers.avg_pool3d(2, divisor_override=0), "divisor_override >= 1, got 0"),
     "adaptive sizes": (lambda: layers.adaptive_avg_pool2d((1, 2, 3)), r"output_size as one integer or \(height, width\), got \(1, 2, 3\)"),
@@ -383,6 +406,9 @@ SENTENCES = {
     ),
     "weight and its parts": (
         lambda: WEIGHT_NORM.apply(WEIGHT_NORM.init(KEY) | {"weight": ONES(2, 3)}, ONES(3)), "weight_norm computes 'weight' from its parametrization",
+    ),
+    "other sizes": (
+        lambda: WEIGHT_NORM.apply(layers.weight_norm(layers.linear(3, 2), dim=1).init(KEY), ONES(3)), r"original0 of shape \(2, 1\), got \(1, 3\)",
     ),
     "no such leaf": (lambda: layers.weight_norm(layers.linear(3, 2), "wieght").init(KEY), r"the layer has no leaf 'wieght'; its own entries are \['bias', 'weight'\]"),
     "dim": (lambda: layers.weight_norm(layers.linear(3, 2), dim=2).init(KEY), r"weight_norm with dim=2 got a leaf of shape \(2, 3\)"),
@@ -475,7 +501,31 @@ def test_integers_have_no_average(name: str) -> None:
         layer.apply({}, torch.ones(shape, dtype=torch.int64))
 
 
-def test_volumes_of_the_bound_of_a_bias() -> None:
-    bias = layers.conv_transpose3d(8, 4000, 2, groups=2).init(KEY)["bias"]
-    bound = 1 / math.sqrt(2000 * 8)
-    assert 0.98 * bound < float(bias.abs().max()) <= bound
+@pytest.mark.parametrize(
+    "name", ["layer_norm", "rms_norm", "group_norm", "batch_norm", "local_response_norm", "weight_norm"]
+)
+def test_norms_of_integers_and_complex_numbers_are_refused(name: str) -> None:
+    layer: Any = {
+        "layer_norm": layers.layer_norm(4),
+        "rms_norm": layers.rms_norm(4),
+        "group_norm": layers.group_norm(2, 4),
+        "batch_norm": layers.batch_norm(4),
+        "local_response_norm": layers.local_response_norm(3),
+        "weight_norm": layers.weight_norm(layers.linear(4, 4)),
+    }[name]
+    for dtype, message in ((torch.complex64, "complex numbers"), (torch.int64, r"write x\.float\(\)")):
+        made = layer.init(KEY)
+        if name == "weight_norm":
+            made["parametrizations"]["weight"]["original1"] = ONES(4, 4, dtype=dtype)
+        with pytest.raises(TypeError, match=f"{name} .*{message}"):
+            layer.apply(*made if name == "batch_norm" else (made,), ONES(3, 4, 4, dtype=dtype))
+
+
+@pytest.mark.parametrize("name", ["conv_transpose3d", "bilinear"])
+def test_biases_start_within_the_fan_of_the_weight(name: str) -> None:
+    layer, fan = {
+        "conv_transpose3d": (layers.conv_transpose3d(8, 4000, 2, groups=2), 2000 * 8),
+        "bilinear": (layers.bilinear(9, 40, 4000), 9),
+    }[name]
+    bias = layer.init(KEY)["bias"]
+    assert 0.98 / math.sqrt(fan) < float(bias.abs().max()) <= 1 / math.sqrt(fan)

@@ -82,3 +82,19 @@ def test_a_table_of_params_alone() -> None:
     assert [row.parameters for row in table.rows] == [6, 1]
     with pytest.raises(TypeError, match=r"write summary\(model, params, state, x\)"):
         fnn.summary(network())
+
+
+def test_a_table_of_params_has_the_numbers_of_every_leaf() -> None:
+    dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.int8, torch.bool, torch.complex64)
+    params = {str(dtype).removeprefix("torch."): torch.ones(3, 500, dtype=dtype) for dtype in dtypes}
+    params |= {"scalar": torch.ones(()), "empty": torch.ones(0, 2)}
+    table = fnn.summary(params)
+    assert [row.path for row in table.rows] == list(fnn.tree.paths(params))
+    for row in table.rows:
+        leaf = params[row.path]
+        assert (row.shape, row.parameters, row.bytes) == (leaf.shape, leaf.numel(), leaf.untyped_storage().nbytes())
+    assert table.total.parameters == 10_501
+    assert table.total.bytes == sum(leaf.untyped_storage().nbytes() for leaf in params.values())
+    for row, line in zip([*table.rows, table.total], str(table).splitlines()[1:], strict=True):
+        assert line.split()[0] == row.path
+        assert line.split()[-2:] == [f"{row.parameters:,}", f"{row.bytes:,}"]

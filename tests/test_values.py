@@ -53,21 +53,6 @@ def test_cross_entropy_of_the_first_step_is_log_ten() -> None:
     assert abs(float(loss) - 2.3026) < 0.02
 
 
-def test_a_summary_has_the_numbers_of_every_leaf() -> None:
-    dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.int8, torch.bool, torch.complex64)
-    params = {str(dtype).removeprefix("torch."): torch.ones(3, 500, dtype=dtype) for dtype in dtypes}
-    params |= {"scalar": torch.ones(()), "empty": torch.ones(0, 2)}
-    header, *rows, total = [line.split("  ") for line in fnn.summary(params).splitlines()]
-    cells = {row[0]: [cell.strip() for cell in row if cell.strip()] for row in rows}
-    assert [cell.strip() for cell in header if cell.strip()] == ["path", "shape", "parameters", "bytes"]
-    assert list(cells) == list(fnn.tree.paths(params))
-    for path, leaf in params.items():
-        size, occupied = leaf.numel(), leaf.untyped_storage().nbytes()
-        assert cells[path] == [path, str(tuple(leaf.shape)), f"{size:,}", f"{occupied:,}"]
-    numbers = [int(cell.replace(",", "")) for cell in total if cell.strip() and cell != "total"]
-    assert numbers == [10_501, sum(leaf.untyped_storage().nbytes() for leaf in params.values())]
-
-
 def test_metrics_against_counting() -> None:
     logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.randint(0, 4, (50,), generator=torch.Generator().manual_seed(1))

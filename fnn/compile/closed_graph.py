@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
 from fnn import _torch
-from fnn.compile.trace import hoist_constants
+from fnn.compile.functional_graph import DECOMPOSITIONS, hoist_constants, without_writes, without_zero_tangents
 
 aten = torch.ops.aten
 
@@ -71,17 +71,15 @@ def closed_graph(
         return aten.alias.default(tensor)
 
     alive: list[Any] = []  # keeps tensors alive, so that no id is used twice
-    eager = not _torch.recording()
-    with _torch.not_recorded(), _torch.outside_transforms(), _torch.abstract() if eager else nullcontext() as mode:
-        if mode is not None:  # tracing computes nothing
+    fake = nullcontext() if _torch.recording() else _torch.FakeTensorMode(allow_non_fake_inputs=True)
+    with _torch.not_recorded(), _torch.outside_transforms(), fake as mode:
+        if mode is not None:  # in eager code, so that tracing computes nothing
             examples = [mode.from_tensor(example) for example in examples]
-        graph = make_fx(traced, {aten.detach.default: detach}, _allow_non_fake_inputs=True)(*examples)
+        table = {**DECOMPOSITIONS, aten.detach.default: detach}
+        graph = make_fx(traced, table, _allow_non_fake_inputs=True)(*examples)
+        without_zero_tangents(graph.graph)
         constants = [originals.get(id(value), value) for value in hoist_constants(graph)]
-        if any(_torch.writes(node.target) for node in graph.graph.nodes):
-            values = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
-            functional = torch.func.functionalize(lambda *values: run(graph, values))
-            kept = {aten.detach.default: lambda tensor: NotImplemented}
-            graph = make_fx(functional, kept, _allow_non_fake_inputs=True)(*values)
+        graph = without_writes(graph, run)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph, constants

@@ -68,9 +68,26 @@ class _Run(Interpreter):
             body = Body(graph, len(carry), len(xs), graph.meta.get("remat", False))
             result = loop(body, carry, xs, closed, xs[0].shape[0])
             return (*result.carry, *result.ys)
-        if target in (aten.view.default, _torch.unsafe_view):  # under vmap the strides may be different
-            target = aten.reshape.default
-        return super().call_function(target, args, kwargs)
+        return super().call_function(_UNDER_TRANSFORMS.get(target, target), args, kwargs)
+
+
+def _copy(old: Tensor, new: Tensor) -> Tensor:
+    return new.to(old.dtype).expand_as(old)
+
+
+def _slice_scatter(
+    old: Tensor, part: Tensor, dim: int = 0, start: int = 0, end: int | None = None, *step: int
+) -> Tensor:
+    size = old.shape[dim]
+    return aten.slice_scatter.default(old, part, dim, start, size if end is None else min(end, size), *step)
+
+
+_UNDER_TRANSFORMS = {  # operations that torch records and whose rules have gaps
+    aten.view.default: aten.reshape.default,  # under vmap the strides may be different
+    _torch.unsafe_view: aten.reshape.default,
+    aten.copy.default: _copy,  # has no derivative
+    aten.slice_scatter.default: _slice_scatter,  # under vmap the largest integer is no end
+}
 
 
 def replay(

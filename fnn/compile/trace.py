@@ -18,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 from fnn import _torch
 from fnn import tree as _tree
 from fnn._tracing import record
+from fnn.compile import loops
+from fnn.compile.functional_graph import DECOMPOSITIONS, hoist_constants, without_writes, without_zero_tangents
 from fnn.tree import Tree, TreeDef
 
 aten = torch.ops.aten
@@ -72,45 +74,27 @@ def trace_function(
 
     try:
         with _NoValues():
-            module, abstract = record(flat, layouts, for_replay)
+            module, abstract = record(flat, layouts, DECOMPOSITIONS, for_replay)
     except _torch.data_dependent_errors() as error:
         frames = [(frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)]
         raise _value_error(frames, name_of(function)) from error
+    without_zero_tangents(module.graph)
+    constants = hoist_constants(module)
+    for node, tensor in zip(_placeholders(module.graph)[len(layouts) :], constants, strict=True):
+        node.meta["val"] = abstract(tensor)
+    with torch.no_grad():
+        module = without_writes(module, loops.run)
     graph = module.graph
-    output = _output(graph)
     for node in [*graph.nodes]:
         if node.target in _VIEWS_OF_ALL:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-    constants = hoist_constants(module)
-    for node, tensor in zip(_placeholders(graph)[len(layouts) :], constants, strict=True):
-        node.meta["val"] = abstract(tensor)
     graph.eliminate_dead_code()
-    results_in_graph: Any = output.args[0]
+    results_in_graph: Any = _output(graph).args[0]
     nodes = iter(results_in_graph)
     return Trace(
         module, constants, [next(nodes) if isinstance(leaf, Tensor) else leaf for leaf in results], out_treedef[0]
     )
-
-
-def hoist_constants(module: fx.GraphModule) -> list[Tensor]:
-    """Turn the tensors that a graph holds as attributes into inputs after the others, and return them."""
-    graph = module.graph
-    constants: dict[int, Tensor] = {}
-    inputs: dict[int, fx.Node] = {}
-    for node in [node for node in graph.nodes if node.op == "get_attr"]:
-        tensor = getattr(module, str(node.target))
-        if not isinstance(tensor, Tensor):  # the graph of a loop's step
-            continue
-        if id(tensor) not in inputs:
-            first = next(node for node in graph.nodes if node.op != "placeholder")
-            with graph.inserting_before(first):
-                inputs[id(tensor)] = graph.placeholder(f"closed_over_{len(constants)}")
-            inputs[id(tensor)].meta["val"] = constants[id(tensor)] = tensor
-        node.replace_all_uses_with(inputs[id(tensor)])
-        graph.erase_node(node)
-    module.recompile()
-    return list(constants.values())
 
 
 def producer(node: fx.Node) -> fx.Node:

@@ -7,6 +7,7 @@ import torch
 
 from fnn import tree as _tree
 from fnn._argnums import Argnums
+from fnn._memory import own
 from fnn.curvature.products import Mode, hessian_map, output_hessian
 from fnn.jacobian.arguments import check_primals, differentiable_output, mapped, real_scalar
 from fnn.jacobian.dense import blocks_of_rows, differentiated
@@ -38,7 +39,7 @@ def dense_hessian(
         loop = call_and_listen(g, primals, nested=False)[1].vmap is not None
         chunks = bounds(_tree.size(primals), chunk_size)
         rows = join([mapped(lambda *v: product(v), one_hot(primals, *chunk), loop=loop) for chunk in chunks])
-        return single((choose(blocks_of_rows(primals, primals, rows, choose)), *aux))
+        return own(single((choose(blocks_of_rows(primals, primals, rows, choose)), *aux)), args)
 
     return hessian_of
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fnn import random
+from fnn._memory import own
 from fnn.jacobian.arguments import check_primals, check_tangents, differentiable_output, irregular_like, real_scalar
 from fnn.jacobian.operator import NO_BATCH
 from fnn.jacobian.products import linearized, single
@@ -55,7 +56,7 @@ def hvp(f: Callable, primals: tuple, tangents: tuple, mode: Mode = "auto", has_a
     tangents = check_tangents(primals, tangents, "hvp")
     f = real_scalar(f, "hvp", has_aux)
     gradient, product, *aux = hessian_map(mode, f, primals, "hvp", has_aux)
-    return (single(gradient), single(product(tangents)), *aux)
+    return own((single(gradient), single(product(tangents)), *aux), primals, tangents)
 
 
 def hvp_mode(f: Callable, primals: tuple, has_aux: bool = False) -> tuple[str, str]:
@@ -191,7 +192,7 @@ def _sandwich(
     checked = differentiable_output(model, name, has_aux)
     output, derivative, pullback, *aux = linearized(checked, primals, name, has_aux)
     curved = middle(output, derivative(tangents))
-    return (output, single(reverse_mode(lambda: pullback(curved), name)), *aux)
+    return own((output, single(reverse_mode(lambda: pullback(curved), name)), *aux), primals, tangents)
 
 
 def _output_fisher(likelihood: str, output: Tensor, u: Tensor) -> Tensor:

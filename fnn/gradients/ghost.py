@@ -127,7 +127,7 @@ class Gradients(NamedTuple):
         sums = []
         for i, (leaf, weight) in enumerate(zip(self.leaves, weights, strict=True)):
             if i in self.exact:
-                rows = widen(self.exact[i]).flatten(1)
+                rows = _as_rows(self.exact[i])
                 sums.append((weight.to(rows.dtype) @ rows).reshape(leaf.shape))
             else:
                 sums.append(sum(_weighted_product(weight, *pair, leaf) for pair in self.factors[i]))
@@ -182,9 +182,14 @@ def _factors(use: Use, input: Tensor, output: Tensor, leaf: Tensor) -> tuple[Fac
 # Products of factors
 
 
+def _as_rows(gradients: Tensor) -> Tensor:
+    """The gradients of a leaf, one row for each sample: (samples, *shape) -> (samples, numbers), at least float32."""
+    return widen(gradients).reshape(gradients.shape[0], math.prod(gradients.shape[1:]))
+
+
 def _square(gradients: Tensor) -> Tensor:
     """The squared norm of each sample's gradient."""
-    rows = widen(gradients).flatten(1)
+    rows = _as_rows(gradients)
     return (rows.real.square() + rows.imag.square() if rows.is_complex() else rows.square()).sum(1)
 
 

@@ -141,7 +141,7 @@ class _Listener(TorchFunctionMode):
         is_matrix = weight.dim() == 2 if kind != "conv" else weight.dim() == input.dim() and weight.dim() in (3, 4)
         if not is_matrix or (kind == "matmul" and input.dim() == 0):
             return None
-        vector = isinstance(bias, Tensor) and bias.dim() == 1  # anything else that is added is another use
+        vector = isinstance(bias, Tensor) and bias.shape == weight.shape[:1]  # what is added otherwise is another use
         return place, self.place(bias) if vector else None, input, kind, options
 
 
@@ -293,7 +293,7 @@ def record(function: Callable, args: tuple, kwargs: dict, in_dims: tuple, batch_
                     if leaves[place].dim() < 2
                     else f"used by {name}, not only as the matrix of a linear, conv, embedding or matmul"
                 )
-            return torch.zeros(())
+            return leaves[0].new_zeros(())
 
         return torch.func.vjp(of_leaves, *leaves)[0]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from fnn import random
 from fnn import tree as _tree
 from fnn._argnums import Argnums, positions
+from fnn._memory import own
 from fnn._samples import samples_apart
 from fnn.gradients.value_and_grad import check_differentiable, differentiate, scalar_valued
 from fnn.tree import Tree
@@ -85,7 +86,7 @@ def per_sample_value_and_grad(
             value, aux, grads = differentiate(of_one, "a per-sample gradient", argnums, has_aux, args, kwargs)
             return ((value, aux) if has_aux else value), grads
 
-        return over_samples(one, call.in_dims, chunk_size)(*args, **call.kwargs)
+        return own(over_samples(one, call.in_dims, chunk_size)(*args, **call.kwargs), args)
 
     return per_sample_value_and_grad_of
 

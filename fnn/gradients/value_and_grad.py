@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnn import _torch
 from fnn import tree as _tree
 from fnn._argnums import Argnums, positions
+from fnn._memory import is_outermost, own, own_leaves
 from fnn._tracing import differentiated, is_outermost_in_replay
 
 
@@ -162,19 +162,14 @@ def differentiate(
         out = checked(*given, **kwargs)
         return out if has_aux else (out, None)
 
-    if _outermost() and leaves:
+    if leaves and is_outermost() and not torch.is_inference_mode_enabled():
         value, aux, grads = _by_autograd(of_leaves, leaves)
     else:
         value, aux, grads = _by_torch_func(of_leaves, leaves)
     trees = treedef.unflatten(grads)
+    if has_aux:
+        aux = own(aux, args, kwargs)
     return value, aux, trees[0] if isinstance(argnums, int) else trees
-
-
-def _outermost() -> bool:
-    """True if no transform is active and nothing traces operations."""
-    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
-        return False
-    return _torch.peek_interpreter_stack() is None and not _torch.dispatch_modes()
 
 
 def _by_torch_func(of_leaves: Callable, leaves: list[Tensor]) -> tuple[Tensor, Any, list[Tensor]]:
@@ -207,9 +202,9 @@ def _by_autograd(of_leaves: Callable, leaves: list[Tensor]) -> tuple[Tensor, Any
     recording = torch.is_grad_enabled()
     with torch.enable_grad():
         try:
-            own = [x.view_as(x) if recording and x.requires_grad else x.detach().requires_grad_() for x in leaves]
+            inner = [x.view_as(x) if recording and x.requires_grad else x.detach().requires_grad_() for x in leaves]
             with differentiated():
-                value, aux = of_leaves(own)
+                value, aux = of_leaves(inner)
         except RuntimeError as error:
             if "inference tensor" in str(error).lower():  # torch.func accepts these
                 return _by_torch_func(of_leaves, leaves)
@@ -219,16 +214,16 @@ def _by_autograd(of_leaves: Callable, leaves: list[Tensor]) -> tuple[Tensor, Any
                     "p.mul_(2) or p *= 2"
                 ) from error
             raise
-        if any(x.is_leaf and x.grad is not None for x in own):
+        if any(x.is_leaf and x.grad is not None for x in inner):
             raise ValueError("the function calls .backward(), which adds to its arguments; use fnn.grad inside it")
         found, treedef = _tree.flatten(aux)
         outputs = [value, *(x for x in found if isinstance(x, Tensor))]
-        keep = recording and _depends_on_others(outputs, own)
+        keep = recording and _depends_on_others(outputs, inner)
         if value.requires_grad:
-            grads = list(torch.autograd.grad(value, own, create_graph=keep, materialize_grads=True))
+            grads = list(torch.autograd.grad(value, inner, create_graph=keep, materialize_grads=True))
         else:
             grads = [torch.zeros_like(x) for x in leaves]
-    for x in own:
+    for x in inner:
         if x.is_leaf:
             x.requires_grad_(False)  # a graph that is kept need not lead to it any more
 
@@ -238,7 +233,7 @@ def _by_autograd(of_leaves: Callable, leaves: list[Tensor]) -> tuple[Tensor, Any
         return x.detach()
 
     value = finish(value).clone()  # a function may return its argument
-    return value, treedef.unflatten([finish(x) for x in found]), _with_memory_of_their_own([finish(x) for x in grads])
+    return value, treedef.unflatten([finish(x) for x in found]), own_leaves([finish(x) for x in grads])
 
 
 def _depends_on_others(outputs: Iterable[Tensor], leaves: list[Tensor]) -> bool:
@@ -261,17 +256,3 @@ def _depends_on_others(outputs: Iterable[Tensor], leaves: list[Tensor]) -> bool:
                 if variable is not None and variable.requires_grad and id(variable) not in own:
                     return True
     return False
-
-
-def _with_memory_of_their_own(grads: list[Tensor]) -> list[Tensor]:
-    """The gradients, with copies of those that share memory with another one or are expanded from fewer numbers."""
-    seen: set[int] = set()
-    result = []
-    for leaf in grads:
-        if leaf.layout == torch.strided:
-            place = _torch.storage_id(leaf)
-            if place in seen or (0 in leaf.stride() and leaf.numel() > 1):
-                leaf = leaf.clone(memory_format=torch.contiguous_format)
-            seen.add(place)
-        result.append(leaf)
-    return result

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from fnn import _torch
 from fnn import tree as _tree
+from fnn._memory import own
 from fnn.jacobian.arguments import irregular_like
 from fnn.linalg.vector_space import check_like
 from fnn.tree import Tree
@@ -25,7 +26,7 @@ def stop_gradient(tree: Tree) -> Tree:
     >>> torch.func.grad(lambda x: x * stop_gradient(x))(torch.tensor(3.0))
     tensor(3.)
     """
-    return _tree.map(lambda leaf: leaf.detach(), tree)
+    return own(_tree.map(lambda leaf: leaf.detach(), tree), tree)
 
 
 def straight_through(f: Callable, surrogate: Callable = lambda x: x) -> Callable:

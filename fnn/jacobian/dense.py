@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fnn import tree as _tree
 from fnn._argnums import Argnums, positions
+from fnn._memory import own
 from fnn.jacobian.arguments import check_primals, differentiable_output, mapped
 from fnn.jacobian.products import bounds, forward_or_reverse, pull, push_forward, second_by_reverse, single
 from fnn.jacobian.torch_rules import NoForwardRuleError, call_and_listen, check_surroundings, forward_mode, reverse_mode
@@ -77,16 +78,16 @@ def dense_jacobian(
             )
         needs_forward = mode == "forward" or (complex_output and not holomorphic)
         if mode == "reverse" or (not needs_forward and _tree.size(primals) >= _tree.size(output)):
-            return single(reverse_mode(reverse, name))
+            return own(single(reverse_mode(reverse, name)), args)
         if faults.forward is None:
             try:
-                return single(forward_mode(forward, name))
+                return own(single(forward_mode(forward, name)), args)
             except NoForwardRuleError:
                 if needs_forward:
                     raise
         elif needs_forward:
             raise NoForwardRuleError(name, faults.forward, wrong=True)
-        return single(reverse_mode(reverse, name))
+        return own(single(reverse_mode(reverse, name)), args)
 
     return jacobian_of
 

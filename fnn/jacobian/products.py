@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fnn import tree as _tree
+from fnn._memory import own
 from fnn.jacobian.arguments import (
     check_cotangent_stack,
     check_primals,
@@ -51,7 +52,7 @@ def jmp(
             [0., 4.]])
     """
     tangents, count = check_tangent_stack(primals, tangents, "jmp", complex_too=True)
-    return push(f, primals, chunks(tangents, count, chunk_size), "jmp", has_aux)
+    return own(push(f, primals, chunks(tangents, count, chunk_size), "jmp", has_aux), primals, tangents)
 
 
 def mjp(
@@ -76,7 +77,7 @@ def mjp(
     loop = call_and_listen(f, primals, nested=False)[1].vmap is not None
     output, pullback, *aux = reverse_mode(lambda: torch.func.vjp(checked, *primals, has_aux=has_aux), "mjp")
     cotangents, count = check_cotangent_stack(output, cotangents, "mjp")
-    return (output, pull(pullback, chunks(cotangents, count, chunk_size), loop), *aux)
+    return own((output, pull(pullback, chunks(cotangents, count, chunk_size), loop), *aux), primals, cotangents)
 
 
 def linearize_by_vjp(f: Callable, *primals: Tree) -> tuple[Any, Callable]:
@@ -97,9 +98,10 @@ def linearize_by_vjp(f: Callable, *primals: Tree) -> tuple[Any, Callable]:
     output, transposed, *_ = linearized(checked, primals, "linearize_by_vjp")
 
     def derivative(*tangents: Tree) -> Tree:
-        return transposed(check_tangents(primals, tangents, "linearize_by_vjp", complex_too=True))
+        fitting = check_tangents(primals, tangents, "linearize_by_vjp", complex_too=True)
+        return own(transposed(fitting), primals, tangents)
 
-    return output, derivative
+    return own(output, primals), derivative
 
 
 def linearized(f: Callable, primals: tuple, name: str, has_aux: bool = False) -> tuple[Any, ...]:
@@ -158,7 +160,7 @@ def directional_derivatives(f: Callable, primals: tuple, tangents: tuple, order:
             check_third(wrong, name)
         return nested(order, False)(*primals)
 
-    return forward_or_reverse(checked, primals, derivatives, name)
+    return own(forward_or_reverse(checked, primals, derivatives, name), primals, tangents)
 
 
 def second_by_reverse(f: Callable, primals: tuple, tangents: tuple, name: str) -> tuple[Any, Any, Any]:

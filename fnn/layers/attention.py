@@ -122,6 +122,8 @@ def multi_head_attention(
     embed_dim, num_heads = _heads(name, embed_dim, num_heads)
     kdim = embed_dim if kdim is None else as_size(name, "kdim", kdim)
     vdim = embed_dim if vdim is None else as_size(name, "vdim", vdim)
+    if isinstance(dropout, bool):
+        raise TypeError(f"{name} expects dropout as a number, got {dropout}; write causal={dropout} by name")
     dropout_layer(dropout)  # raises for what is not a rate
     if rotary_base is not None and (embed_dim // num_heads) % 2:
         raise ValueError(f"{name}: rotary positions need heads of an even size, got {embed_dim // num_heads}")

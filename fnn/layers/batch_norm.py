@@ -82,7 +82,7 @@ def batch_norm(
         mean, var = _batch_statistics(x)
         if track_running_stats:
             batches = state["num_batches_tracked"] + 1
-            share = 1.0 / batches.to(mean.dtype) if momentum is None else momentum
+            share = 1.0 / batches.to(state["running_mean"].dtype) if momentum is None else momentum
             state = state | _mixed(state, share, mean, var, x.numel() // channels) | {"num_batches_tracked": batches}
         return _normalised(x, mean, var, eps, params), state
 

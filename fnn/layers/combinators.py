@@ -89,7 +89,7 @@ class Parts:
         return list(self._parts)
 
 
-def _combined(combinator: str, given: dict[str, AnyPart], forward: Callable[..., Any]) -> Layer | StatefulLayer:
+def combined(combinator: str, given: dict[str, AnyPart], forward: Callable[..., Any]) -> Layer | StatefulLayer:
     """Return the layer of these parts whose output is ``forward(parts, *inputs)``."""
     parts = {name: as_stateful(combinator, name, part) for name, part in given.items()}
 
@@ -102,16 +102,15 @@ def _combined(combinator: str, given: dict[str, AnyPart], forward: Callable[...,
     def apply(
         params: dict[str, Tree],
         state: dict[str, Tree],
-        x: Any = None,
         *inputs: Any,
         train: bool = False,
         key: Tensor | None = None,
         **options: Any,
     ) -> tuple[Any, dict[str, Tree]]:
         check_mapping(combinator, params)
-        check_state(combinator, state, x)
+        check_state(combinator, state, next(iter((*inputs, *options.values())), None))
         calls = Parts(combinator, parts, params, state, train, key)
-        return forward(calls, x, *inputs, **options), calls._state
+        return forward(calls, *inputs, **options), calls._state
 
     return like(StatefulLayer(init, apply), *given.values(), parts=given)
 
@@ -140,7 +139,7 @@ def connect(forward: Callable[..., Any], **parts: AnyPart) -> Layer | StatefulLa
     >>> gated.apply(params, torch.ones(5, 4)).shape
     torch.Size([5, 3])
     """
-    return _combined("connect", parts, forward)
+    return combined("connect", parts, forward)
 
 
 @overload
@@ -178,7 +177,7 @@ def sequential(*layers: AnyPart, **named: AnyPart) -> Layer | StatefulLayer:
         return x
 
     given = _numbered("sequential", layers, named)
-    return _combined("sequential", given, forward)
+    return combined("sequential", given, forward)
 
 
 @overload
@@ -203,7 +202,7 @@ def residual(layer: AnyPart, shortcut: AnyPart | None = None) -> Layer | Statefu
     ('layer.bias', 'layer.weight', 'shortcut.weight')
     """
     if shortcut is not None:
-        return _combined("residual", {"layer": layer, "shortcut": shortcut}, _with_shortcut)
+        return combined("residual", {"layer": layer, "shortcut": shortcut}, _with_shortcut)
     part = as_stateful("residual", "layer", layer)
 
     def apply(
@@ -273,7 +272,7 @@ def parallel(
             total = total + y
         return total
 
-    return _combined("parallel", given, forward)
+    return combined("parallel", given, forward)
 
 
 def _fit_together(outputs: list[Tensor], dim: int | None) -> bool:
@@ -307,7 +306,7 @@ def branch(*layers: AnyPart, **named: AnyPart) -> Layer | StatefulLayer:
         outputs = {name: parts[name](x) for name in given}
         return outputs if named else tuple(outputs.values())
 
-    return _combined("branch", given, forward)
+    return combined("branch", given, forward)
 
 
 @overload
@@ -397,8 +396,10 @@ def without_state(layer: StatefulLayer) -> Layer:
     def init(key: Any = None) -> Tree:
         return layer.init(key)[0]
 
-    def apply(params: Tree, x: Any, *inputs: Any, key: Tensor | None = None, **options: Any) -> Any:
-        return layer.apply(params, {}, x, *inputs, key=key, **options)[0]
+    def apply(params: Tree, *inputs: Any, key: Tensor | None = None, **options: Any) -> Any:
+        if not inputs and not options:
+            raise ArgumentError("the layer got no input; write apply(params, x)")
+        return layer.apply(params, {}, *inputs, key=key, **options)[0]
 
     return Layer(init, apply)
 
@@ -419,8 +420,9 @@ def _refuse_modules(combinator: str, name: str, part: Any) -> None:
         return
     from fnn import layers
 
-    plain = kind.__name__.lower().removesuffix("1d").removesuffix("2d").removesuffix("3d")
-    same = [ours for ours in layers.__all__ if ours.replace("_", "").removesuffix("2d") == plain]
+    exact = kind.__name__.lower()
+    plain = exact.removesuffix("1d").removesuffix("2d").removesuffix("3d")  # batch_norm is for any number of axes
+    same = [ours for ours in layers.__all__ if ours.replace("_", "") in (exact, plain)]
     if same:
         is_factory = getattr(getattr(layers, same[0]), "__annotations__", {}).get("return") in made
         line = f"fnn.layers.{same[0]}" + ("(...)" if is_factory else "") + ", or "

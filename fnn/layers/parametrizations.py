@@ -1,7 +1,7 @@
 """Layers whose weight is computed from other params, under torch's names for parametrizations."""
 
 from collections.abc import Collection, Mapping
-from typing import Any, TypeVar
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -24,11 +24,13 @@ from fnn.layers.base import (
 )
 from fnn.tree import Tree
 
-AnyLayer = TypeVar("AnyLayer", Layer, StatefulLayer)
 
-
+@overload
+def weight_norm(layer: Layer, name: str = "weight", dim: int | None = 0) -> Layer: ...
+@overload
+def weight_norm(layer: StatefulLayer, name: str = "weight", dim: int | None = 0) -> StatefulLayer: ...
 @factory
-def weight_norm(layer: AnyLayer, name: str = "weight", dim: int | None = 0) -> AnyLayer:
+def weight_norm(layer: Layer | StatefulLayer, name: str = "weight", dim: int | None = 0) -> Layer | StatefulLayer:
     """Compute a leaf of a layer as g v / |v|: its size and its direction are trained apart (Salimans and Kingma, 2016).
 
     |v| is the norm of each slice along ``dim``, so that g has a number for each output of a linear layer; with
@@ -50,8 +52,7 @@ def weight_norm(layer: AnyLayer, name: str = "weight", dim: int | None = 0) -> A
         made: Any = layer.init(key)
         params, *state = made if isinstance(layer, StatefulLayer) else (made,)
         leaf, rest = _without_leaf("weight_norm", params, name)
-        # v owns its numbers, so that it can be donated
-        params = _with_part(rest, name, {"original0": _norm(leaf, axis).clone(), "original1": leaf})
+        params = _with_part(rest, name, {"original0": _norm(leaf, axis), "original1": leaf})
         return (params, *state) if state else params
 
     def apply(params: Any, *inputs: Any, **options: Any) -> Any:

@@ -7,18 +7,15 @@ import torch
 from torch import Tensor
 
 from fnn import init, random, tree
+from fnn._configs import parts_of, with_parts
 from fnn.layers.attention import Cache
 from fnn.layers.base import ArgumentError, Layer, as_size, factory
+from fnn.layers.combinators import Parts
 from fnn.layers.norm import layer_norm
 from fnn.layers.piecewise import relu
-from fnn.layers.transformer_layers import (
-    Activation,
-    init_parts,
-    runners,
-    split_key,
-    transformer_decoder_layer,
-    transformer_encoder_layer,
-)
+from fnn.layers.transformer_layers import Activation, connected, transformer_decoder_layer, transformer_encoder_layer
+
+Caches = dict[str, Cache]
 
 
 @factory
@@ -37,22 +34,21 @@ def transformer_encoder(encoder_layer: Layer, num_layers: int, norm: Layer | Non
     >>> layer.apply(params, torch.ones(4, 5, 8)).shape
     torch.Size([4, 5, 8])
     """
-    stack = _stack("transformer_encoder", encoder_layer, num_layers, norm)
+    layers = _layers("transformer_encoder", encoder_layer, num_layers)
 
-    def apply(
-        params: dict,
+    def forward(
+        parts: Parts,
         src: Tensor,
         mask: Tensor | None = None,
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool = False,
         *,
-        cache: dict[str, Cache] | None = None,
-        key: Tensor | None = None,
+        cache: Caches | None = None,
     ) -> Any:
         masks = {"src_mask": mask, "src_key_padding_mask": src_key_padding_mask, "is_causal": is_causal}
-        return stack.apply(params, src, (), masks, cache, key)
+        return _run_stack(parts, src, (), masks, cache, norm)
 
-    return Layer(stack.init, apply)
+    return connected("transformer_encoder", forward, layers=layers, **({} if norm is None else {"norm": norm}))
 
 
 @factory
@@ -68,10 +64,10 @@ def transformer_decoder(decoder_layer: Layer, num_layers: int, norm: Layer | Non
     >>> layer.apply(params, torch.ones(4, 5, 8), torch.ones(4, 3, 8)).shape
     torch.Size([4, 5, 8])
     """
-    stack = _stack("transformer_decoder", decoder_layer, num_layers, norm)
+    layers = _layers("transformer_decoder", decoder_layer, num_layers)
 
-    def apply(
-        params: dict,
+    def forward(
+        parts: Parts,
         tgt: Tensor,
         memory: Tensor,
         tgt_mask: Tensor | None = None,
@@ -81,8 +77,7 @@ def transformer_decoder(decoder_layer: Layer, num_layers: int, norm: Layer | Non
         tgt_is_causal: bool = False,
         memory_is_causal: bool = False,
         *,
-        cache: dict[str, Cache] | None = None,
-        key: Tensor | None = None,
+        cache: Caches | None = None,
     ) -> Any:
         masks = {
             "tgt_mask": tgt_mask,
@@ -92,9 +87,9 @@ def transformer_decoder(decoder_layer: Layer, num_layers: int, norm: Layer | Non
             "tgt_is_causal": tgt_is_causal,
             "memory_is_causal": memory_is_causal,
         }
-        return stack.apply(params, tgt, (memory,), masks, cache, key)
+        return _run_stack(parts, tgt, (memory,), masks, cache, norm)
 
-    return Layer(stack.init, apply)
+    return connected("transformer_decoder", forward, layers=layers, **({} if norm is None else {"norm": norm}))
 
 
 @factory
@@ -135,25 +130,9 @@ def transformer(
     sizes = (d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps)
     options: dict = {"norm_first": norm_first, "bias": bias, "fused": fused, "dtype": dtype}
     norm = layer_norm(d_model, layer_norm_eps, bias=bias, dtype=dtype)
-    parts = {
-        "encoder": custom_encoder
-        or transformer_encoder(transformer_encoder_layer(*sizes, **options), num_encoder_layers, norm),
-        "decoder": custom_decoder
-        or transformer_decoder(transformer_decoder_layer(*sizes, **options), num_decoder_layers, norm),
-    }
 
-    def init_params(key: Any = None) -> dict:
-        params = init_parts(parts, key)
-        leaves, treedef = tree.flatten(params)
-        keys = random.split(random.fold_in(key, 2), len(leaves))
-        redrawn = [
-            init.xavier_uniform()(k, leaf.shape, leaf.dtype) if leaf.dim() > 1 else leaf
-            for k, leaf in zip(keys, leaves, strict=True)
-        ]
-        return treedef.unflatten(redrawn)
-
-    def apply(
-        params: dict,
+    def forward(
+        parts: Parts,
         src: Tensor,
         tgt: Tensor,
         src_mask: Tensor | None = None,
@@ -165,44 +144,55 @@ def transformer(
         src_is_causal: bool = False,
         tgt_is_causal: bool = False,
         memory_is_causal: bool = False,
-        *,
-        key: Tensor | None = None,
     ) -> Tensor:
-        run = runners("transformer", parts, params)[0]
-        keys = split_key(key, 2)
-        memory = run("encoder", src, src_mask, src_key_padding_mask, src_is_causal, key=keys[0])
+        memory = parts.encoder(src, src_mask, src_key_padding_mask, src_is_causal)
         masks = (tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask, tgt_is_causal, memory_is_causal)
-        return run("decoder", tgt, memory, *masks, key=keys[1])
+        return parts.decoder(tgt, memory, *masks)
 
-    return Layer(init_params, apply)
+    encoder = custom_encoder
+    if encoder is None:
+        encoder = transformer_encoder(transformer_encoder_layer(*sizes, **options), num_encoder_layers, norm)
+    decoder = custom_decoder
+    if decoder is None:
+        decoder = transformer_decoder(transformer_decoder_layer(*sizes, **options), num_decoder_layers, norm)
+    whole = connected("transformer", forward, encoder=encoder, decoder=decoder)
+
+    def init_params(key: Any = None) -> dict:
+        params = whole.init(key)
+        leaves, treedef = tree.flatten(params)
+        keys = random.split(random.fold_in(key, 2), len(leaves))
+        redrawn = [
+            init.xavier_uniform()(k, leaf.shape, leaf.dtype) if leaf.dim() > 1 else leaf
+            for k, leaf in zip(keys, leaves, strict=True)
+        ]
+        return treedef.unflatten(redrawn)
+
+    return with_parts(Layer(init_params, whole.apply), parts_of(whole))
 
 
-def _stack(name: str, layer: Layer, num_layers: int, norm: Layer | None) -> Layer:
-    """Equal layers one after the other, with ``apply(params, x, others, masks, cache, key)``."""
-    if not isinstance(layer, Layer) or not isinstance(norm, Layer | None):
-        raise TypeError(f"{name} expects a layer and, or None, a norm; write {name}({name}_layer(...), num_layers)")
-    layers = {str(i): layer for i in range(as_size(name, "num_layers", num_layers, 0))}
+def _layers(name: str, layer: Layer, num_layers: int) -> Layer:
+    """``num_layers`` equal layers one after the other, with one cache for each if there are caches."""
+    if not isinstance(layer, Layer):
+        raise TypeError(f"{name} expects a layer, got {layer!r}; write {name}({name}_layer(...), num_layers)")
+    numbers = [str(i) for i in range(as_size(name, "num_layers", num_layers, 0))]
 
-    def apply_layers(
-        params: Any, x: Tensor, others: tuple, masks: dict, cache: Any, *, key: Tensor | None
-    ) -> tuple[Tensor, dict[str, Cache]]:
-        if cache is not None and (not isinstance(cache, Mapping) or set(cache) != set(layers)):
-            raise ArgumentError(f"{name} expects a dict with one cache for each of the layers {list(layers)}")
-        run, keys, new_cache = runners(name, layers, params)[0], split_key(key, len(layers)), {}
-        for i, number in enumerate(layers):
+    def forward(parts: Parts, x: Tensor, others: tuple, masks: dict, cache: Caches | None) -> tuple[Tensor, Caches]:
+        if cache is not None and (not isinstance(cache, Mapping) or set(cache) != set(numbers)):
+            raise ArgumentError(f"{name} expects a dict with one cache for each of the layers {numbers}")
+        after: Caches = {}
+        for number in numbers:
             if cache is None:
-                x = run(number, x, *others, key=keys[i], **masks)
+                x = parts[number](x, *others, **masks)
             else:
-                x, new_cache[number] = run(number, x, *others, cache=cache[number], key=keys[i], **masks)
-        return x, new_cache
+                x, after[number] = parts[number](x, *others, cache=cache[number], **masks)
+        return x, after
 
-    stack = Layer(lambda key=None: init_parts(layers, key), apply_layers)
-    parts = {"layers": stack} | ({"norm": norm} if norm else {})
+    return connected(f"the layers of {name}", forward, **dict.fromkeys(numbers, layer))
 
-    def apply(params: Any, x: Tensor, others: tuple, masks: dict, cache: Any, key: Tensor | None) -> Any:
-        run = runners(name, parts, params)[0]
-        x, new_cache = run("layers", x, others, masks, cache, key=key)
-        x = run("norm", x) if norm else x
-        return x if cache is None else (x, new_cache)
 
-    return Layer(lambda key=None: init_parts(parts, key), apply)
+def _run_stack(
+    parts: Parts, x: Tensor, others: tuple, masks: dict, cache: Caches | None, norm: Layer | None
+) -> Tensor | tuple[Tensor, Caches]:
+    x, after = parts.layers(x, others, masks, cache)
+    x = x if norm is None else parts.norm(x)
+    return x if cache is None else (x, after)

@@ -1,15 +1,15 @@
 """One layer of a Transformer's encoder, and one of its decoder."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from fnn import random
 from fnn.layers.activations import gelu
 from fnn.layers.attention import Cache, multi_head_attention
-from fnn.layers.base import ArgumentError, Layer, ShapeError, check_mapping, check_names, factory
+from fnn.layers.base import Layer, factory
+from fnn.layers.combinators import Parts, combined
 from fnn.layers.dropout import dropout as dropout_layer
 from fnn.layers.linear import linear
 from fnn.layers.norm import layer_norm
@@ -46,43 +46,45 @@ def transformer_encoder_layer(
     Params have the names and initial values of ``torch.nn.TransformerEncoderLayer``: ``self_attn``, ``linear1``,
     ``linear2``, ``norm1`` and ``norm2``. Raises what these raise, with their path.
 
+    >>> from fnn import random
     >>> layer = transformer_encoder_layer(8, 2, 16, norm_first=True, causal=True)
     >>> params = layer.init(random.key(0))
     >>> layer.apply(params, torch.ones(4, 5, 8), key=random.key(1)).shape
     torch.Size([4, 5, 8])
     """
-    name = "transformer_encoder_layer"
-    act, drop = _activation(name, activation), dropout_layer(dropout)
+    act = _activation("transformer_encoder_layer", activation)
     attention: dict = {"bias": bias, "causal": causal, "rotary_base": rotary_base, "fused": fused, "dtype": dtype}
-    parts = {
-        "self_attn": multi_head_attention(d_model, nhead, dropout, **attention),
-        "linear1": linear(d_model, dim_feedforward, bias, dtype=dtype),
-        "linear2": linear(dim_feedforward, d_model, bias, dtype=dtype),
-        "norm1": layer_norm(d_model, layer_norm_eps, bias=bias, dtype=dtype),
-        "norm2": layer_norm(d_model, layer_norm_eps, bias=bias, dtype=dtype),
-    }
 
-    def apply(
-        params: dict,
+    def forward(
+        parts: Parts,
         src: Tensor,
         src_mask: Tensor | None = None,
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool = False,
         *,
         cache: Cache | None = None,
-        key: Tensor | None = None,
     ) -> Any:
-        run, before, after = runners(name, parts, params, norm_first)
-        keys = split_key(key, 4)
-        masks: dict = {"attn_mask": src_mask, "key_padding_mask": src_key_padding_mask, "is_causal": is_causal}
-        y = run("self_attn", before("norm1", src), cache=cache, key=keys[0], **masks)
+        before, after = _norms(parts, norm_first)
+        masks = {"attn_mask": src_mask, "key_padding_mask": src_key_padding_mask, "is_causal": is_causal}
+        y = parts.self_attn(before("norm1", src), cache=cache, **masks)
         y, new_cache = (y, None) if cache is None else y
-        x = after("norm1", src + drop.apply({}, y, key=keys[1]))
-        hidden = drop.apply({}, act(run("linear1", before("norm2", x))), key=keys[2])
-        x = after("norm2", x + drop.apply({}, run("linear2", hidden), key=keys[3]))
+        x = after("norm1", src + parts.dropout1(y))
+        hidden = parts.dropout(act(parts.linear1(before("norm2", x))))
+        x = after("norm2", x + parts.dropout2(parts.linear2(hidden)))
         return x if cache is None else (x, new_cache)
 
-    return Layer(lambda key=None: init_parts(parts, key), apply)
+    return connected(
+        "transformer_encoder_layer",
+        forward,
+        self_attn=multi_head_attention(d_model, nhead, dropout, **attention),
+        linear1=linear(d_model, dim_feedforward, bias, dtype=dtype),
+        dropout=dropout_layer(dropout),
+        linear2=linear(dim_feedforward, d_model, bias, dtype=dtype),
+        norm1=layer_norm(d_model, layer_norm_eps, bias=bias, dtype=dtype),
+        norm2=layer_norm(d_model, layer_norm_eps, bias=bias, dtype=dtype),
+        dropout1=dropout_layer(dropout),
+        dropout2=dropout_layer(dropout),
+    )
 
 
 @factory
@@ -111,25 +113,16 @@ def transformer_decoder_layer(
     Params have the names and initial values of ``torch.nn.TransformerDecoderLayer``: ``self_attn``,
     ``multihead_attn``, ``linear1``, ``linear2``, ``norm1``, ``norm2`` and ``norm3``.
 
+    >>> from fnn import random
     >>> layer = transformer_decoder_layer(8, 2, 16)
     >>> params = layer.init(random.key(0))
     >>> layer.apply(params, torch.ones(4, 5, 8), torch.ones(4, 3, 8), tgt_is_causal=True).shape
     torch.Size([4, 5, 8])
     """
-    name = "transformer_decoder_layer"
-    act, drop = _activation(name, activation), dropout_layer(dropout)
-    parts = {
-        "self_attn": multi_head_attention(d_model, nhead, dropout, bias, fused=fused, dtype=dtype),
-        "multihead_attn": multi_head_attention(d_model, nhead, dropout, bias, fused=fused, dtype=dtype),
-        "linear1": linear(d_model, dim_feedforward, bias, dtype=dtype),
-        "linear2": linear(dim_feedforward, d_model, bias, dtype=dtype),
-        "norm1": layer_norm(d_model, layer_norm_eps, bias=bias, dtype=dtype),
-        "norm2": layer_norm(d_model, layer_norm_eps, bias=bias, dtype=dtype),
-        "norm3": layer_norm(d_model, layer_norm_eps, bias=bias, dtype=dtype),
-    }
+    act = _activation("transformer_decoder_layer", activation)
 
-    def apply(
-        params: dict,
+    def forward(
+        parts: Parts,
         tgt: Tensor,
         memory: Tensor,
         tgt_mask: Tensor | None = None,
@@ -140,22 +133,45 @@ def transformer_decoder_layer(
         memory_is_causal: bool = False,
         *,
         cache: Cache | None = None,
-        key: Tensor | None = None,
     ) -> Any:
-        run, before, after = runners(name, parts, params, norm_first)
-        keys = split_key(key, 6)
-        masks: dict = {"attn_mask": tgt_mask, "key_padding_mask": tgt_key_padding_mask, "is_causal": tgt_is_causal}
-        y = run("self_attn", before("norm1", tgt), cache=cache, key=keys[0], **masks)
+        before, after = _norms(parts, norm_first)
+        masks = {"attn_mask": tgt_mask, "key_padding_mask": tgt_key_padding_mask, "is_causal": tgt_is_causal}
+        y = parts.self_attn(before("norm1", tgt), cache=cache, **masks)
         y, new_cache = (y, None) if cache is None else y
-        x = after("norm1", tgt + drop.apply({}, y, key=keys[1]))
+        x = after("norm1", tgt + parts.dropout1(y))
         masks = {"attn_mask": memory_mask, "key_padding_mask": memory_key_padding_mask, "is_causal": memory_is_causal}
-        y = run("multihead_attn", before("norm2", x), memory, key=keys[2], **masks)
-        x = after("norm2", x + drop.apply({}, y, key=keys[3]))
-        hidden = drop.apply({}, act(run("linear1", before("norm3", x))), key=keys[4])
-        x = after("norm3", x + drop.apply({}, run("linear2", hidden), key=keys[5]))
+        y = parts.multihead_attn(before("norm2", x), memory, **masks)
+        x = after("norm2", x + parts.dropout2(y))
+        hidden = parts.dropout(act(parts.linear1(before("norm3", x))))
+        x = after("norm3", x + parts.dropout3(parts.linear2(hidden)))
         return x if cache is None else (x, new_cache)
 
-    return Layer(lambda key=None: init_parts(parts, key), apply)
+    return connected(
+        "transformer_decoder_layer",
+        forward,
+        self_attn=multi_head_attention(d_model, nhead, dropout, bias, fused=fused, dtype=dtype),
+        multihead_attn=multi_head_attention(d_model, nhead, dropout, bias, fused=fused, dtype=dtype),
+        linear1=linear(d_model, dim_feedforward, bias, dtype=dtype),
+        dropout=dropout_layer(dropout),
+        linear2=linear(dim_feedforward, d_model, bias, dtype=dtype),
+        norm1=layer_norm(d_model, layer_norm_eps, bias=bias, dtype=dtype),
+        norm2=layer_norm(d_model, layer_norm_eps, bias=bias, dtype=dtype),
+        norm3=layer_norm(d_model, layer_norm_eps, bias=bias, dtype=dtype),
+        dropout1=dropout_layer(dropout),
+        dropout2=dropout_layer(dropout),
+        dropout3=dropout_layer(dropout),
+    )
+
+
+def connected(name: str, forward: Callable[..., Any], **parts: Layer) -> Layer:
+    """A layer of these parts whose ``apply`` is ``forward(parts, *inputs)``; its errors call it ``name``."""
+    return cast(Layer, combined(name, {**parts}, forward))
+
+
+def _norms(parts: Parts, norm_first: bool) -> tuple[Callable[[str, Tensor], Tensor], Callable[[str, Tensor], Tensor]]:
+    """Return the functions that apply a norm before a part, and after its sum, of which one does nothing."""
+    norm, keep = lambda name, x: parts[name](x), lambda name, x: x
+    return (norm, keep) if norm_first else (keep, norm)
 
 
 def _activation(layer: str, activation: Activation) -> Callable[[Tensor], Tensor]:
@@ -166,28 +182,3 @@ def _activation(layer: str, activation: Activation) -> Callable[[Tensor], Tensor
     elif callable(activation):
         return activation
     raise ValueError(f"{layer} expects activation as 'relu', 'gelu' or a function, got {activation!r}")
-
-
-def split_key(key: Tensor | None, count: int) -> Any:
-    return [None] * count if key is None else random.split(key, max(count, 1))
-
-
-def init_parts(parts: Mapping[str, Layer], key: Any) -> dict:
-    keys = random.split(key, max(len(parts), 1))
-    return {name: part.init(keys[i]) for i, (name, part) in enumerate(parts.items())}
-
-
-def runners(name: str, parts: Mapping[str, Layer], params: Any, norm_first: bool = False) -> tuple:
-    """Return the functions that apply a part to its params, and a norm before or after the others."""
-    check_mapping(name, params)
-    check_names(name, params, parts)
-
-    def run(part: str, *args: Any, **options: Any) -> Any:
-        try:
-            return parts[part].apply(params.get(part, {}), *args, **options)
-        except (ShapeError, ArgumentError) as error:
-            raise error.below(part) from None
-
-    before = lambda norm, x: run(norm, x) if norm_first else x
-    after = lambda norm, x: x if norm_first else run(norm, x)
-    return run, before, after

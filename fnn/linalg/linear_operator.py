@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fnn import _torch
 from fnn import tree as _tree
+from fnn._memory import own
 from fnn.linalg.vector_space import VectorSpace, check_like, one_hot
 from fnn.tree import Tree
 
@@ -92,7 +93,7 @@ class LinearOperator:
             return self._compose(x)
         if isinstance(x, Tensor) and not (isinstance(self.input, Tensor) and x.shape == self.input.shape):
             return self._times_tensor(x)
-        return self._product(self.domain.fit(x, ("operator.input", "vector")))
+        return own(self._product(self.domain.fit(x, ("operator.input", "vector"))), x)
 
     __matmul__ = __call__
 

@@ -14,8 +14,8 @@ from fnn.losses.base import Reduction, check_reduction, check_tensors, reduced, 
 def ctc(
     log_probs: Tensor,
     targets: Tensor,
-    input_lengths: Tensor | Sequence[int],
-    target_lengths: Tensor | Sequence[int],
+    input_lengths: Tensor | Sequence[int] | int,
+    target_lengths: Tensor | Sequence[int] | int,
     blank: int = 0,
     reduction: Reduction = "mean",
     zero_infinity: bool = False,
@@ -51,7 +51,8 @@ def ctc(
         )
     log_probs = widen(log_probs)
     frames, batch, _ = log_probs.shape
-    longest = _longest(target_lengths, targets)
+    # lengths in a tensor are not read, because that would stop a graph: then a row may have the size of all targets
+    longest = max(target_lengths, default=0) if isinstance(target_lengths, Sequence) else targets.shape[-1]
     input_lengths = _lengths("input_lengths", input_lengths, batch, log_probs)
     target_lengths = _lengths("target_lengths", target_lengths, batch, log_probs)
     if targets.dim() == 1:
@@ -92,7 +93,7 @@ def _log_probability(
         new = _log_sum_exp(torch.stack([alpha, padded[:, 1:-1], skipped])) + emitted
         return torch.where(running.unsqueeze(1), new, alpha), None
 
-    start = torch.cat([torch.zeros_like(emitted[0, :, :1]), torch.full_like(emitted[0, :, 1:], -math.inf)], 1)
+    start = torch.cat([log_probs.new_zeros((batch, 1)), log_probs.new_full((batch, states.shape[1] - 1), -math.inf)], 1)
     alpha, _ = scan(step, start, (emitted, running))
     end = (2 * target_lengths).clamp(0, states.shape[1] - 1).unsqueeze(1)  # the last blank
     on_blank = alpha.gather(1, end)
@@ -109,20 +110,13 @@ def _log_sum_exp(x: Tensor) -> Tensor:
     return torch.where(impossible, -math.inf, largest + torch.log(torch.where(impossible, 1.0, total)))
 
 
-def _lengths(name: str, lengths: Tensor | Sequence[int], batch: int, like: Tensor) -> Tensor:
+def _lengths(name: str, lengths: Tensor | Sequence[int] | int, batch: int, like: Tensor) -> Tensor:
     """Return lengths as integers (batch,) on the device of the inputs."""
     if not isinstance(lengths, Tensor):
         lengths = torch.tensor(lengths, device=like.device)
     if lengths.is_floating_point() or lengths.numel() != batch or lengths.dim() > 1:
         raise ValueError(f"ctc expects {name} as {batch} integers, got {lengths.dtype} of shape {tuple(lengths.shape)}")
     return lengths.reshape(batch).to(like.device, torch.int64)
-
-
-def _longest(target_lengths: Tensor | Sequence[int], targets: Tensor) -> int:
-    """Return a bound of the lengths; those in a tensor are not read, because that would stop a graph."""
-    if isinstance(target_lengths, Tensor):
-        return targets.shape[-1]
-    return max(target_lengths, default=0) if isinstance(target_lengths, Sequence) else target_lengths
 
 
 def _rows(targets: Tensor, target_lengths: Tensor, longest: int) -> Tensor:

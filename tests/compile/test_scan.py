@@ -177,7 +177,10 @@ def in_place_and_views(scan, params, carry, xs):
         rows = params["w"] * h
         rows[0].mul_(2)  # of the step's own
         new = torch.cat([rows[:, 0] + x, h.flip(0)]).reshape(2, -1)[0]
-        return new.tanh_(), rows.T[1:].reshape(-1)
+        changed = h * x * params["b"]
+        changed[0] = x[0]
+        changed[1:] += h[:2]
+        return new.tanh_() + changed, rows.T[1:].reshape(-1)
 
     return scan(step, carry, xs)
 

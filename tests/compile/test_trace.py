@@ -131,6 +131,115 @@ def test_changes_in_place_within_the_function():
         assert torch.equal(ours, eager)
 
 
+class Sine(torch.autograd.Function):
+    """A function of the user's own. Its derivative is three times the cosine, so that it cannot be mistaken."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent * 3 * ctx.saved_tensors[0].cos()
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return tangent * 3 * ctx.saved_tensors[0].cos()
+
+
+class WithoutRules(torch.autograd.Function):
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent
+
+
+def sine(x):
+    y = x.clone()
+    y[0] *= 2  # a change in place beside it
+    return (Sine.apply(y) * x).sum()
+
+
+OF_A_FUNCTION = {
+    "apply": sine,
+    "grad": fnn.grad(sine),
+    "torch.func.grad": torch.func.grad(sine),
+    "grad(grad)": fnn.grad(lambda x: fnn.grad(sine)(x).sum()),
+    "vmap(grad)": lambda x: fnn.vmap(fnn.grad(lambda x: Sine.apply(x).sum()))(x[:, None]),
+    "jvp": lambda x: fnn.jvp(lambda x: Sine.apply(x * x), (x,), (x,)),
+}
+
+
+@pytest.mark.parametrize("name", OF_A_FUNCTION)
+def test_derivatives_of_the_users_own_autograd_function(name):
+    ours, eager = fnn.jit(OF_A_FUNCTION[name])(X), OF_A_FUNCTION[name](X)
+    assert all(map(torch.equal, fnn.tree.leaves(ours), fnn.tree.leaves(eager)))
+
+
+def test_an_autograd_function_that_torch_func_cannot_use_is_refused_as_in_eager_code():
+    derivative = torch.func.grad(lambda x: WithoutRules.apply(x).sum())
+    for call in (derivative, fnn.jit(derivative)):
+        with pytest.raises(RuntimeError, match="setup_context"):
+            call(X)
+
+
+def linear_after(view):
+    """The gradient of a forward derivative that ends in a linear function of a view."""
+    t = torch.tensor([0.5, -1.0, 2.0, 1.0])
+    return fnn.grad(lambda p: fnn.jvp(lambda q: (view(q.square()) * 2).sum(), (p,), (t,))[1])
+
+
+VIEWS = {
+    "view": lambda x: x.view(2, 2),
+    "flatten": lambda x: x[:, None].flatten(),
+    "transpose": lambda x: x.view(2, 2).T,
+    "slice": lambda x: x[1:],
+    "none": lambda x: x,
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_gradients_of_forward_derivatives_through_views(name):
+    x = torch.tensor([1.0, -2.0, 3.0, torch.inf])
+    function = linear_after(VIEWS[name])
+    assert torch.equal(fnn.jit(function)(x).nan_to_num(7.0), function(x).nan_to_num(7.0))
+
+
+def test_products_with_zero_tangents_are_not_computed():
+    """In the tangent of a product with a constant, the constant's tangent is zero."""
+    function = lambda x: fnn.jvp(lambda y: (y.view(3, 1) * torch.ones(3)).sin(), (x,), (x,))[1]
+    names = [node.target.__name__ for node in fnn.trace(fnn.grad(lambda x: function(x).sum()))(X).nodes]
+    assert not [name for name in names if "zero" in name]
+    infinite = torch.tensor([torch.inf, 1.0, 2.0])
+    scaled = fnn.grad(lambda x: fnn.jvp(lambda y: (y * X).view(3, 1).sum(), (x,), (torch.ones(3),))[1] * x[1])
+    assert torch.equal(fnn.jit(scaled)(infinite), scaled(infinite))
+
+
+def test_a_tensor_closed_over_that_the_function_changes_is_changed_at_each_call():
+    total = torch.zeros(3)
+
+    def function(x):
+        total.add_(x)
+        return total * 2
+
+    jitted = fnn.jit(function)
+    assert torch.equal(jitted(X), X * 2)
+    assert torch.equal(jitted(X), X * 4)
+    assert torch.equal(total, X * 2)
+
+
 def test_operations_without_a_result_that_is_used_are_left_out():
     graph = fnn.trace(lambda x: (x.exp().sin(), x + 1)[1])(X)
     assert [node.target for node in graph.nodes] == [torch.ops.aten.add.Tensor]

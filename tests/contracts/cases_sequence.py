@@ -402,15 +402,15 @@ def first_result(layer: fnn.Layer) -> fnn.Layer:
     return layer._replace(apply=lambda params, x, *, key=None: layer.apply(params, x, key=key)[0])
 
 
-# layers of inputs (2, 3, 4) that tests/contracts/test_meta.py runs on the meta device
 MADE: dict[str, fnn.Layer] = {  # those that ON_META wraps
     "transformer_decoder_layer": layers.transformer_decoder_layer(4, 2, 3),
     "transformer_decoder": layers.transformer_decoder(layers.transformer_decoder_layer(4, 2, 3), 1),
     "transformer": layers.transformer(4, 2, 1, 1, 3),
-    "gru": layers.gru(4, 2, bidirectional=True),
+    "embedding_bag": layers.embedding_bag(7, 3, 1.0, mode="max", padding_idx=1),
+    "gru": layers.gru(4, 2, bidirectional=True, return_state=False),
     "lstm_cell": layers.lstm_cell(4, 2),
-    "embedding_bag": layers.embedding_bag(7, 3, mode="sum", padding_idx=1),
 }
+# layers of inputs (2, 3, 4) that tests/contracts/test_meta.py runs on the meta device
 ON_META: dict[str, fnn.Layer] = {
     "multi_head_attention": layers.multi_head_attention(4, 2, 0.3, causal=True, rotary_base=10.0),
     "multi_head_attention, added keys": layers.multi_head_attention(4, 2, add_bias_kv=True, add_zero_attn=True),
@@ -423,19 +423,19 @@ ON_META: dict[str, fnn.Layer] = {
     "sinusoidal_positions": layers.sinusoidal_positions(4),
     "learned_positions": layers.learned_positions(5, 4),
     "transformer_encoder_layer": layers.transformer_encoder_layer(4, 2, 3, causal=True),
-    "transformer_decoder_layer": given_memory(layers.transformer_decoder_layer(4, 2, 3)),
+    "transformer_decoder_layer": given_memory(MADE["transformer_decoder_layer"]),
     "transformer_encoder": layers.transformer_encoder(
         layers.transformer_encoder_layer(4, 2, 3), 1, layers.layer_norm(4)
     ),
-    "transformer_decoder": given_memory(layers.transformer_decoder(layers.transformer_decoder_layer(4, 2, 3), 1)),
-    "transformer": given_memory(layers.transformer(4, 2, 1, 1, 3)),
-    "embedding_bag": with_integers(layers.embedding_bag(7, 3, 1.0, mode="max", padding_idx=1)),
+    "transformer_decoder": given_memory(MADE["transformer_decoder"]),
+    "transformer": given_memory(MADE["transformer"]),
+    "embedding_bag": with_integers(MADE["embedding_bag"]),
     "embedding_bag, offsets": with_integers(layers.embedding_bag(7, 3, mode="max", scale_grad_by_freq=True), True),
     "rnn": layers.rnn(4, 2, return_state=False),
     "lstm": layers.lstm(4, 3, 2, dropout=0.3, bidirectional=True, proj_size=2, return_state=False),
-    "gru": with_lengths(layers.gru(4, 2, bidirectional=True, return_state=False)),
+    "gru": with_lengths(MADE["gru"]),
     "rnn_cell": layers.rnn_cell(4, 2),
-    "lstm_cell": first_result(layers.lstm_cell(4, 2)),
+    "lstm_cell": first_result(MADE["lstm_cell"]),
     "gru_cell": layers.gru_cell(4, 2),
 }
 SHAPES_ON_META = {name.split(",")[0]: (2, 3, 4) for name in ON_META}

@@ -113,6 +113,8 @@ def _adapt(name: str, options: dict[str, Any], buffers: dict[str, Tensor]) -> Ca
     function = getattr(getattr(fnn, room), found)
     if not hasattr(function, "__wrapped__"):  # makers of layers are decorated
         return lambda params, args, training: function(*args.values(), **options)
+    if name.startswith("InstanceNorm"):  # one function for all, which must be told to tell samples from batches
+        options = options | {"spatial": int(name[-2])}
     layer = function(**options)
     if isinstance(layer, fnn.StatefulLayer):
         state = tree.from_state_dict(buffers)

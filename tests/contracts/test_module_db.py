@@ -160,13 +160,13 @@ def test_equal_to_the_module(name: str, limit: int | None) -> None:
 
 
 def rows() -> dict[str, dict[str, str]]:
-    lines = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
-    version = PAGE.read_text().split("torch ")[1].split(" ")[0]
+    lines = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `")][1:]
+    version = PAGE.read_text().split("With torch ")[1].split(":")[0]
     return {row[0].strip("`"): {"inputs": row[2], "refused": row[5], "torch": version} for row in lines}
 
 
 def test_every_counterpart_in_torchs_table_is_documented() -> None:
-    assert set(rows()) == set(modules())
+    assert set(modules()) <= set(rows())  # older versions of torch have fewer
 
 
 def test_a_wrong_function_is_noticed() -> None:
@@ -202,8 +202,7 @@ def page(results: dict[str, Found]) -> str:
 outputs, `grad` and `vmap(grad)` against the module and ordinary autograd (difference A), `jvp`, `jvp(grad)` and
 `grad(jvp)` against central differences of them (difference B). Differences are relative to the larger of 1 and the
 largest entry. Derivatives are taken with respect to params and floating inputs, but not targets.
-With torch {version} , {total} inputs were tried, {refused} were refused with a sentence, and {len(wrong)} came out
-wrong.
+With torch {version}: of {total} inputs, {refused} were refused with a sentence, and {len(wrong)} came out wrong.
 
 | `torch.nn` | fnn | inputs | difference A | difference B | refused |
 |---|---|---|---|---|---|

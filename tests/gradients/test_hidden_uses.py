@@ -24,6 +24,29 @@ def sketch(w):
     return (weights * w.sin()).sum() / 10
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (WIDTH,), (1, WIDTH), (2, WIDTH)])
+def test_what_is_added_in_the_place_of_a_bias(shape):
+    params = {
+        "w": fnn.random.normal(fnn.random.key(1), (WIDTH, 3), torch.float64),
+        "b": fnn.random.normal(fnn.random.key(2), shape, torch.float64),
+    }
+    x = fnn.random.normal(fnn.random.key(0), (SAMPLES, 2, 3), torch.float64)
+    model = lambda p, x: F.linear(x, p["w"], p["b"]).flatten(1)
+    loss = lambda p, x: model(p, x).sin().sum()
+    each = fnn.per_sample_grad(loss)(params, x)
+    expected = {name: leaf.flatten(1).norm(dim=1) if leaf.dim() > 1 else leaf.abs() for name, leaf in each.items()}
+    for method in ("ghost", "exact"):
+        norms = fnn.gradients.per_sample_norms(loss, method=method, per_leaf=True)(params, x)
+        assert fnn.tree.allclose(norms, expected)
+        clipped = fnn.clipped_grad(loss, 1e9, method=method)(params, x)
+        assert fnn.tree.allclose(clipped, fnn.tree.map(lambda leaf: leaf.sum(0), each))
+    if shape == (WIDTH,):
+        assert kfac(model, params, x, likelihood="normal").shape == (4 * WIDTH, 4 * WIDTH)
+    else:
+        with pytest.raises(ValueError, match=r"params\['b'\] is .*partition"):
+            kfac(model, params, x, likelihood="normal")
+
+
 def iterated(w, x):
     return sum((i + 1) * sketch(row) for i, row in enumerate(w))
 

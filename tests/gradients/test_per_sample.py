@@ -491,6 +491,27 @@ def test_refusals(call, words):
         call()
 
 
+@pytest.mark.parametrize("method", ["exact", "ghost"])
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (3,), (2, 3), (2, 1, 3)])
+def test_leaves_of_every_rank(shape, method):
+    params = {"p": fnn.random.normal(key(0), shape, torch.float64), "w": torch.ones(3, dtype=torch.float64)}
+    x = fnn.random.normal(key(1), (5, 3), torch.float64)
+    loss = lambda q, x: ((x @ q["w"]) * (1 + q["p"].sin().sum())).square().mean()
+    each = [fnn.grad(loss)(params, x[i : i + 1]) for i in range(5)]
+    norms = {name: torch.stack([one[name].norm() for one in each]) for name in params}
+    total = torch.stack([fnn.tree.global_norm(one) for one in each])
+    assert fnn.tree.allclose(G.per_sample_norms(loss, method=method, per_leaf=True)(params, x), norms)
+    assert fnn.tree.allclose(G.per_sample_norms(loss, method=method, chunk_size=2)(params, x), total)
+    factors = (0.7 / total).clamp(max=1.0)
+    clipped = fnn.tree.map(lambda *leaves: sum(f * leaf for f, leaf in zip(factors, leaves, strict=True)), *each)
+    assert fnn.tree.allclose(fnn.clipped_grad(loss, 0.7, method=method)(params, x), clipped)
+    mean = fnn.tree.map(lambda *leaves: torch.stack(leaves).mean(0), *each)
+    assert fnn.tree.allclose(G.per_sample_moments(loss, chunk_size=2)(params, x).mean, mean)
+    assert fnn.tree.allclose(G.accumulate_grad(loss, 3)(params, x), mean)
+    variance = sum((fnn.tree.global_norm(fnn.tree.sub(one, mean)) ** 2 for one in each), torch.zeros(())) / 4
+    assert float(G.gradient_noise_scale(loss, method=method)(params, x).trace) == pytest.approx(float(variance))
+
+
 G = fnn.gradients
 OF_SHARED_PARAMS = {
     "clipped_grad": lambda batches: fnn.clipped_grad(quadratic, 1.0, batch_argnums=batches),
@@ -521,6 +542,18 @@ def test_layers_that_mix_samples_are_refused():
         with pytest.raises(ValueError, match="group_norm"):
             transform(ONES, torch.ones(4, 3))
     fnn.grad(loss)(ONES, torch.ones(4, 3))  # the refusal leaves nothing behind
+
+
+def test_a_per_sample_gradient_inside_another_one_ends_alone():
+    def loss(params, x):
+        inner = fnn.gradients.per_sample_norms(quadratic)(params, x).sum()
+        refuse_samples_apart("batch_norm")  # still inside the outer one
+        return quadratic(params, x) + inner
+
+    fnn.grad(loss)(ONES, torch.ones(4, 3))
+    with pytest.raises(ValueError, match="group_norm"):
+        fnn.per_sample_grad(loss)(ONES, torch.ones(4, 3))
+    refuse_samples_apart("batch_norm")
 
 
 def test_threads_know_nothing_of_each_other():

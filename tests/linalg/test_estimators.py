@@ -60,6 +60,24 @@ def test_diagonal_is_unbiased_with_calibrated_error_and_rate():
     torch.testing.assert_close((errors**2).mean(0).sqrt(), expected, rtol=0.1, atol=0)
 
 
+@pytest.mark.parametrize("probes", [2, 3])
+@pytest.mark.parametrize("kind", ["trace", "diagonal", "square of the Frobenius norm"])
+def test_the_error_bar_of_few_probes_is_unbiased(kind, probes):
+    def estimate(key):
+        if kind == "trace":
+            return estimate_trace(GENERAL, key, probes, "hutchinson")
+        if kind == "diagonal":
+            result = estimate_diagonal(GENERAL, key, probes)
+            return type(result)(result.value[0], result.error[0])
+        result = estimate_frobenius_norm(GENERAL[:20], key, probes)
+        return type(result)(result.value**2, 2.0 * result.value * result.error)
+
+    values, errors = torch.func.vmap(estimate)(fnn.random.split(fnn.random.key(2), 2000))
+    assert (errors**2).mean() / values.var() == pytest.approx(
+        1.0, abs=0.15
+    )  # over n in place of n - 1 it is 1/2 or 2/3
+
+
 def test_frobenius_norm():
     values, errors = draws(lambda key: estimate_frobenius_norm(GENERAL[:20], key, 40))
     assert values.mean() == pytest.approx(GENERAL[:20].norm().item(), rel=0.01)

@@ -103,3 +103,34 @@ def test_twenty_steps_equal_torch(cls: type, given: dict[str, Any], compiled_pat
     )
     record_property("largest relative difference", largest)
     assert largest < 1e-10
+
+
+# beyond the settings of torch's own table: where a rule changes with time, or with the size of the rate
+LATER = {
+    "Adafactor": [{"lr": 5.0}, {"lr": 1.0, "beta2_decay": -0.3, "weight_decay": 0.1}, {"lr": 0.3, "d": 1.5}],
+    "ASGD": [{"lr": 0.1, "t0": 3.0}, {"lr": 0.1, "t0": 1.0, "lambd": 0.3, "alpha": 0.5}],
+    "RAdam": [{"lr": 0.1, "betas": (0.9, 0.7)}, {"lr": 0.1, "betas": (0.5, 0.99)}],
+    "Adagrad": [{"lr": 0.1, "lr_decay": 0.5, "initial_accumulator_value": 0.2}],
+    "NAdam": [{"lr": 0.1, "momentum_decay": 0.5}],
+    "Rprop": [{"lr": 0.1, "etas": (0.3, 2.0), "step_sizes": (0.05, 0.3)}],
+}
+
+
+@pytest.mark.parametrize(("name", "given"), [(name, given) for name, all_given in LATER.items() for given in all_given])
+def test_thirty_steps_of_rules_that_change(name: str, given: dict[str, Any]) -> None:
+    params = start(SHAPES)
+    weights = [leaf.clone().requires_grad_() for leaf in params.values()]
+    theirs = getattr(torch.optim, name)(weights, foreach=False, **given)
+    opt = ours(name)(**{NAMES.get(key, key): value for key, value in given.items()})
+    state = opt.init(params)
+    for _ in range(30):
+        updates, state = opt.update(fnn.grad(loss)(params), state, params)
+        params = optim.apply_updates(params, updates)
+        theirs.zero_grad()
+        loss(dict(zip(params, weights, strict=True))).backward()
+        theirs.step()
+    for leaf, weight in zip(params.values(), weights, strict=True):
+        torch.testing.assert_close(leaf, weight.detach(), rtol=1e-9, atol=1e-9)
+    if name == "ASGD":
+        for leaf, weight in zip(fnn.tree.leaves(state.slots["average"]), weights, strict=True):
+            torch.testing.assert_close(leaf, theirs.state[weight]["ax"], rtol=1e-9, atol=1e-9)

@@ -23,6 +23,15 @@ def test_solves_a_parabola(case: Case) -> None:
     assert float(parabola(case.read(state, params))) < 1e-2 * before
 
 
+@TABLE
+def test_a_rate_of_zero_is_a_rate(case: Case) -> None:
+    params = start()
+    for rate in (0.0, 0, torch.tensor(0.0)):
+        opt = case.make(rate)
+        moved, _ = step(opt, params, opt.init(params))
+        assert float(tree.max_difference(moved, params)) < 1e-3  # noise, and rprop's smallest step
+
+
 @pytest.mark.slow
 @TABLE
 def test_solves_rosenbrock(case: Case) -> None:

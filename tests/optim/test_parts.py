@@ -73,6 +73,43 @@ def test_frozen_leaves_do_not_move_decay_or_count_in_the_norm() -> None:
     assert sum(leaf.numel() for leaf in held) == tree.size(PARAMS["head"])
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [
+        lambda path: path == "head.bias",
+        lambda path, wanted="head.bias": path == wanted,
+        lambda path, leaf: path == "head.bias" and leaf.dim() == 1,
+        lambda path, leaf, wanted="head.bias": path == wanted and leaf.numel() == 1,
+    ],
+)
+def test_a_choice_gets_the_path_and_the_leaf_if_it_asks_for_both(choice) -> None:
+    for opt in (
+        optim.mask(optim.scale(0.0), choice, rest="pass"),
+        optim.multi_transform({True: optim.scale(0.0), False: optim.identity()}, choice),
+        optim.freeze(optim.identity(), choice),
+    ):
+        updates, _ = opt.update(GRADS, opt.init(PARAMS), PARAMS)
+        assert {path for path, leaf in tree.items(updates) if not leaf.any()} == {"head.bias"}
+
+
+@pytest.mark.parametrize(("p", "g"), [(0.0, 0.0), (0.0, 3.0), (2.0, 0.0), (2.0, 3.0)])
+def test_a_trust_ratio_without_a_norm_is_one(p: float, g: float) -> None:
+    params, grads = (
+        {"w": torch.tensor([p, 0.0]), "other": torch.ones(3)},
+        {"w": torch.tensor([0.0, g]), "other": torch.ones(3)},
+    )
+    opt = optim.scale_by_trust_ratio(0.5)
+    updates, _ = opt.update(grads, opt.init(params), params)
+    assert updates["w"].tolist() == pytest.approx([0.0, 0.5 * p if p and g else g])
+    assert updates["other"].tolist() == pytest.approx([0.5] * 3)
+
+
+def test_nans_become_zero_and_infinities_stay() -> None:
+    values = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -2.0])
+    updates, _ = optim.zero_nans().update({"w": values}, optim.zero_nans().init({"w": values}))
+    assert updates["w"].tolist() == [0.0, math.inf, -math.inf, 0.0, -2.0]
+
+
 def test_mask_says_what_the_rest_gets() -> None:
     weights = lambda path: path.endswith("weight")
     passed = optim.mask(optim.scale(3.0), weights, rest="pass")

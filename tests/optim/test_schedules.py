@@ -81,7 +81,9 @@ def test_a_schedule_is_a_function_of_tensors(name: str) -> None:
 @pytest.mark.parametrize(
     "settings",
     [{}, {"patience": 2, "cooldown": 3}, {"threshold_mode": "abs", "threshold": 0.05}, {"min_lr": 0.05, "patience": 1},
-     {"mode": "max", "patience": 3}, {"mode": "max", "threshold_mode": "abs", "patience": 1, "factor": 0.7}],
+     {"mode": "max", "patience": 3}, {"mode": "max", "threshold_mode": "abs", "patience": 1, "factor": 0.7},
+     *[{"mode": mode, "threshold_mode": kind, "threshold": 0.3, "patience": patience, "cooldown": patience}
+       for mode in ("min", "max") for kind in ("rel", "abs") for patience in (0, 4)]],
 )  # fmt: skip
 def test_reduce_on_plateau_equals_torch(settings: dict) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1)], RATE)
