@@ -80,7 +80,7 @@ class Executable:
     ) -> None:
         self.donated = signature.donated
         self.autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-        self.hand_over = donation.Handover()
+        self.handover = donation.Handover()
         self.calls = 0
         self.switch_at = 2 if rare else int(background) if type(background) is int else None
         self.thread: threading.Thread | None = None
@@ -117,8 +117,12 @@ class Executable:
         """Whether a tensor that the function closed over requires gradients."""
         return any(constant().requires_grad for constant in self.constants)
 
-    def __call__(self, leaves: list[Tensor], given: list[Tensor]) -> Tree:
-        """``given`` are the donated tensors, of which ``leaves`` may hold copies."""
+    def call(self, leaves: list[Tensor], given: list[Tensor]) -> Tree:
+        """Return the results. ``given`` are the donated tensors, of which ``leaves`` may hold copies.
+
+        This is a method, and not ``__call__``, because Python delivers signals when a call that went through C returns:
+        an interrupt after the exchange would lose the results.
+        """
         if self.build is not None:
             self._switch()
         with ExitStack() as stack:
@@ -132,7 +136,7 @@ class Executable:
             results = self.run([*leaves, *closed_over])
         if not self.donated:
             return self.treedef.unflatten(results)
-        return self.hand_over(given, [leaves[i] for i in self.donated], self.places, results, self.treedef)
+        return self.handover.exchange(given, [leaves[i] for i in self.donated], self.places, results, self.treedef)
 
     def _switch(self) -> None:
         """Switch to the compiled code if it is ready, or if the call at which to switch has been reached."""

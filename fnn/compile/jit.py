@@ -217,7 +217,7 @@ class _Jitted:
                     self.records.append(_Record(signature.treedef, layouts, statics, state, watch.values()))
         if torch.is_grad_enabled() and executable.constants_require_grad() and not given:
             return self.f(*everything, **kwargs)
-        return executable(leaves, given)
+        return executable.call(leaves, given)
 
     def explain(self, args: tuple, kwargs: dict) -> str:
         """Say whether a call with these arguments would trace the function again, and why."""
