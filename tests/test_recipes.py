@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 import pytest
 import torch
+from PIL import Image
 
 import fnn
 from recipes import (
@@ -25,6 +26,7 @@ from recipes import (
     lora,
     lr_sweep,
     natural_gradient,
+    predict,
     resume,
     sample_difficulty,
     time_to_accuracy,
@@ -115,6 +117,63 @@ def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_own_images_are_trained_on_and_classified(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    images, labels = fnn.data.load_dataset("digits").train
+    for i in range(300):
+        file = tmp_path / "photos" / f"digit {int(labels[i])}" / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((images[i, 0] * 255).byte().numpy()).save(file)
+    flags = {"images": tmp_path / "photos", "epochs": 30, "batch_size": 32, "learning_rate": 0.05}
+    assert short("mlp", tmp_path / "run", **flags)["test_accuracy"] > 0.7
+    capsys.readouterr()
+    chosen = [tmp_path / "photos" / "digit 0", tmp_path / "photos" / "digit 3"]
+    guess = predict.classify(predict.Flags(run=tmp_path / "run", files=chosen, output=tmp_path / "out", top=2))
+    right = sum(len(list(folder.iterdir())) for folder in chosen)
+    expected = [number for number, folder in ((0, chosen[0]), (3, chosen[1])) for _ in folder.iterdir()]
+    assert guess.classes.shape == (right, 2)
+    assert float((guess.classes[:, 0] == torch.tensor(expected)).float().mean()) > 0.8
+    assert f"{sorted(chosen[0].iterdir())[0]}: digit 0 " in capsys.readouterr().out
+    assert (tmp_path / "out" / "predictions.png").stat().st_size > 1000
+
+
+PREDICTIONS = {
+    "no run": ({"run": Path("nothing")}, "no checkpoint at nothing/params.safetensors; train a network first"),
+    "no files": ({"files": []}, "name the images to classify"),
+    "a missing file": ({"files": [Path("nothing.png")]}, "there is no file nothing.png"),
+    "not an image": ({"files": [Path(__file__)]}, "test_recipes.py is not an image"),
+    "too many classes": ({"top": 11}, "there are 10 classes"),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    short("mlp", folder, epochs=1)
+    return folder
+
+
+@pytest.mark.parametrize("mistake", PREDICTIONS)
+def test_mistakes_with_predictions_are_sentences(mistake: str, trained: Path, tmp_path: Path) -> None:
+    Image.new("L", (9, 9)).save(tmp_path / "0.png")
+    flags, sentence = PREDICTIONS[mistake]
+    given = {"run": trained, "files": [tmp_path / "0.png"], "output": tmp_path / "out"} | flags
+    with pytest.raises(SystemExit, match=sentence):
+        predict.classify(predict.Flags(**given))
+    assert not (tmp_path / "out").exists()
+
+
+def test_own_images_that_do_not_fit_are_sentences(tmp_path: Path) -> None:
+    for i in range(11):
+        (tmp_path / "many" / str(i)).mkdir(parents=True)
+        Image.new("L", (9, 9)).save(tmp_path / "many" / str(i) / "0.png")
+    with pytest.raises(SystemExit, match=r"10 classes apart, and there are 11"):
+        short("mlp", tmp_path / "out", images=tmp_path / "many")
+    (tmp_path / "few" / "a").mkdir(parents=True)
+    Image.new("L", (9, 9)).save(tmp_path / "few" / "a" / "0.png")
+    with pytest.raises(SystemExit, match="at least five images"):
+        short("mlp", tmp_path / "out", images=tmp_path / "few")
+
+
 @every_recipe
 def test_a_short_run_is_the_same_again_and_is_not_overwritten(name: str, tmp_path: Path) -> None:
     first = short(name, tmp_path / "first")
@@ -153,7 +212,7 @@ def test_numbers_out_of_their_range_are_sentences(name: str, tmp_path: Path) -> 
     assert not (tmp_path / "none").exists()
 
 
-FOLDERS = ("output", "data_root", "weights")
+FOLDERS = ("output", "data_root", "images", "weights")
 ZERO = [
     (name, flag)
     for name, recipe in RECIPES.items()
