@@ -107,7 +107,8 @@ def test_draws_have_torch_s_distribution_and_come_from_the_key(name: str) -> Non
 
 UNDER_TRANSFORMS = (
     "F.dropout", "F.dropout, in place", "F.dropout2d", "F.rrelu", "F.gumbel_softmax", "F.fractional_max_pool2d",
-    "torch.rand", "torch.randint", "torch.randperm", "torch.multinomial", "bernoulli_", "nn.init.normal_", "Categorical",
+    "torch.rand", "torch.randint", "torch.randperm", "torch.multinomial", "bernoulli_", "nn.init.normal_",
+    "Categorical",
 )  # fmt: skip
 
 
