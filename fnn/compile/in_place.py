@@ -71,12 +71,10 @@ def writes_into_temporaries(
         def may_write(argument: fx.Node, new: fx.Node, i: int = i, given: list[int] = given) -> bool:
             memory, old, value = _storage(argument), argument.meta["val"], new.meta["val"]
             return (
-                argument.op == "call_function"
-                and memory not in kept
+                memory not in kept
                 and last[memory] == i
                 and given.count(memory) == 1
                 and (old.shape, old.stride(), old.dtype) == (value.shape, value.stride(), value.dtype)
-                and not any(stride == 0 and size > 1 for stride, size in zip(old.stride(), old.shape, strict=True))
             )
 
         write = _in_place(node, may_write)
