@@ -71,12 +71,10 @@ def writes_into_temporaries(
         def may_write(argument: fx.Node, new: fx.Node, i: int = i, given: list[int] = given) -> bool:
             memory, old, value = _storage(argument), argument.meta["val"], new.meta["val"]
             return (
-                argument.op == "call_function"
-                and memory not in kept
+                memory not in kept
                 and last[memory] == i
                 and given.count(memory) == 1
                 and (old.shape, old.stride(), old.dtype) == (value.shape, value.stride(), value.dtype)
-                and not any(stride == 0 and size > 1 for stride, size in zip(old.stride(), old.shape, strict=True))
             )
 
         write = _in_place(node, may_write)
@@ -115,7 +113,7 @@ def _in_place(node: fx.Node, may_write: Callable[[fx.Node, fx.Node], bool]) -> W
         if isinstance(given, (list, tuple)):
             pairs = [(argument, _select_all(value, k)) for k, argument in enumerate(given)]
         for argument, news in pairs:
-            # a number, such as the base of 2.0 ** x, cannot be written over
+            # a number, as in 2.0 ** x, has no memory
             if not isinstance(argument, fx.Node) or not any(may_write(argument, new) for new in news):
                 return None
             results |= set(news)

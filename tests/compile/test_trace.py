@@ -368,3 +368,8 @@ def test_modules_of_torch_replay_bit_for_bit(make):
         assert torch.equal(value, other)
         assert all(map(torch.equal, fnn.tree.leaves((params, state)), fnn.tree.leaves((p, s))))
     assert torch.equal(loss(params, x, y), fnn.jit(loss)(params, x, y))
+
+
+def test_a_number_to_the_power_of_a_tensor() -> None:
+    x = torch.arange(3.0)
+    assert torch.equal(fnn.jit(lambda x: 2.0 ** (x + 1.0))(x), 2.0 ** (x + 1.0))
