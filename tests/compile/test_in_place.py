@@ -108,3 +108,22 @@ def test_an_update_is_written_over_the_gradient(monkeypatch):
     names = {getattr(value, "__name__", "") for value in sources[0].values.values()}
     assert {"_foreach_mul_", "_foreach_add_"} <= names
     assert "_foreach_mul" not in names
+
+
+CLOSED_OVER = torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda: CLOSED_OVER[0].sin(),
+        lambda: CLOSED_OVER.T.view(3, 2)[1:].exp(),
+        lambda: torch.vmap(lambda p, b: p * b.sin(), (0, None))(CLOSED_OVER, CLOSED_OVER[0]),
+        lambda: sum(x.neg() for x in CLOSED_OVER.unbind()),
+        lambda: sum(x.neg() for x in CLOSED_OVER.split(1)),
+    ],
+)
+def test_views_of_closed_over_tensors_are_not_written(function) -> None:
+    before = CLOSED_OVER.clone()
+    fnn.jit(function)()
+    assert torch.equal(CLOSED_OVER, before)
