@@ -62,6 +62,9 @@ def writes_into_temporaries(
     """
     last = {memory: i for i, node in enumerate(order) for memory in _read(node)}
     kept = {*map(_storage, trace.inputs), *(_storage(value) for value in trace.results if isinstance(value, fx.Node))}
+    # the abstract value of a tensor that was closed over is not the one whose views were recorded
+    values = [(node, node.meta.get("val")) for node in order]
+    kept |= {_storage(node) for node, value in values if isinstance(value, Tensor) and _is_view_of_input(node)}
     writes = {}
     for i, node in enumerate(order):
         if node in others or not _torch.is_elementwise(node.target):
@@ -81,6 +84,14 @@ def writes_into_temporaries(
         if write is not None and len(_memory(write)) == len(_arguments(write)):
             writes[node] = write
     return writes
+
+
+def _is_view_of_input(node: fx.Node) -> bool:
+    while _torch.returns_view(node.target) or node.target in (operator.getitem, _torch.unsafe_view):
+        node = node.args[0]  # type: ignore[assignment]
+        if node.op == "placeholder":
+            return True
+    return False
 
 
 def _in_place(node: fx.Node, may_write: Callable[[fx.Node, fx.Node], bool]) -> Write | None:

@@ -114,3 +114,22 @@ def test_a_number_is_not_written_over() -> None:
     function = lambda x: 10000.0 ** (x * 2.0)
     x = torch.tensor([0.0, 0.5, -1.0])
     torch.testing.assert_close(fnn.jit(function, backend="replay")(x), function(x))
+
+
+CLOSED_OVER = torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda: CLOSED_OVER[0].sin(),
+        lambda: CLOSED_OVER.T.view(3, 2)[1:].exp(),
+        lambda: torch.vmap(lambda p, b: p * b.sin(), (0, None))(CLOSED_OVER, CLOSED_OVER[0]),
+        lambda: sum(x.neg() for x in CLOSED_OVER.unbind()),
+        lambda: sum(x.neg() for x in CLOSED_OVER.split(1)),
+    ],
+)
+def test_views_of_closed_over_tensors_are_not_written(function) -> None:
+    before = CLOSED_OVER.clone()
+    fnn.jit(function)()
+    assert torch.equal(CLOSED_OVER, before)
