@@ -113,7 +113,8 @@ def _in_place(node: fx.Node, may_write: Callable[[fx.Node, fx.Node], bool]) -> W
         if isinstance(given, (list, tuple)):
             pairs = [(argument, _select_all(value, k)) for k, argument in enumerate(given)]
         for argument, news in pairs:
-            if not any(may_write(argument, new) for new in news):
+            # a number, as in 2.0 ** x, has no memory
+            if not isinstance(argument, fx.Node) or not any(may_write(argument, new) for new in news):
                 return None
             results |= set(news)
     targets: list[Any] = [node.args[i] for i in written]

@@ -108,3 +108,9 @@ def test_an_update_is_written_over_the_gradient(monkeypatch):
     names = {getattr(value, "__name__", "") for value in sources[0].values.values()}
     assert {"_foreach_mul_", "_foreach_add_"} <= names
     assert "_foreach_mul" not in names
+
+
+def test_a_number_is_not_written_over() -> None:
+    function = lambda x: 10000.0 ** (x * 2.0)
+    x = torch.tensor([0.0, 0.5, -1.0])
+    torch.testing.assert_close(fnn.jit(function, backend="replay")(x), function(x))
