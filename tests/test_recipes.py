@@ -32,6 +32,7 @@ from recipes import (
     time_to_accuracy,
     training,
     transfer,
+    transformer,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -76,6 +77,11 @@ RECIPES = {
         time_to_accuracy.measure,
         time_to_accuracy.Flags,
         {"dataset": "digits", "model": "mlp", "seeds": 1, "epochs": 1, "every": 4, "targets": [1.0], "together": False},
+    ),
+    "transformer": Recipe(
+        transformer.train,
+        transformer.Flags,
+        {"steps": 3, "every": 2, "batch_size": 2, "length": 8, "width": 8, "heads": 2, "layers": 1, "samples": 2},
     ),
 }
 every_recipe = pytest.mark.parametrize("name", list(RECIPES))
@@ -212,7 +218,7 @@ def test_numbers_out_of_their_range_are_sentences(name: str, tmp_path: Path) -> 
     assert not (tmp_path / "none").exists()
 
 
-FOLDERS = ("output", "data_root", "images", "weights")
+FOLDERS = ("output", "data_root", "images", "weights", "text")
 ZERO = [
     (name, flag)
     for name, recipe in RECIPES.items()
@@ -292,7 +298,7 @@ def test_control_c_while_libraries_are_imported(seconds: float, tmp_path: Path) 
 @pytest.mark.slow
 @every_recipe
 def test_control_c_in_the_middle(name: str, tmp_path: Path) -> None:
-    forever = {"heat_equation": "steps", "lr_sweep": "steps", "natural_gradient": "steps"}.get(name, "epochs")
+    forever = "steps" if name in ("heat_equation", "lr_sweep", "natural_gradient", "transformer") else "epochs"
     status, errors = interrupt(name, 15.0, f"--{forever}", "1000000", "--output", str(tmp_path))
     assert status == 130
     assert len([line for line in errors.splitlines() if "stopped" in line]) == 1
@@ -462,6 +468,55 @@ def test_the_heat_equation_is_learned(tmp_path: Path) -> None:
     assert figures["relative_error"] < rows[0]["relative_error"]
     assert "eager_over_jit" not in figures
     assert is_picture(tmp_path / "heat.png")
+
+
+def test_samples_from_the_cache_equal_samples_of_the_whole_text(tmp_path: Path) -> None:
+    flags = transformer.Flags(**RECIPES["transformer"].short | {"steps": 20, "dropout": 0.1}, output=tmp_path)
+    result = transformer.train(flags)
+    characters, learned, held_out = transformer.read(flags, torch.device("cpu"))
+    assert len(learned) + len(held_out) == len(flags.text.read_text())
+    model = transformer.make_model(flags, characters)
+    params = fnn.checkpoint.load(tmp_path / "params.safetensors")
+    text = torch.full((flags.samples, 1), characters.index("\n"))
+    _, _, key = fnn.random.split(fnn.random.key(flags.seed), 3)
+    for one in fnn.random.split(key, flags.length):
+        last = model.apply(params, text)[:, -1:]
+        text = torch.cat([text, fnn.random.categorical(one, last / flags.temperature)], 1)
+    written = ["".join(characters[i] for i in line) for line in text[:, 1:].tolist()]
+    assert result["samples"] == written
+    assert len(set(written)) == flags.samples
+
+
+def test_the_transformer_learns_the_text(tmp_path: Path) -> None:
+    sizes = {"length": 16, "width": 32, "heads": 2, "layers": 1, "samples": 1, "batch_size": 32}
+    flags = transformer.Flags(**sizes, steps=150, every=50, learning_rate=1e-2, output=tmp_path)
+    result = transformer.train(flags)
+    first, last = result["history"][0], result["history"][-1]
+    assert [row["step"] for row in result["history"]] == [0, 50, 100, 150]
+    assert first["held_out_loss"] == pytest.approx(torch.tensor(59.0).log().item(), abs=0.1)  # of 59 characters
+    assert result["loss_of_frequencies"] < 3.2
+    assert max(last["train_loss"], result["best"]["held_out_loss"]) < result["loss_of_frequencies"] - 0.1
+    params = fnn.checkpoint.load(tmp_path / "params.safetensors")
+    characters, _, held_out = transformer.read(flags, torch.device("cpu"))
+    passages = [held_out[i : i + 17] for i in range(0, len(held_out) - 16, 16)]
+    apply = transformer.make_model(flags, characters).apply
+    losses = [torch.nn.functional.cross_entropy(apply(params, part[None, :-1])[0], part[1:]) for part in passages]
+    assert float(torch.stack(losses).mean()) == pytest.approx(result["best"]["held_out_loss"], rel=1e-5)
+    assert is_picture(tmp_path / "curves.png")
+
+
+def test_a_text_that_does_not_serve_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff" * 500)
+    (tmp_path / "empty").write_text("")
+    for flags, sentence in (
+        ({"text": tmp_path / "none"}, "^--text .*No such file"),
+        ({"text": tmp_path / "binary"}, "^--text .*can't decode"),
+        ({"text": tmp_path / "empty"}, "^--length 8: both parts of the text need 9 characters; they have 0 and 0"),
+        ({"heads": 3}, "^--heads 3: give a number that divides --width 8"),
+    ):
+        with pytest.raises(SystemExit, match=sentence):
+            short("transformer", tmp_path / "output", **flags)
+    assert not (tmp_path / "output").exists()
 
 
 @pytest.mark.slow
