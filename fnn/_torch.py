@@ -45,7 +45,6 @@ from torch.utils._pytree import tree_leaves, tree_map  # no public pytree module
 # these names are imported at first use, because their modules import the compiler or take long for another reason
 _LATER = {
     "CustomGraphPass": ("torch._inductor.custom_graph_pass", "CustomGraphPass"),
-    "CompiledLibraries": ("torch._inductor.codecache", "CppPythonBindingsCodeCache"),
     "cache_folder": ("torch._inductor.runtime.cache_dir_utils", "cache_dir"),
     "custom_function_call": ("torch._functorch.autograd_function", "custom_function_call"),
     "get_hash_for_files": ("torch._inductor.custom_graph_pass", "get_hash_for_files"),
@@ -116,6 +115,11 @@ def is_random(operation: Any) -> bool:
     if isinstance(operation, torch._ops.OpOverloadPacket):
         return any(is_random(getattr(operation, name)) for name in operation.overloads())
     return is_operation(operation) and torch.Tag.nondeterministic_seeded in operation.tags
+
+
+def is_elementwise(target: Any) -> bool:
+    """Whether the target of a node is an operation of corresponding elements, such as ``aten.add.Tensor``."""
+    return is_operation(target) and (torch.Tag.pointwise in target.tags or target._opname.startswith("_foreach_"))
 
 
 def in_place_form(operation: Any) -> Any:
@@ -445,6 +449,24 @@ def inductor(module: torch.fx.GraphModule, inputs: list[Tensor], options: dict[s
         return standalone_compile(module, inputs, options={"config_patches": options})
 
 
+_loading = threading.RLock()
+
+
+@contextmanager
+def libraries_loaded_here() -> Iterator[set[str]]:
+    """The keys of the shared libraries that Inductor loads within this context; complete when it has ended."""
+    from torch._inductor.codecache import CppPythonBindingsCodeCache
+
+    keys: set[str] = set()
+    with _loading:
+        before, CppPythonBindingsCodeCache.cache = CppPythonBindingsCodeCache.cache, {}
+        try:
+            yield keys
+        finally:
+            keys.update(CppPythonBindingsCodeCache.cache)
+            CppPythonBindingsCodeCache.cache = before | CppPythonBindingsCodeCache.cache
+
+
 def load_inductor(file: Path, options: dict[str, Any]) -> Callable[..., Any]:
     """Load compiled code from a file that the ``save`` method of a result of :func:`inductor` wrote."""
     from torch._inductor import CompiledArtifact, config
@@ -455,7 +477,6 @@ def load_inductor(file: Path, options: dict[str, Any]) -> Callable[..., Any]:
 
 # pyright: reportUnsupportedDunderAll=false
 __all__ = [
-    "CompiledLibraries",  # noqa: F822
     "CustomGraphPass",  # noqa: F822
     "DisableTorchFunction",
     "FakeTensorMode",
@@ -484,6 +505,7 @@ __all__ = [
     "inside_derivative",
     "inside_vmap",
     "is_abstract",
+    "is_elementwise",
     "is_of_outer_transform",
     "is_operation",
     "is_random",
@@ -491,6 +513,7 @@ __all__ = [
     "is_view",
     "is_zero",
     "levels_of",
+    "libraries_loaded_here",
     "load_inductor",
     "mode_options",  # noqa: F822
     "new_grad_level",  # noqa: F822

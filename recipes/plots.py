@@ -171,3 +171,29 @@ def language_model(path: Path, history: list[dict[str, float]], uniform: float, 
     axes.legend(frameon=False, loc="lower left")
     axes.spines[["top", "right"]].set_visible(False)
     save(figure, path)
+
+
+def accuracies(path: Path, rows: dict[str, list[float]]) -> None:
+    """Test accuracy by step of several ways of training."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for number, (name, row) in enumerate(rows.items()):
+        axes.plot([100 * value for value in row], label=name, linestyle="--" if number == 1 else "-")
+    axes.set(xlabel="step", ylabel="test accuracy (%)")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def adapters(path: Path, rows: dict[str, dict[str, float]]) -> None:
+    """Test accuracy by the number of trained parameters; the first row, which trained none, is a dashed line."""
+    (name, base), *others = rows.items()
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    axes.axhline(100 * base["accuracy"], color="grey", linestyle="--", label=name)
+    axes.semilogx([row["trained"] for _, row in others], [100 * row["accuracy"] for _, row in others], "o-")
+    for name, row in others:
+        axes.annotate(name, (row["trained"], 100 * row["accuracy"]), xytext=(7, -13), textcoords="offset points")
+    axes.set(xlabel="trained parameters", ylabel="test accuracy (%)")
+    axes.margins(0.12)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)

@@ -53,7 +53,8 @@ def keep(output: Path, state: fnn.tree.Tree, flags: RunFlags, history: list[dict
 
 def fixed(flags: RunFlags) -> dict[str, Any]:
     """The flags that must be the same when a run is resumed."""
-    return {name: value for name, value in asdict(flags).items() if name not in FREE}
+    found = {name: value for name, value in asdict(flags).items() if name not in FREE}
+    return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in found.items()}
 
 
 def _compare(before: dict[str, Any], now: dict[str, Any]) -> None:

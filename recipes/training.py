@@ -1,12 +1,14 @@
 """The training loop of the image recipes."""
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+import tyro
 from torch import Tensor
 
 import fnn
@@ -27,6 +29,8 @@ class Flags(command_line.ImageFlags):
     """Momentum of SGD; Adam does not use it."""
     shuffle: bool = True
     """Take the samples in a new order every epoch; --no-shuffle takes them in stored order."""
+    images: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: the data set)")] = None
+    """Your own images in place of the data set: a folder for each class, at most ten. Every fifth image is a test."""
     resume: bool = False
     """Resume from the checkpoint in the output folder."""
 
@@ -34,7 +38,7 @@ class Flags(command_line.ImageFlags):
 def run(name: str, model: fnn.Layer, size: int, flags: Flags) -> dict[str, float]:
     """Train on images of ``size`` x ``size`` pixels, write the files, and return the metrics of the last epoch."""
     device = command_line.begin(flags)
-    data = command_line.load_images(flags, device, size)
+    data = own_images(flags.images, size, device) if flags.images else command_line.load_images(flags, device, size)
     init_key, order_key = fnn.random.split(fnn.random.key(flags.seed))
     params = fnn.tree.to(model.init(init_key), device)
     optimizer = make_optimizer(flags)
@@ -52,9 +56,15 @@ def run(name: str, model: fnn.Layer, size: int, flags: Flags) -> dict[str, float
     step = command_line.jit(train_step, flags, donate_argnums=(0, 1))
     samples = fnn.data.length(data.train)
     state = params, opt_state
-    output, (params, opt_state), history = resume.begin(state, flags, f"{name}-{flags.dataset}", device)
+    label = flags.images.name if flags.images else flags.dataset
+    output, (params, opt_state), history = resume.begin(state, flags, f"{name}-{label}", device)
+    described = {
+        "config": json.dumps(fnn.layers.config(model)),
+        "classes": json.dumps(data.classes),
+        "size": str(size),
+    }
 
-    print(f"device {device}\n{fnn.summary(params)}")
+    print(f"device {device}\n{model}\n{fnn.summary(model, params, data.test[0][:1])}")
     with resume.resumable(output):
         for epoch in range(len(history) + 1, flags.epochs + 1):
             start, total = time.perf_counter(), torch.zeros((), device=device)
@@ -66,10 +76,26 @@ def run(name: str, model: fnn.Layer, size: int, flags: Flags) -> dict[str, float
             row = {"epoch": epoch, "train_loss": float(total) / samples, **evaluate(model.apply, params, data.test)}
             history.append(row)
             resume.keep(output, (params, opt_state), flags, history)
+            fnn.checkpoint.save(output / "params.safetensors", params, described)
             print(describe(row), f"{time.perf_counter() - start:.1f} s", flush=True)
     draw(output, history, data, model, params)
     print(f"wrote {output}")
     return history[-1]
+
+
+def own_images(folder: Path, size: int, device: torch.device) -> fnn.data.Images:
+    """Images from a folder with one folder for each class. Raises ``SystemExit`` if they cannot be read."""
+    try:
+        (images, labels), classes, _ = fnn.data.from_folder(folder, size=size, channels=1)
+    except (ImportError, OSError, ValueError) as error:
+        raise SystemExit(f"--images {folder}: {error}") from error
+    if len(classes) > 10:
+        raise SystemExit(f"--images {folder}: the network tells 10 classes apart, and there are {len(classes)}")
+    test = torch.arange(len(labels)) % 5 == 4
+    if not test.any():
+        raise SystemExit(f"--images {folder}: at least five images are needed, and there are {len(labels)}")
+    images, labels = images.to(device), labels.to(device)
+    return fnn.data.Images((images[~test], labels[~test]), (images[test], labels[test]), classes)
 
 
 def make_optimizer(flags: Flags) -> fnn.Optimizer:

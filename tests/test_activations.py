@@ -228,6 +228,50 @@ def test_mistakes_are_named(mistake: str) -> None:
         call()
 
 
+HOLOMORPHIC = {"identity", "flatten", "sigmoid", "tanh", "silu", "softsign", "tanhshrink", "glu", "swiglu"}
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    **{name.split(",")[0]: lambda x, name=name: PAIRS[name][0](x) for name in PAIRS if name not in HOLOMORPHIC},
+    **{name: getattr(layers, name) for name in (*HOLOMORPHIC, "softmax", "log_softmax", "softmin", "geglu")},
+    "prelu": lambda x: layers.prelu().apply(layers.prelu().init(KEY), x),
+    "gumbel_softmax": lambda x: layers.gumbel_softmax(x, key=KEY),
+    "cosine_similarity": lambda x: layers.cosine_similarity(x, x),
+    "pairwise_distance": lambda x: layers.pairwise_distance(x, x),
+    "alpha_dropout": lambda x: layers.alpha_dropout().apply({}, x, key=KEY),
+    "dropout": lambda x: layers.dropout().apply({}, x, key=KEY),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_complex_numbers_are_right_or_refused_by_name(name: str) -> None:
+    parts = random.normal(KEY, (2, 3, 4), torch.float64)
+    x = torch.complex(parts[0], parts[1])
+    try:
+        y = FUNCTIONS[name](x)
+    except TypeError as error:
+        assert name in str(error)  # noqa: PT017
+        assert "complex" in str(error)  # noqa: PT017
+        return
+    assert name in {*HOLOMORPHIC, "dropout"}
+    formulas = {
+        "sigmoid": lambda x: 1 / (1 + (-x).exp()),
+        "tanh": lambda x: (x.exp() - (-x).exp()) / (x.exp() + (-x).exp()),
+        "silu": lambda x: x / (1 + (-x).exp()),
+        "softsign": lambda x: x / (1 + (x * x.conj()).real.sqrt()),
+        "tanhshrink": lambda x: x - (x.exp() - (-x).exp()) / (x.exp() + (-x).exp()),
+        "glu": lambda x: x[:, :2] / (1 + (-x[:, 2:]).exp()),
+        "swiglu": lambda x: x[:, :2] / (1 + (-x[:, :2]).exp()) * x[:, 2:],
+        "dropout": lambda x: torch.complex(FUNCTIONS["dropout"](x.real), FUNCTIONS["dropout"](x.imag)),
+    }
+    torch.testing.assert_close(y, formulas.get(name, lambda x: x)(x))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_is_not_a_tensor_is_refused(name: str) -> None:
+    if name != "identity":
+        with pytest.raises(TypeError, match=r"expects a tensor, got a list; write torch\.as_tensor"):
+            FUNCTIONS[name]([0.5, 1.0, 2.0])  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize("p", [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, INF])
 def test_distances_of_equal_vectors_have_finite_derivatives(p: float) -> None:
     x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 3.0]], dtype=torch.float64)

@@ -78,6 +78,23 @@ def test_batches_cover_every_row_once_in_the_order_of_the_key() -> None:
     assert [len(b["y"]) for b in batches(arrays, 4, drop_last=True)] == [4, 4]
 
 
+@pytest.mark.parametrize("rows", [1, 2, 5, 6])
+@pytest.mark.parametrize("key", [None, fnn.random.key(3)])
+def test_batches_are_slices_of_the_order(rows: int, key: torch.Tensor | None) -> None:
+    arrays = {"x": torch.arange(2 * rows).reshape(rows, 2)}
+    order = torch.arange(rows) if key is None else fnn.random.permutation(key, rows)
+    for size in range(1, 8):
+        pieces = [order[start : start + size] for start in range(0, rows, size)]
+        for drop_last in (False, True):
+            whole = [piece for piece in pieces if not drop_last or len(piece) == size]
+            if not whole:
+                with pytest.raises(ValueError, match=f"drop_last leaves none of {rows} rows in batches of {size}"):
+                    batches(arrays, size, key, drop_last=drop_last)
+                continue
+            found = [batch["x"] for batch in batches(arrays, size, key, drop_last=drop_last)]
+            assert all(torch.equal(a, arrays["x"][b]) for a, b in zip(found, whole, strict=True))
+
+
 def test_the_order_is_another_one_every_epoch() -> None:
     key = fnn.random.key(0)
     rows = torch.arange(50)

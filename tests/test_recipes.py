@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 import pytest
 import torch
+from PIL import Image
 
 import fnn
 from recipes import (
@@ -22,13 +23,16 @@ from recipes import (
     dp_sgd,
     heat_equation,
     hessian_spectrum,
+    lora,
     lr_sweep,
     natural_gradient,
+    predict,
     resnet,
     resume,
     sample_difficulty,
     time_to_accuracy,
     training,
+    transfer,
     transformer,
 )
 
@@ -63,12 +67,14 @@ RECIPES = {
         hessian_spectrum.Flags,
         {"samples": 64, "width": 4, "small": 2, "epochs": 1, "probes": 1, "steps": 5, "top": 1},
     ),
+    "lora": Recipe(lora.adapt, lora.Flags, {"width": 8, "epochs": 1, "batch_size": 256, "labelled": 20, "steps": 2}),
     "lr_sweep": Recipe(lr_sweep.sweep, lr_sweep.Flags, {"rates": 2, "steps": 3, "width": 4, "loop": 0}),
     "natural_gradient": Recipe(
         natural_gradient.compete, natural_gradient.Flags, {"steps": 2, "adam_steps": 2, "width": 4, "repeats": 1}
     ),
     "resnet": Recipe(resnet.train, resnet.Flags, {"epochs": 1, "batch_size": 719, "size": 8}),
     "sample_difficulty": Recipe(sample_difficulty.search, sample_difficulty.Flags, {"epochs": 1, "batch_size": 256}),
+    "transfer": Recipe(transfer.transfer, transfer.Flags, {"epochs": 1, "batch_size": 256, "steps": 2}),
     "time_to_accuracy": Recipe(
         time_to_accuracy.measure,
         time_to_accuracy.Flags,
@@ -119,6 +125,63 @@ def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_own_images_are_trained_on_and_classified(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    images, labels = fnn.data.load_dataset("digits").train
+    for i in range(300):
+        file = tmp_path / "photos" / f"digit {int(labels[i])}" / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((images[i, 0] * 255).byte().numpy()).save(file)
+    flags = {"images": tmp_path / "photos", "epochs": 30, "batch_size": 32, "learning_rate": 0.05}
+    assert short("mlp", tmp_path / "run", **flags)["test_accuracy"] > 0.7
+    capsys.readouterr()
+    chosen = [tmp_path / "photos" / "digit 0", tmp_path / "photos" / "digit 3"]
+    guess = predict.classify(predict.Flags(run=tmp_path / "run", files=chosen, output=tmp_path / "out", top=2))
+    right = sum(len(list(folder.iterdir())) for folder in chosen)
+    expected = [number for number, folder in ((0, chosen[0]), (3, chosen[1])) for _ in folder.iterdir()]
+    assert guess.classes.shape == (right, 2)
+    assert float((guess.classes[:, 0] == torch.tensor(expected)).float().mean()) > 0.8
+    assert f"{sorted(chosen[0].iterdir())[0]}: digit 0 " in capsys.readouterr().out
+    assert (tmp_path / "out" / "predictions.png").stat().st_size > 1000
+
+
+PREDICTIONS = {
+    "no run": ({"run": Path("nothing")}, "no checkpoint at nothing/params.safetensors; train a network first"),
+    "no files": ({"files": []}, "name the images to classify"),
+    "a missing file": ({"files": [Path("nothing.png")]}, "there is no file nothing.png"),
+    "not an image": ({"files": [Path(__file__)]}, "test_recipes.py is not an image"),
+    "too many classes": ({"top": 11}, "there are 10 classes"),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    short("mlp", folder, epochs=1)
+    return folder
+
+
+@pytest.mark.parametrize("mistake", PREDICTIONS)
+def test_mistakes_with_predictions_are_sentences(mistake: str, trained: Path, tmp_path: Path) -> None:
+    Image.new("L", (9, 9)).save(tmp_path / "0.png")
+    flags, sentence = PREDICTIONS[mistake]
+    given = {"run": trained, "files": [tmp_path / "0.png"], "output": tmp_path / "out"} | flags
+    with pytest.raises(SystemExit, match=sentence):
+        predict.classify(predict.Flags(**given))
+    assert not (tmp_path / "out").exists()
+
+
+def test_own_images_that_do_not_fit_are_sentences(tmp_path: Path) -> None:
+    for i in range(11):
+        (tmp_path / "many" / str(i)).mkdir(parents=True)
+        Image.new("L", (9, 9)).save(tmp_path / "many" / str(i) / "0.png")
+    with pytest.raises(SystemExit, match=r"10 classes apart, and there are 11"):
+        short("mlp", tmp_path / "out", images=tmp_path / "many")
+    (tmp_path / "few" / "a").mkdir(parents=True)
+    Image.new("L", (9, 9)).save(tmp_path / "few" / "a" / "0.png")
+    with pytest.raises(SystemExit, match="at least five images"):
+        short("mlp", tmp_path / "out", images=tmp_path / "few")
+
+
 @every_recipe
 def test_a_short_run_is_the_same_again_and_is_not_overwritten(name: str, tmp_path: Path) -> None:
     first = short(name, tmp_path / "first")
@@ -157,7 +220,7 @@ def test_numbers_out_of_their_range_are_sentences(name: str, tmp_path: Path) -> 
     assert not (tmp_path / "none").exists()
 
 
-FOLDERS = ("output", "data_root", "text")
+FOLDERS = ("output", "data_root", "images", "text", "weights")
 ZERO = [
     (name, flag)
     for name, recipe in RECIPES.items()
@@ -573,3 +636,27 @@ def test_a_stop_before_the_epoch_is_kept_names_the_epoch_that_is(tmp_path: Path)
     resume.keep(tmp_path, {"w": torch.ones(1)}, command_line.RunFlags(), [{"epoch": 1}])
     with pytest.raises(KeyboardInterrupt, match="after epoch 1;"), resume.resumable(tmp_path):
         raise KeyboardInterrupt  # epoch 2 is done, and its checkpoint is not written yet
+
+
+def test_a_backbone_is_frozen_in_two_ways_and_read_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    first = short("transfer", tmp_path / "first", steps=4)
+    assert first["frozen, by partition"] == first["frozen, by the optimizer"]
+    assert "both ways of freezing differ by 0.0e+00" in capsys.readouterr().out
+    assert first["all layers"] != first["frozen, by partition"]
+    again = short("transfer", tmp_path / "again", steps=4, weights=tmp_path / "first" / "backbone.pt")
+    assert again == first
+    torch.save({"fc.weight": torch.ones(2)}, tmp_path / "other.pt")
+    for wrong, message in (("other.pt", "the state_dict does not fit: missing"), ("none.pt", "no file of weights")):
+        with pytest.raises(SystemExit, match=rf"^--weights .*{wrong}: .*{message}"):
+            short("transfer", tmp_path / "wrong", weights=tmp_path / wrong)
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_adapted_weights_are_those_of_the_module_that_is_written(tmp_path: Path) -> None:
+    result = short("lora", tmp_path, steps=5)
+    assert [row["trained"] for row in result.values()][:2] == [0, 64 + 8 + 8 + 8 + 8 + 10]
+    module = lora.make_module(64, 8, 10)
+    module.load_state_dict(fnn.interop.read_state_dict(tmp_path / "adapted.pt"))
+    images, labels = fnn.data.load_dataset("digits").test
+    found = fnn.metrics.accuracy(module(images.rot90(1, (2, 3))), labels)
+    assert float(found) == pytest.approx(result["rank 16"]["accuracy"])

@@ -5,9 +5,9 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -17,44 +17,64 @@ from fnn import _torch
 _LIBRARY = re.compile(r"libraries/(\w\w/[\w.]+)")
 _GRAPH = re.compile(r"graphs/(\w{64})")
 _DIGEST = "sha256"
-_made: dict[str, Any] = {}  # what Inductor has compiled in this process, by the hash of the graph
+
+
+class _Compiled(NamedTuple):
+    code: Any
+    libraries: set[str]  # the keys of the shared libraries that the code uses
+
+
+_made: dict[str, _Compiled] = {}  # what Inductor has compiled in this process, by the hash of the graph
 _loaded: dict[str, bytes] = {}  # what load_compiled has read, by the hash of the graph
 
 
-def compiled(module: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
-    """Compile the graph with Inductor, or use the code that :func:`load_compiled` has read for it."""
+def compiled(
+    module: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str, Any]
+) -> tuple[Callable[..., Any], str]:
+    """Compile the graph with Inductor, or use the code that :func:`load_compiled` has read for it.
+
+    The second result is the hash of the graph.
+    """
     layouts = [(tuple(x.shape), x.stride(), x.dtype, x.device) for x in inputs]
     shown = {name: getattr(value, "uuid", lambda value=value: value)() for name, value in options.items()}
     text = f"{torch.__version__}\n{module.code}\n{layouts}\n{sorted(shown.items(), key=str)}"
     name = hashlib.sha256(text.encode()).hexdigest()
-    if name in _loaded:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "graph"
-            file.write_bytes(_loaded[name])
-            code = _torch.load_inductor(file, options)
-    else:
-        code = _torch.inductor(module, list(inputs), options)
-    _made[name] = code
-    return code
+    with _torch.libraries_loaded_here() as libraries:
+        if name in _loaded:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "graph"
+                file.write_bytes(_loaded[name])
+                code = _torch.load_inductor(file, options)
+        else:
+            code = _torch.inductor(module, list(inputs), options)
+    _made[name] = _Compiled(code, libraries)
+    return code, name
 
 
 def save_compiled(path: str | os.PathLike) -> None:
     """Write everything that Inductor has compiled in this process to a file that can be shipped with a program.
 
-    Raises ``ValueError`` if nothing has been compiled yet.
+    ``jitted.save(path)`` writes what it has compiled for one function. Raises ``ValueError`` if nothing has been
+    compiled yet.
     """
-    if not _made:
+    write(path, _made)
+
+
+def write(path: str | os.PathLike, names: Collection[str]) -> None:
+    """Write the compiled code of the graphs with these hashes."""
+    if not names:
         raise ValueError('save_compiled: nothing has been compiled yet; call a function with backend="inductor" first')
+    chosen = {name: _made[name] for name in names}
     path = Path(path).expanduser()
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         contents: dict[str, bytes] = {}
         with tempfile.TemporaryDirectory() as folder:
-            for name, code in _made.items():
+            for name, each in chosen.items():
                 file = Path(folder) / name
-                code.save(path=str(file), format="binary")
+                each.code.save(path=str(file), format="binary")
                 contents[f"graphs/{name}"] = file.read_bytes()
-        for place, library in _libraries().items():
+        for place, library in _libraries(set().union(*(each.libraries for each in chosen.values()))).items():
             contents[f"libraries/{place}"] = library.read_bytes()
         with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, content in contents.items():
@@ -99,14 +119,14 @@ def load_compiled(path: str | os.PathLike) -> None:
                 os.replace(part, file)
 
 
-def _libraries() -> dict[str, Path]:
-    """The shared libraries that Inductor built for this process's CPU graphs and for detecting the processor.
+def _libraries(keys: Collection[str]) -> dict[str, Path]:
+    """The shared libraries with these keys, and those that Inductor built for detecting the processor.
 
-    The keys are their paths in Inductor's cache. ``torch.compiler.save_cache_artifacts`` does not save these libraries,
-    although compiling them takes longer than everything else.
+    The keys of the result are their paths in Inductor's cache. ``torch.compiler.save_cache_artifacts`` does not save
+    these libraries, although compiling them takes longer than everything else.
     """
     folder = Path(_torch.cache_folder())
-    files = [file for key in _torch.CompiledLibraries.cache for file in folder.glob(f"{key[1:3]}/{key}*.so")]
+    files = [file for key in keys for file in folder.glob(f"{key[1:3]}/{key}*.so")]
     files += [file for file in folder.glob("??/*.so*") if ".main." not in file.name]
     return {file.relative_to(folder).as_posix(): file for file in files}
 

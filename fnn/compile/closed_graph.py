@@ -7,6 +7,7 @@ are.
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -70,7 +71,10 @@ def closed_graph(
         return aten.alias.default(tensor)
 
     alive: list[Any] = []  # keeps tensors alive, so that no id is used twice
-    with _torch.not_recorded(), _torch.outside_transforms():
+    fake = nullcontext() if _torch.recording() else _torch.FakeTensorMode(allow_non_fake_inputs=True)
+    with _torch.not_recorded(), _torch.outside_transforms(), fake as mode:
+        if mode is not None:  # in eager code, so that tracing computes nothing
+            examples = [mode.from_tensor(example) for example in examples]
         table = {**DECOMPOSITIONS, aten.detach.default: detach}
         graph = make_fx(traced, table, _allow_non_fake_inputs=True)(*examples)
         without_zero_tangents(graph.graph)

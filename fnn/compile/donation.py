@@ -116,7 +116,7 @@ class Handover:
     def __init__(self) -> None:
         self._spare: list[Tensor] = []
 
-    def __call__(
+    def exchange(
         self, given: list[Tensor], own: list[Tensor], places: Sequence[int], results: list, treedef: TreeDef
     ) -> Any:
         """Return the tree of results. ``given`` are the donated tensors; ``own`` are these or their copies."""

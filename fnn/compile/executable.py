@@ -58,6 +58,7 @@ class Executable:
     """A traced function, called with leaves that have the layouts with which it was traced.
 
     references: turns the tensors that the function closed over into functions that return them.
+    compiled_graphs: the hash of the graph is added to this set when it has been compiled.
     backend, mode, options: as in :func:`fnn.jit`.
     background: the graph is replayed until a thread has compiled it; an integer says at which call to switch.
     rare: the arguments may not come again, so the graph is compiled only at the second call.
@@ -70,6 +71,7 @@ class Executable:
         leaves: Sequence[Tensor],
         references: Callable[[list[Tensor]], list[Callable[[], Tensor]]],
         *,
+        compiled_graphs: set[str],
         backend: str,
         mode: str | None,
         options: dict[str, Any],
@@ -78,7 +80,7 @@ class Executable:
     ) -> None:
         self.donated = signature.donated
         self.autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-        self.hand_over = donation.Handover()
+        self.handover = donation.Handover()
         self.calls = 0
         self.switch_at = 2 if rare else int(background) if type(background) is int else None
         self.thread: threading.Thread | None = None
@@ -90,13 +92,19 @@ class Executable:
         self.kinds = [*map(layout_of, traced.constants)]
         self.places = _places(signature, layouts, traced)
         donated = dict(zip(self.donated, self.places, strict=True))
+
+        def compiled(traced: Trace) -> Run:
+            run, name = compile_graph(traced, donated, mode, options)
+            compiled_graphs.add(name)
+            return run
+
         if not replayed:
-            self.run = compile_graph(traced, donated, mode, options)
+            self.run = compiled(traced)
             return
         self.run = replay(traced, donated)
         if backend != "replay":
             again = trace_function(f, signature.treedef, layouts, for_replay=False)
-            self.build = lambda: compile_graph(again, donated, mode, options)
+            self.build = lambda: compiled(again)
         if background is not False and not rare:
             self.thread = threading.Thread(target=self._compile, daemon=True)
             self.thread.start()
@@ -109,8 +117,12 @@ class Executable:
         """Whether a tensor that the function closed over requires gradients."""
         return any(constant().requires_grad for constant in self.constants)
 
-    def __call__(self, leaves: list[Tensor], given: list[Tensor]) -> Tree:
-        """``given`` are the donated tensors, of which ``leaves`` may hold copies."""
+    def call(self, leaves: list[Tensor], given: list[Tensor]) -> Tree:
+        """Return the results. ``given`` are the donated tensors, of which ``leaves`` may hold copies.
+
+        This is a method, and not ``__call__``, because Python delivers signals when a call that went through C returns:
+        an interrupt after the exchange would lose the results.
+        """
         if self.build is not None:
             self._switch()
         with ExitStack() as stack:
@@ -124,7 +136,7 @@ class Executable:
             results = self.run([*leaves, *closed_over])
         if not self.donated:
             return self.treedef.unflatten(results)
-        return self.hand_over(given, [leaves[i] for i in self.donated], self.places, results, self.treedef)
+        return self.handover.exchange(given, [leaves[i] for i in self.donated], self.places, results, self.treedef)
 
     def _switch(self) -> None:
         """Switch to the compiled code if it is ready, or if the call at which to switch has been reached."""

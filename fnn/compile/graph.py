@@ -70,12 +70,12 @@ class Graph:
     def flops(self) -> int:
         """The number of multiplications and additions in matrix products, convolutions and attention.
 
-        Other operations are not counted.
+        Other operations are not counted. The step of a loop counts as often as it runs.
 
         >>> trace(torch.mm)(torch.ones(2, 3), torch.ones(3, 4)).flops
         48
         """
-        return sum(map(_flops, self.nodes))
+        return sum(_over_steps(node, _flops) for node in self.nodes)
 
     @property
     def bytes(self) -> int:
@@ -84,13 +84,13 @@ class Graph:
         >>> trace(torch.sin)(torch.ones(100)).bytes
         800
         """
-        return sum(
-            sum(map(_size, _tensors(node.args))) + sum(map(_size, _made(node))) for node in self.nodes if _made(node)
-        )
+        return sum(_over_steps(node, _traffic) for node in self.nodes)
 
     @property
     def peak_memory(self) -> int:
         """The largest number of bytes in use at once, inputs included, if each value is freed after its last use.
+
+        What the step of a loop holds within one step is not counted.
 
         >>> trace(lambda x: x.sin().cos().tan())(torch.ones(100)).peak_memory
         1200
@@ -111,30 +111,9 @@ class Graph:
         return peak
 
     def __str__(self) -> str:
-        shown = [*self.inputs, *self.nodes]
-        names = dict(zip(shown, _letters(), strict=False))
-
-        def text(value: Any) -> str:
-            if isinstance(value, fx.Node):
-                if value.target is operator.getitem:
-                    return f"{text(value.args[0])}.{value.args[1]}"
-                return names[value]
-            if isinstance(value, (list, tuple)):
-                return "[" + " ".join(map(text, value)) + "]"
-            return str(value)
-
-        inputs = " ".join(f"{names[node]}:{_type(node)}" for node in self.inputs)
-        paths = ", ".join(f"{names[node]} = {path}" for node, path in self.inputs.items())
-        lines = [f"{{ lambda {inputs} ." + f"       # {paths}" * bool(paths)]
-        for i, node in enumerate(self.nodes):
-            arguments = [
-                *map(text, node.args),
-                *(f"{key}={text(v)}" for key, v in node.kwargs.items() if key not in _HIDDEN),
-            ]
-            start = "  let " if i == 0 else "      "
-            lines.append(f"{start}{names[node]}:{_type(node)} = {' '.join([_operation(node), *arguments])}")
-        results = ", ".join(map(text, self._trace.results))
-        return "\n".join([*lines, f"  in ({results}) }}"])
+        steps = [(node.target, _step_of(node)) for node in self.module.graph.nodes if node.op == "get_attr"]
+        whole = _text(self.module.graph, self.inputs, self._trace.results)
+        return "\n".join([whole, *(f"where {name} = {_text(step, {}, _results(step))}" for name, step in steps)])
 
     __repr__ = __str__
 
@@ -145,6 +124,58 @@ class Graph:
         '<svg'
         """
         return _draw(self)
+
+
+def _text(graph: fx.Graph, paths: dict[fx.Node, str], results: list[Any]) -> str:
+    """The lines of a graph, or of the step of a loop in it."""
+    given = [node for node in graph.nodes if node.op == "placeholder"]
+    operations = [node for node in graph.nodes if node.op == "call_function" and _operation(node)]
+    names = dict(zip([*given, *operations], _letters(), strict=False))
+
+    def text(value: Any) -> str:
+        if isinstance(value, fx.Node):
+            if value.op == "get_attr":
+                return str(value.target)
+            if value.target is operator.getitem:
+                return f"{text(value.args[0])}.{value.args[1]}"
+            return names[value]
+        if isinstance(value, (list, tuple)):
+            return "[" + " ".join(map(text, value)) + "]"
+        return str(value)
+
+    inputs = " ".join(f"{names[node]}:{_type(node)}" for node in given)
+    places = ", ".join(f"{names[node]} = {path}" for node, path in paths.items())
+    lines = [f"{{ lambda {inputs} ." + f"       # {places}" * bool(places)]
+    for i, node in enumerate(operations):
+        arguments = [
+            *map(text, node.args),
+            *(f"{key}={text(v)}" for key, v in node.kwargs.items() if key not in _HIDDEN),
+        ]
+        start = "  let " if i == 0 else "      "
+        lines.append(f"{start}{names[node]}:{_type(node)} = {' '.join([_operation(node), *arguments])}")
+    return "\n".join([*lines, f"  in ({', '.join(map(text, results))}) }}"])
+
+
+def _step_of(node: fx.Node) -> fx.Graph:
+    """The graph of the step of a loop, which a node refers to."""
+    return getattr(node.graph.owning_module, str(node.target)).graph
+
+
+def _results(graph: fx.Graph) -> list[Any]:
+    return list(next(iter(graph.find_nodes(op="output"))).args[0])
+
+
+def _is_loop(node: fx.Node) -> bool:
+    return bool(node.args) and isinstance(node.args[0], fx.Node) and node.args[0].op == "get_attr"
+
+
+def _over_steps(node: fx.Node, count: Callable[[fx.Node], int]) -> int:
+    """A count of one operation, or the sum over all steps of a loop."""
+    if not _is_loop(node):
+        return count(node)
+    steps = len(_tensors(node.args[2])[0])  # a loop has at least one stacked input
+    step = [inner for inner in _step_of(node.all_input_nodes[0]).nodes if inner.op == "call_function"]
+    return steps * sum(_over_steps(inner, count) for inner in step)
 
 
 def _operation(node: fx.Node) -> str:
@@ -187,6 +218,12 @@ def _size(value: Tensor) -> int:
     return value.numel() * value.element_size()
 
 
+def _traffic(node: fx.Node) -> int:
+    """The bytes that an operation reads and writes; 0 for a view."""
+    made = _made(node)
+    return sum(map(_size, _tensors(node.args))) + sum(map(_size, made)) if made else 0
+
+
 def _flops(node: fx.Node) -> int:
     from torch.utils.flop_counter import flop_registry  # imported here, because it imports Triton
 
@@ -215,7 +252,7 @@ def _draw(graph: Graph) -> str:
     level: dict[fx.Node, int] = {}
     sources: dict[fx.Node, list[fx.Node]] = {}
     for node in [*graph.inputs, *graph.nodes]:
-        sources[node] = [producer(used) for used in node.all_input_nodes]
+        sources[node] = [producer(used) for used in node.all_input_nodes if used.op != "get_attr"]
         level[node] = 1 + max((level[used] for used in sources[node]), default=-1)
     for node in graph.inputs:  # directly above the first operation that needs it
         below = [level[other] for other, used in sources.items() if node in used]

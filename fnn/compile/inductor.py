@@ -16,8 +16,10 @@ from fnn.compile.trace import Trace, own_results
 aten = torch.ops.aten
 
 
-def compile_graph(trace: Trace, donated: Mapping[int, int], mode: str | None, options: dict[str, Any]) -> Run:
-    """Like :func:`fnn.compile.replay.replay`, but with code that Inductor generates.
+def compile_graph(
+    trace: Trace, donated: Mapping[int, int], mode: str | None, options: dict[str, Any]
+) -> tuple[Run, str]:
+    """Like :func:`fnn.compile.replay.replay`, but with code that Inductor generates; and the hash of the graph.
 
     The new values of donated inputs are copied into them at the end of the graph. The compiler fuses these copies with
     the operations that compute the values.
@@ -38,7 +40,7 @@ def compile_graph(trace: Trace, donated: Mapping[int, int], mode: str | None, op
     made = [j for j, value in enumerate(trace.results) if isinstance(value, fx.Node) and j not in owners]
     output.args = ([trace.results[j] for j in made],)
     trace.module.recompile()
-    code = compiled(trace.module, [node.meta["val"] for node in inputs], _options(trace, mode, options))
+    code, name = compiled(trace.module, [node.meta["val"] for node in inputs], _options(trace, mode, options))
     values = [None if isinstance(value, fx.Node) else value for value in trace.results]
     in_graph_memory = mode == "reduce-overhead"  # a CUDA graph overwrites its results at the next call
 
@@ -55,7 +57,7 @@ def compile_graph(trace: Trace, donated: Mapping[int, int], mode: str | None, op
             results[j] = value.clone() if in_graph_memory else value
         return results
 
-    return run
+    return run, name
 
 
 def _options(trace: Trace, mode: str | None, options: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from fnn import tree as _tree
 from fnn._argnums import as_tuple, positions
 from fnn._tracing import is_plain_call
 from fnn.compile import donation
-from fnn.compile.artifacts import save_compiled
+from fnn.compile.artifacts import write
 from fnn.compile.executable import Executable, Signature
 from fnn.compile.trace import Layout, layout_of, name_of, parameters
 from fnn.compile.watch import Watch, by_value
@@ -84,7 +84,8 @@ def jit(
     autocast, deterministic algorithms) changes, and if something that f refers to has changed (see
     :mod:`fnn.compile.watch`). It is never traced again because the numbers in a tensor change.
     ``jitted.explain(*args)`` says why a call would be traced again, and :func:`compile_count` how many graphs have
-    been traced.
+    been traced. ``jitted.save(path)`` writes what Inductor has compiled for this function, for
+    :func:`load_compiled`.
 
     Within another jitted function and within ``vmap``, ``grad`` and other transforms, the jitted function simply calls
     f. It also calls f if gradients are enabled and an argument, or a tensor that f refers to, requires gradients, so
@@ -123,7 +124,7 @@ def jit(
 
     functools.update_wrapper(call, f)
     call.compile_count = lambda: len(jitted.records)  # type: ignore[attr-defined]
-    call.save = save_compiled  # type: ignore[attr-defined]
+    call.save = lambda path: write(path, jitted.compiled_graphs)  # type: ignore[attr-defined]
     call.explain = lambda *args, **kwargs: jitted.explain(args, kwargs)  # type: ignore[attr-defined]
     return call
 
@@ -162,6 +163,7 @@ class _Jitted:
         self.signatures: dict[int, Signature] = {}  # by the id of the structure, which the signature keeps alive
         self.last: Signature | None = None
         self.records: list[_Record] = []
+        self.compiled_graphs: set[str] = set()  # their hashes
 
     def call(self, args: tuple, kwargs: dict) -> Any:
         values: tuple = ()
@@ -201,13 +203,21 @@ class _Jitted:
                         )
                     rare = self._only_sizes_differ(signature, leaves, statics)
                     f = self._with_statics(values)
-                    executable = Executable(f, signature, leaves, watch.references, rare=rare, **self.settings)
+                    executable = Executable(
+                        f,
+                        signature,
+                        leaves,
+                        watch.references,
+                        compiled_graphs=self.compiled_graphs,
+                        rare=rare,
+                        **self.settings,
+                    )
                     table[key] = executable
                     layouts = [*map(layout_of, leaves)]
                     self.records.append(_Record(signature.treedef, layouts, statics, state, watch.values()))
         if torch.is_grad_enabled() and executable.constants_require_grad() and not given:
             return self.f(*everything, **kwargs)
-        return executable(leaves, given)
+        return executable.call(leaves, given)
 
     def explain(self, args: tuple, kwargs: dict) -> str:
         """Say whether a call with these arguments would trace the function again, and why."""

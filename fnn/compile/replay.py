@@ -7,7 +7,7 @@ last part; before it nothing has been changed.
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -16,7 +16,8 @@ from fnn import _torch
 from fnn.compile import loops
 from fnn.compile.direct_call import direct_call
 from fnn.compile.donation import hold_interrupts, release_interrupts
-from fnn.compile.trace import Trace, own_results, producer
+from fnn.compile.in_place import Write, writes_into_donated, writes_into_temporaries
+from fnn.compile.trace import Trace, own_results
 from fnn.tree.treedef import LEAF
 
 Run = Callable[[list[Tensor]], list[Any]]
@@ -31,24 +32,24 @@ def replay(trace: Trace, donated: Mapping[int, int]) -> Run:
     own_results(trace, donated)
     inputs = trace.inputs
     taken_over = {trace.results[j]: inputs[i] for i, j in donated.items() if trace.results[j] is not inputs[i]}
-    writes, late = _writes(trace, taken_over)
+    writes, late = writes_into_donated(trace, taken_over)
     copied = {new: old for new, old in taken_over.items() if not any(new in write.results for write in writes.values())}
     nodes = [node for node in trace.module.graph.nodes if node.op == "call_function"]
+    order = [*(node for node in nodes if node not in late), *(node for node in nodes if node in late)]
+    writes |= writes_into_temporaries(trace, order, writes)
     source = _Source()
-    early = [node for node in nodes if node not in late]
     results = [source.name(value) for value in trace.results]
     for i, j in donated.items():
         results[j] = source.name(inputs[i])
     source.lines += [f"{''.join(f'{source.name(node)}, ' for node in inputs)} = inputs"] * bool(inputs)
-    last_use = _last_use([*early, *(node for node in nodes if node in late)], {*inputs, *trace.results})
-    for node in early:
-        source.write(node, None, last_use[node])
+    last_use = _last_use(order, {*inputs, *trace.results})
+    for node in order[: len(order) - len(late)]:
+        source.write(node, writes.get(node), last_use[node])
     if taken_over:
         source.lines += [f"held = {source.constant(hold_interrupts)}()", "try:"]
         source.indent = "    "
-        for node in nodes:
-            if node in late:
-                source.write(node, writes.get(node), last_use[node])
+        for node in order[len(order) - len(late) :]:
+            source.write(node, writes.get(node), last_use[node])
         if copied:
             olds, news = map(source.name, (list(copied.values()), list(copied)))
             source.add(f"{source.constant(_torch.foreach_copy)}({olds}, {news})")
@@ -62,93 +63,6 @@ def _step(module: fx.GraphModule) -> Callable[..., list[Any]]:
     """The step of a loop as a function of its carry, its x and the tensors that it closes over."""
     run = replay(Trace(module, [], list(module.graph.find_nodes(op="output")[0].args[0]), LEAF), {})
     return lambda *values: run(list(values))
-
-
-class _Write(NamedTuple):
-    """An in-place operation that replaces a node and writes its results into the memory of some arguments."""
-
-    operation: Any
-    returned: int  # how many of the node's results the operation returns; the others are in the arguments
-    arguments: list[fx.Node | list[fx.Node]]
-    results: set[fx.Node]
-
-
-def _writes(trace: Trace, taken_over: Mapping[fx.Node, fx.Node]) -> tuple[dict[fx.Node, _Write], set[fx.Node]]:
-    """The nodes that can write into donated leaves, and all nodes that must run late because they depend on these."""
-    nodes = [node for node in trace.module.graph.nodes if node.op == "call_function"]
-    writes = {}
-    for last in {producer(new): None for new in taken_over}:
-        write = _in_place(last, taken_over)
-        if write is not None:
-            writes[last] = write
-    while True:
-        late: set[fx.Node] = set()
-        for node in nodes:
-            if node in writes or any(used in late for used in node.all_input_nodes):
-                late.add(node)
-        order = [node for node in nodes if node in late]
-        refused = [
-            node
-            for at, node in enumerate(order)
-            if node in writes
-            and any(memory in _read(reader) for memory in _memory(writes[node]) for reader in order[at + 1 :])
-        ]
-        if any(node.is_impure() or _torch.is_random(node.target) for node in late):
-            refused = list(writes)
-        if not refused:
-            return writes, late
-        for node in refused:
-            del writes[node]
-
-
-def _in_place(node: fx.Node, taken_over: Mapping[fx.Node, fx.Node]) -> _Write | None:
-    """The in-place form of a node that writes only into donated leaves; None if there is none."""
-    operation = _torch.in_place_form(node.target)
-    if operation is None or node.kwargs.keys() - {argument.name for argument in _torch.schema(operation).arguments}:
-        return None
-    written = [
-        i
-        for i, a in enumerate(_torch.schema(operation).arguments)
-        if a.alias_info is not None and a.alias_info.is_write
-    ]
-    if any(i >= len(node.args) for i in written):
-        return None
-    target: Any = node.target  # an operation, as it has an in-place form
-    values = len(_torch.schema(target).returns)
-    returned = values - len(written)
-    results: set[fx.Node] = set()
-    for place, i in enumerate(written, returned):
-        value = _select(node, place) if values > 1 else [node]
-        given: Any = node.args[i]
-        arguments = given if isinstance(given, (list, tuple)) else None
-        pairs = [] if arguments is None else [(argument, _select_all(value, k)) for k, argument in enumerate(arguments)]
-        if arguments is None:
-            pairs = [(given, value)]
-        for argument, news in pairs:
-            if not any(taken_over.get(new) is argument for new in news):
-                return None
-            results |= set(news)
-    targets: list[Any] = [node.args[i] for i in written]
-    return _Write(operation, returned, targets, results)
-
-
-def _select(node: fx.Node, k: int) -> list[fx.Node]:
-    return [user for user in node.users if user.target is operator.getitem and user.args[1] == k]
-
-
-def _select_all(nodes: list[fx.Node], k: int) -> list[fx.Node]:
-    return [found for node in nodes for found in _select(node, k)]
-
-
-def _memory(write: _Write) -> set[int]:
-    arguments = [node for item in write.arguments for node in (item if isinstance(item, (list, tuple)) else [item])]
-    return {_torch.storage_id(node.meta["val"]) for node in arguments}
-
-
-def _read(node: fx.Node) -> set[int]:
-    """The memory that a node reads, identified by the storages of the abstract tensors."""
-    values = [used.meta.get("val") for used in node.all_input_nodes]
-    return {_torch.storage_id(value) for value in values if isinstance(value, Tensor)}
 
 
 def _last_use(nodes: list[fx.Node], kept: set[Any]) -> dict[fx.Node, list[fx.Node]]:
@@ -200,7 +114,7 @@ class _Source:
             return f"({''.join(f'{self.name(item)}, ' for item in value)})"
         return self.constant(value)
 
-    def write(self, node: fx.Node, write: _Write | None, dying: list[fx.Node]) -> None:
+    def write(self, node: fx.Node, write: Write | None, dying: list[fx.Node]) -> None:
         arguments = [*map(self.name, node.args), *(f"{key}={self.name(value)}" for key, value in node.kwargs.items())]
         if node.target is operator.getitem:
             self.add(f"{self.name(node)} = {arguments[0]}[{arguments[1]}]")

@@ -12,7 +12,7 @@ from fnn.data.image_sets import (
     load_dataset,
     resize,
 )
-from fnn.data.own_images import OwnImages, from_csv, from_folder
+from fnn.data.own_images import ImageReader, OwnImages, from_csv, from_folder
 
 __all__ = [
     "CIFAR10_CLASSES",
@@ -20,6 +20,7 @@ __all__ = [
     "FASHION_MNIST_CLASSES",
     "KMNIST_CLASSES",
     "Batches",
+    "ImageReader",
     "Images",
     "OwnImages",
     "Stream",

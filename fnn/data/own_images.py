@@ -74,7 +74,7 @@ def from_folder(
             f"from_folder: {root} holds no folders; put the images of each class into a folder of its own, such as "
             f"{root / 'cat' / '0.png'}"
         )
-    reader = Reader("from_folder", size, channels)
+    reader = ImageReader("from_folder", size, channels)
     return _read_all(reader, rows, tuple(classes), transform, target_transform, stream)
 
 
@@ -137,11 +137,21 @@ def from_csv(
             )
     labels, names = _labels(table, [(number, fields[second]) for number, fields in lines], classes)
     rows = [(root / fields[first], label) for (_, fields), label in zip(lines, labels, strict=True)]
-    return _read_all(Reader("from_csv", size, channels), rows, names, transform, target_transform, stream)
+    return _read_all(ImageReader("from_csv", size, channels), rows, names, transform, target_transform, stream)
 
 
-class Reader:
-    """Reads one image as float32 (channels, height, width) in [0, 1]. Raises ``ValueError`` naming the file."""
+class ImageReader:
+    """Reads one file as float32 (channels, height, width) in [0, 1].
+
+    ``ImageReader(caller, size, channels)`` starts its messages with the name of the caller; size and channels are as in
+    :func:`from_folder`. A call with a path raises ``FileNotFoundError``, or ``ValueError`` for what is not an image.
+
+    >>> import tempfile, PIL.Image
+    >>> file = Path(tempfile.mkdtemp()) / "0.png"
+    >>> PIL.Image.new("RGB", (8, 4)).save(file)
+    >>> ImageReader("mine", size=16, channels=1)(file).shape
+    torch.Size([1, 16, 16])
+    """
 
     def __init__(
         self, caller: str, size: int | tuple[int, int] | None = None, channels: Channels | None = None
@@ -195,7 +205,7 @@ class _PixelError(ValueError):
 
 
 def _read_all(
-    reader: Reader,
+    reader: ImageReader,
     rows: list[tuple[Path, int]],
     classes: tuple[str, ...],
     transform: Transform | None,
@@ -218,7 +228,7 @@ def _read_all(
     return OwnImages(data, classes, tuple(file for file, _ in rows))
 
 
-def _check_alike(reader: Reader, first: tuple[Path, tuple], file: Path, shape: tuple) -> None:
+def _check_alike(reader: ImageReader, first: tuple[Path, tuple], file: Path, shape: tuple) -> None:
     if shape == first[1]:
         return
     if shape[0] != first[1][0]:

@@ -190,7 +190,7 @@ def gradient_noise_scale(
         square_mean = _total([((leaf / count).abs() ** 2).sum() for leaf in total or []])
         trace = (mean_square - square_mean) * (count / (count - 1))
         square_norm = square_mean - trace / count
-        dtype = widen(torch.zeros((), dtype=_tree.result_type(args[0]))).abs().dtype
+        dtype = widen(torch.zeros((), dtype=_tree.result_type(args[0]), device=trace.device)).abs().dtype
         return NoiseScale(*(x.to(dtype) for x in (trace / square_norm, trace, square_norm)))
 
     return scale_of

@@ -293,7 +293,7 @@ def record(function: Callable, args: tuple, kwargs: dict, in_dims: tuple, batch_
                     if leaves[place].dim() < 2
                     else f"used by {name}, not only as the matrix of a linear, conv, embedding or matmul"
                 )
-            return torch.zeros(())
+            return leaves[0].new_zeros(())
 
         return torch.func.vjp(of_leaves, *leaves)[0]
 

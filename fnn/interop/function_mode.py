@@ -115,7 +115,8 @@ class ModuleCalls(TorchFunctionMode):
         place = self.draws % _DRAWS_AT_ONCE
         if place == 0:
             block = self.draws // _DRAWS_AT_ONCE
-            self.keys = random.split(random.fold_in(self.key, block), _DRAWS_AT_ONCE).unbind()
+            key = random.fold_in(self.key, block) if block else self.key
+            self.keys = random.split(key, _DRAWS_AT_ONCE).unbind()
         self.draws += 1
         return self.keys[place]
 

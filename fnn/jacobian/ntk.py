@@ -58,7 +58,8 @@ def _contraction(
             output, pullback, *_ = torch.func.vjp(lambda p: _outputs(apply, p, sample[None])[0], params)
             return torch.func.vmap(pullback)(one_hot(output, 0, len(output)))[0]
 
-        return [leaf.flatten(2) for leaf in _tree.leaves(torch.func.vmap(one)(x))]  # (batch, outputs, numbers)
+        stacks = _tree.leaves(torch.func.vmap(one)(x))
+        return [leaf.reshape(*leaf.shape[:2], leaf.shape[2:].numel()) for leaf in stacks]  # (batch, outputs, numbers)
 
     left = rows(x1)
     parts = []

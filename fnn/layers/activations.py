@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fnn import random
 from fnn._numerics import under_autocast, widen
-from fnn.layers.base import check_channels
+from fnn.layers.base import check_channels, check_real, check_tensor
 
 
 def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
@@ -20,6 +20,7 @@ def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
     >>> elu(torch.tensor([0.0, 2.0]))
     tensor([0., 2.])
     """
+    check_real("elu", x)
     return F.elu(x, alpha)
 
 
@@ -29,6 +30,7 @@ def selu(x: Tensor) -> Tensor:
     >>> selu(torch.tensor([0.0, 1.0]))
     tensor([0.0000, 1.0507])
     """
+    check_real("selu", x)
     return F.selu(x)
 
 
@@ -40,6 +42,7 @@ def celu(x: Tensor, alpha: float = 1.0) -> Tensor:
     >>> celu(torch.tensor([0.0, 2.0]))
     tensor([0., 2.])
     """
+    check_real("celu", x)
     if alpha == 0:
         raise ValueError("celu divides by alpha, got 0")
     return F.celu(x, alpha)
@@ -51,6 +54,7 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     >>> gelu(torch.tensor([0.0, 1.0]))
     tensor([0.0000, 0.8413])
     """
+    check_real("gelu", x)
     wide = widen(x)
     if approximate == "none":
         return (wide * 0.5 * (1.0 + torch.erf(wide / math.sqrt(2.0)))).to(x.dtype)
@@ -66,6 +70,7 @@ def silu(x: Tensor) -> Tensor:
     >>> silu(torch.tensor([0.0]))
     tensor([0.])
     """
+    check_tensor("silu", x)
     wide = widen(x)
     return (wide * torch.sigmoid(wide)).to(x.dtype)
 
@@ -76,6 +81,7 @@ def mish(x: Tensor) -> Tensor:
     >>> mish(torch.tensor([0.0]))
     tensor([0.])
     """
+    check_real("mish", x)
     wide = widen(x)
     return (wide * torch.tanh(-F.logsigmoid(-wide))).to(x.dtype)
 
@@ -90,6 +96,7 @@ def softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     >>> softplus(torch.tensor([0.0, 100.0]))
     tensor([  0.6931, 100.0000])
     """
+    check_real("softplus", x)
     if beta == 0:
         raise ValueError("softplus divides by beta, got 0")
     wide = widen(x)
@@ -103,6 +110,7 @@ def softsign(x: Tensor) -> Tensor:
     >>> softsign(torch.tensor([-1.0, 3.0]))
     tensor([-0.5000,  0.7500])
     """
+    check_tensor("softsign", x)
     wide = widen(x)
     return (wide / (1.0 + wide.abs())).to(x.dtype)
 
@@ -113,6 +121,7 @@ def tanhshrink(x: Tensor) -> Tensor:
     >>> tanhshrink(torch.tensor([0.0, 1.0]))
     tensor([0.0000, 0.2384])
     """
+    check_tensor("tanhshrink", x)
     wide = widen(x)
     return (wide - torch.tanh(wide)).to(x.dtype)
 
@@ -123,6 +132,7 @@ def sigmoid(x: Tensor) -> Tensor:
     >>> sigmoid(torch.tensor([0.0]))
     tensor([0.5000])
     """
+    check_tensor("sigmoid", x)
     return torch.sigmoid(x)
 
 
@@ -132,6 +142,7 @@ def log_sigmoid(x: Tensor) -> Tensor:
     >>> log_sigmoid(torch.tensor([0.0, -100.0]))
     tensor([  -0.6931, -100.0000])
     """
+    check_real("log_sigmoid", x)
     return F.logsigmoid(x)
 
 
@@ -141,6 +152,7 @@ def tanh(x: Tensor) -> Tensor:
     >>> tanh(torch.tensor([0.0]))
     tensor([0.])
     """
+    check_tensor("tanh", x)
     return torch.tanh(x)
 
 
@@ -152,6 +164,7 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
     >>> softmax(torch.zeros(2))
     tensor([0.5000, 0.5000])
     """
+    check_real("softmax", x)
     return _in_result_dtype(torch.exp(_log_softmax(x, dim)), x)
 
 
@@ -163,6 +176,7 @@ def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
     >>> log_softmax(torch.zeros(2))
     tensor([-0.6931, -0.6931])
     """
+    check_real("log_softmax", x)
     return _in_result_dtype(_log_softmax(x, dim), x)
 
 
@@ -172,6 +186,7 @@ def softmin(x: Tensor, dim: int = -1) -> Tensor:
     >>> softmin(torch.zeros(2))
     tensor([0.5000, 0.5000])
     """
+    check_real("softmin", x)
     return softmax(-x, dim)
 
 
@@ -195,6 +210,7 @@ def gumbel_softmax(logits: Tensor, tau: float = 1.0, hard: bool = False, dim: in
     >>> y.unique(), y.sum().item()
     (tensor([0., 1.]), 1000.0)
     """
+    check_real("gumbel_softmax", logits)
     if not tau > 0:
         raise ValueError(f"gumbel_softmax expects tau > 0, got {tau}")
     wide = widen(logits)
@@ -225,4 +241,5 @@ def flatten(x: Tensor) -> Tensor:
     >>> flatten(torch.ones(3, 28, 28)).shape
     torch.Size([3, 784])
     """
+    check_tensor("flatten", x)
     return x.flatten(1)

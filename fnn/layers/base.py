@@ -224,6 +224,19 @@ def check_dtype(layer: str, x: Tensor, leaf: Tensor) -> None:
         )
 
 
+def check_real(layer: str, x: Tensor) -> None:
+    """Raise :class:`ArgumentError` unless ``x`` is a tensor of real numbers.
+
+    >>> import torch
+    >>> check_real("relu", torch.ones(1, dtype=torch.complex64))
+    Traceback (most recent call last):
+    fnn.layers.base.ArgumentError: relu is not defined for complex numbers; apply it to x.real and x.imag
+    """
+    check_tensor(layer, x)
+    if x.is_complex():
+        raise ArgumentError(f"{layer} is not defined for complex numbers; apply it to x.real and x.imag")
+
+
 def check_floating(layer: str, x: Tensor) -> None:
     """Raise :class:`ArgumentError` unless ``x`` is a tensor of real floating-point numbers.
 
@@ -232,9 +245,7 @@ def check_floating(layer: str, x: Tensor) -> None:
     Traceback (most recent call last):
     fnn.layers.base.ArgumentError: avg_pool2d expects floating-point inputs, got torch.int64; write x.float()
     """
-    check_tensor(layer, x)
-    if x.is_complex():
-        raise ArgumentError(f"{layer} is not defined for complex numbers; apply it to x.real and x.imag")
+    check_real(layer, x)
     if not x.is_floating_point():
         raise ArgumentError(f"{layer} expects floating-point inputs, got {x.dtype}; write x.float()")
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fnn._numerics import safe_sqrt, widen
+from fnn.layers.base import check_real
 
 
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
@@ -16,6 +17,8 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     >>> cosine_similarity(torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, 3.0]]))
     tensor([0.9600])
     """
+    check_real("cosine_similarity", x1)
+    check_real("cosine_similarity", x2)
     dtype = torch.promote_types(x1.dtype, x2.dtype)
     x1, x2 = torch.broadcast_tensors(widen(x1), widen(x2))
     length = lambda x: safe_sqrt((x * x).sum(dim, keepdim=True)).clamp_min(eps)
@@ -33,6 +36,8 @@ def pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6,
     """
     if not p >= 0:
         raise ValueError(f"pairwise_distance expects p >= 0, got {p}")
+    check_real("pairwise_distance", x1)
+    check_real("pairwise_distance", x2)
     dtype = torch.promote_types(x1.dtype, x2.dtype)
     difference = widen(x1) - widen(x2) + eps
     return _norm(difference, p, keepdim).to(dtype)

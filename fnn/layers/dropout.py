@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fnn import random
 from fnn._numerics import widen
-from fnn.layers.base import Layer, ShapeError, check_channels, check_params, check_tensor, factory
+from fnn.layers.base import Layer, ShapeError, check_channels, check_params, check_real, check_tensor, factory
 
 _ALPHA = -1.7580993408473766  # the limit of selu at minus infinity
 
@@ -135,6 +135,7 @@ def _scaled(x: Tensor, keep: Tensor, p: float) -> Tensor:
 
 
 def _self_normalising(x: Tensor, keep: Tensor, p: float) -> Tensor:
+    check_real("alpha_dropout", x)
     if p == 1.0:
         return torch.zeros_like(x)
     scale = 1.0 / math.sqrt((1.0 - p) * (1.0 + p * _ALPHA**2))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fnn._numerics import widen
 from fnn.layers.activations import gelu, silu
-from fnn.layers.base import ShapeError, check_tensor
+from fnn.layers.base import ShapeError, check_real, check_tensor
 
 
 def glu(x: Tensor, dim: int = -1) -> Tensor:
@@ -40,6 +40,7 @@ def geglu(x: Tensor, dim: int = -1) -> Tensor:
     >>> geglu(torch.tensor([1.0, 2.0]))
     tensor([1.6827])
     """
+    check_real("geglu", x)
     return _gated("geglu", x, dim, lambda a, b: gelu(a) * b)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from fnn import random
 from fnn._numerics import widen
 from fnn.init import constant
-from fnn.layers.base import Layer, as_size, check_channels_first, check_dtype, check_params, check_tensor, factory
+from fnn.layers.base import Layer, as_size, check_channels_first, check_dtype, check_params, check_real, factory
 
 
 def relu(x: Tensor) -> Tensor:
@@ -19,6 +19,7 @@ def relu(x: Tensor) -> Tensor:
     >>> relu(torch.tensor([-1.0, 2.0]))
     tensor([0., 2.])
     """
+    check_real("relu", x)
     return F.relu(x)
 
 
@@ -28,6 +29,7 @@ def relu6(x: Tensor) -> Tensor:
     >>> relu6(torch.tensor([-1.0, 9.0]))
     tensor([0., 6.])
     """
+    check_real("relu6", x)
     return F.relu6(x)
 
 
@@ -37,6 +39,7 @@ def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     >>> leaky_relu(torch.tensor([-1.0, 2.0]))
     tensor([-0.0100,  2.0000])
     """
+    check_real("leaky_relu", x)
     return F.leaky_relu(x, negative_slope)
 
 
@@ -58,7 +61,7 @@ def prelu(num_parameters: int = 1, init: float = 0.25, dtype: torch.dtype = torc
 
     def apply(params: dict[str, Tensor], x: Tensor, *, key: Tensor | None = None) -> Tensor:
         check_params("prelu", params, weight=(num_parameters,))
-        check_tensor("prelu", x)
+        check_real("prelu", x)
         check_dtype("prelu", x, params["weight"])
         if num_parameters == 1:
             return _leaky(x, params["weight"].squeeze(0))
@@ -83,7 +86,7 @@ def rrelu(lower: float = 1 / 8, upper: float = 1 / 3) -> Layer:
 
     def apply(params: dict, x: Tensor, *, key: Tensor | None = None) -> Tensor:
         check_params("rrelu", params)
-        check_tensor("rrelu", x)
+        check_real("rrelu", x)
         if key is None:
             return _leaky(x, (lower + upper) / 2)
         return _leaky(x, random.uniform(key, x.shape, x.dtype, lower, upper))
@@ -104,6 +107,7 @@ def hardtanh(x: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
     >>> hardtanh(torch.tensor([-3.0, 0.5, 3.0]))
     tensor([-1.0000,  0.5000,  1.0000])
     """
+    check_real("hardtanh", x)
     if not min_val <= max_val:
         raise ValueError(f"hardtanh expects min_val <= max_val, got {min_val} and {max_val}")
     return torch.where(x <= min_val, min_val, torch.where(x >= max_val, max_val, x))
@@ -115,6 +119,7 @@ def hardsigmoid(x: Tensor) -> Tensor:
     >>> hardsigmoid(torch.tensor([-4.0, 0.0, 4.0]))
     tensor([0.0000, 0.5000, 1.0000])
     """
+    check_real("hardsigmoid", x)
     line = (widen(x) / 6.0 + 0.5).to(x.dtype)
     return torch.where(x <= -3.0, 0.0, torch.where(x >= 3.0, 1.0, line))
 
@@ -125,6 +130,7 @@ def hardswish(x: Tensor) -> Tensor:
     >>> hardswish(torch.tensor([-4.0, 1.0, 4.0]))
     tensor([0.0000, 0.6667, 4.0000])
     """
+    check_real("hardswish", x)
     between = (x > -3.0) & (x < 3.0)
     inner = widen(torch.where(between, x, 0.0))  # the square of an infinite entry would make the derivative nan
     return torch.where(between, (inner * (inner + 3.0) / 6.0).to(x.dtype), torch.where(x <= -3.0, 0.0, x))
@@ -136,6 +142,7 @@ def hardshrink(x: Tensor, lambd: float = 0.5) -> Tensor:
     >>> hardshrink(torch.tensor([-1.0, 0.5, 2.0]))
     tensor([-1.,  0.,  2.])
     """
+    check_real("hardshrink", x)
     return torch.where((x >= -lambd) & (x <= lambd), 0.0, x)
 
 
@@ -147,6 +154,7 @@ def softshrink(x: Tensor, lambd: float = 0.5) -> Tensor:
     >>> softshrink(torch.tensor([-1.0, 0.25, 2.0]))
     tensor([-0.5000,  0.0000,  1.5000])
     """
+    check_real("softshrink", x)
     if not lambd >= 0:
         raise ValueError(f"softshrink expects lambd >= 0, got {lambd}")
     moved = torch.where(x > lambd, x - lambd, x + lambd)
@@ -159,4 +167,5 @@ def threshold(x: Tensor, threshold: float, value: float) -> Tensor:
     >>> threshold(torch.tensor([0.0, 2.0]), 1.0, 20.0)
     tensor([20.,  2.])
     """
+    check_real("threshold", x)
     return torch.where(x <= threshold, value, x)

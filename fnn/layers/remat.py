@@ -25,8 +25,8 @@ def remat(f: Made) -> Made:
     and computes the same numbers. It works under ``grad``, ``vmap``, ``jvp`` and :func:`fnn.jit` and in any nesting of
     them, where ``torch.utils.checkpoint`` raises an error; in eager code outside of other transforms it is that
     function. Arguments and results are trees; a tensor that a function closes over is treated like an argument. In
-    eager code inside ``torch.func`` each call traces the function first, which takes several times as long as calling
-    it; :func:`fnn.jit` traces once. A function that contains a ``torch.autograd.Function`` runs without recomputation
+    eager code inside ``torch.func`` each call traces the function first, which takes some tenths of a second;
+    :func:`fnn.jit` traces once. A function that contains a ``torch.autograd.Function`` runs without recomputation
     there. Params and state of a layer are its own.
 
     >>> import torch, fnn

@@ -1,8 +1,8 @@
 """Peak memory and time of a transformer's gradient with and without recomputation of its blocks.
 
 ``python -m recipes.bench.recomputation`` runs a model of 12 blocks. A figure is the most memory that the process held
-during a call, less what it held before; this needs Linux. On a GPU it is that of torch's allocator. The time is the best
-of three calls. ``--device cuda`` and ``--batch 16`` are the flags.
+during a call, less what it held before; this needs Linux. On a GPU it is that of torch's allocator, which has not been
+run. The time is the best of three calls. ``--device cpu``, ``--batch 16`` and ``--ways`` are the flags.
 """
 
 import argparse

@@ -130,6 +130,32 @@ def test_a_file_spares_another_process_the_compiler(tmp_path):
     assert run("save", "one") == run("load", "two")
 
 
+@slow
+def test_a_function_saves_only_its_own_code(tmp_path):
+    options = {"cpp_cache_precompile_headers": False}
+    sine, cosine, other = (
+        fnn.jit(f, backend="inductor", options=options)
+        for f in (lambda x: x.sin() + 1, lambda x: x.cos() * 3, lambda x: x.cos() * 3)
+    )
+    x = torch.ones(9)
+    sine(x), cosine(x), cosine(torch.ones(4, 2)), other(x)
+    names = {}
+    for name, save in {"sine": sine.save, "cosine": cosine.save, "other": other.save, "all": fnn.save_compiled}.items():
+        save(tmp_path / name)
+        names[name] = set(zipfile.ZipFile(tmp_path / name).namelist())
+    graphs = {name: {file for file in files if file.startswith("graphs/")} for name, files in names.items()}
+    assert [len(graphs[name]) for name in ("sine", "cosine", "other")] == [1, 2, 1]
+    assert graphs["other"] < graphs["cosine"]  # the same graph
+    assert graphs["sine"].isdisjoint(graphs["cosine"])
+    assert names["sine"] | names["cosine"] <= names["all"]
+    kernels = {name: {file for file in files if ".main." in file} for name, files in names.items()}
+    assert kernels["sine"]
+    assert kernels["sine"].isdisjoint(kernels["cosine"])
+    assert kernels["other"] < kernels["cosine"]  # found although another function had loaded it first
+    with pytest.raises(ValueError, match="nothing has been compiled"):
+        fnn.jit(lambda x: x, backend="inductor").save(tmp_path / "none")
+
+
 def written(path):
     from fnn.compile.artifacts import _digest
 

@@ -92,7 +92,7 @@ def test_an_exception_in_the_middle_leaves_the_old_state(monkeypatch):
     leaves = fnn.tree.leaves(p)
     handover = donation.Handover()
     with pytest.raises(KeyboardInterrupt):
-        handover(leaves, leaves, [0, 1], [None, None], Fails())
+        handover.exchange(leaves, leaves, [0, 1], [None, None], Fails())
     assert [leaf.tolist() for leaf in fnn.tree.leaves(p)] == [[1.0, 1.0], [1.0, 1.0, 1.0]]
     p = step(p)
     assert [leaf.tolist() for leaf in fnn.tree.leaves(p)] == [[2.0, 2.0], [2.0, 2.0, 2.0]]

@@ -126,6 +126,38 @@ def test_memory_that_others_see_is_copied_first():
     assert out["a"].tolist() == [2.0, 2.0]
 
 
+UPDATES = {
+    "add": lambda w, g: w + g,
+    "mul": lambda w, g: w * g,
+    "lerp": lambda w, g: torch.lerp(w, g, 0.3),
+    "addcmul": lambda w, g: torch.addcmul(w, g, g),
+    "exp": lambda w, g: w.exp(),
+    "index_add": lambda w, g: w.index_add(0, torch.tensor([0, 1]), g),
+    "foreach": lambda w, g: torch._foreach_add([w], [g])[0],
+    "optimizer": lambda w, g: fnn.optim.apply_updates([w], [g])[0],
+}
+READERS = {
+    "difference": lambda new, old: new - old,
+    "reversed": lambda new, old: old - new,
+    "view": lambda new, old: new.view(-1) - old.view(-1),
+    "later": lambda new, old: new.sin().sum() + old.cos(),
+    "twice": lambda new, old: (old * new, old + new),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("name", UPDATES)
+def test_an_old_value_that_is_read_after_the_new_one(name, reader):
+    def step(w, g):
+        new = UPDATES[name](w, g)
+        return new, READERS[reader](new, w)
+
+    w, g = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])
+    expected = step(w, g)
+    found = fnn.jit(step, donate_argnums=0)(w.clone(), g)
+    assert all(torch.equal(a, b) for a, b in zip(fnn.tree.leaves(found), fnn.tree.leaves(expected), strict=True))
+
+
 def test_one_tensor_in_two_donated_places_is_refused():
     one = torch.ones(2)
     with pytest.raises(ValueError, match=r"p\['a'\] and p\['b'\] are the same tensor"):

@@ -368,3 +368,31 @@ def test_modules_of_torch_replay_bit_for_bit(make):
         assert torch.equal(value, other)
         assert all(map(torch.equal, fnn.tree.leaves((params, state)), fnn.tree.leaves((p, s))))
     assert torch.equal(loss(params, x, y), fnn.jit(loss)(params, x, y))
+
+
+def test_a_number_to_the_power_of_a_tensor() -> None:
+    x = torch.arange(3.0)
+    assert torch.equal(fnn.jit(lambda x: 2.0 ** (x + 1.0))(x), 2.0 ** (x + 1.0))
+
+
+@pytest.mark.parametrize("length", [2, 7])
+def test_a_graph_with_a_loop_prints_counts_and_draws(length: int) -> None:
+    def looped(xs: torch.Tensor) -> torch.Tensor:
+        return fnn.scan(lambda carry, x: (torch.tanh(carry @ x), None), torch.eye(3), xs)[0].sum()
+
+    def unrolled(xs: torch.Tensor) -> torch.Tensor:
+        carry = torch.eye(3)
+        for x in xs:
+            carry = torch.tanh(carry @ x)
+        return carry.sum()
+
+    xs = torch.randn(length, 3, 3, generator=torch.Generator().manual_seed(0))
+    for change in (lambda f: f, fnn.grad):
+        graph, plain = fnn.trace(change(looped))(xs), fnn.trace(change(unrolled))(xs)
+        assert graph.flops >= plain.flops  # the loop also computes the derivative of its first carry
+        assert graph.flops <= plain.flops + 54
+        assert graph.bytes > 0
+        assert graph.peak_memory > 0
+        assert "where scan_body_0 = { lambda" in str(graph)
+        assert "tanh" in str(graph).split("where")[1]
+        assert graph.svg().startswith("<svg")

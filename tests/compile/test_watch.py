@@ -289,6 +289,31 @@ def test_settings_of_torch_are_part_of_the_key():
             assert torch.equal(product(a), a @ a)
 
 
+SETTINGS = {
+    "default dtype": (torch.get_default_dtype, torch.set_default_dtype, (torch.float32, torch.float64)),
+    "deterministic": (
+        torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, (False, True)
+    ),
+    "autocast": (
+        lambda: torch.is_autocast_enabled("cpu"), lambda on: torch.set_autocast_enabled("cpu", on), (False, True)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_each_setting_has_a_graph_of_its_own(name):
+    get, put, values = SETTINGS[name]
+    jitted = fnn.jit(lambda x: x + values.index(get()))
+    try:
+        for value in (*values, *values):
+            put(value)
+            assert float(jitted(torch.tensor(0.0))) == values.index(value)
+            assert "has been traced for this call" in jitted.explain(torch.tensor(0.0))
+    finally:
+        put(values[0])
+    assert fnn.compile_count(jitted) == 2
+
+
 def test_explain_says_why_a_call_is_traced_again():
     scale = 2.0
     jitted = fnn.jit(lambda params, x: params["w"] * x * scale)

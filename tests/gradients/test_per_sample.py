@@ -544,6 +544,18 @@ def test_layers_that_mix_samples_are_refused():
     fnn.grad(loss)(ONES, torch.ones(4, 3))  # the refusal leaves nothing behind
 
 
+def test_a_per_sample_gradient_inside_another_one_ends_alone():
+    def loss(params, x):
+        inner = fnn.gradients.per_sample_norms(quadratic)(params, x).sum()
+        refuse_samples_apart("batch_norm")  # still inside the outer one
+        return quadratic(params, x) + inner
+
+    fnn.grad(loss)(ONES, torch.ones(4, 3))
+    with pytest.raises(ValueError, match="group_norm"):
+        fnn.per_sample_grad(loss)(ONES, torch.ones(4, 3))
+    refuse_samples_apart("batch_norm")
+
+
 def test_threads_know_nothing_of_each_other():
     inside, leave, refused = threading.Event(), threading.Event(), []
 

@@ -286,7 +286,7 @@ ERRORS = {
         lambda g: g(lambda p, q: p.sum(), 1)(X, {"n": torch.ones(2, dtype=torch.int64)}),
         r"argument 1\['n'\] is a torch.int64 tensor and has no gradient; split it off",
     ),
-    "a module": (TypeError, lambda g: g(lambda m: m(X))(Weighted()), "named_parameters"),
+    "a module": (TypeError, lambda g: g(lambda m: m(X))(Weighted()), "from_module"),
     "a vector": (ValueError, lambda g: g(lambda p: p[0])(X), r"scalar value, got a tensor of shape \(4,\).*loss.mean"),
     "a number for a value": (ValueError, lambda g: g(lambda p: p.sum().item())(X), "got a float.*without .item"),
     "nothing for a value": (ValueError, lambda g: g(lambda p: None)(X), "got a NoneType; return the loss"),

@@ -20,6 +20,14 @@ def test_right_derivatives_pass(modes, dtype):
     check_grads(good, fnn.tree.cast((PARAMS, X), dtype), order=3, modes=modes)
 
 
+@pytest.mark.parametrize("first", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("second", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_coarsest_dtype_decides_how_sharp_the_test_is(first, second):
+    args = {"x": X.to(first)}, torch.tensor([0.5, 1.5, -0.75], dtype=second)
+    for out in (first, second):
+        check_grads(lambda p, y, out=out: {"z": (p["x"].sin() * y.cos()).to(out), "y": y * y}, args, order=1)
+
+
 def test_networks_and_losses_pass():
     model = fnn.models.mlp(3, 4, 2, activation=fnn.layers.tanh)
     params = fnn.tree.cast(model.init(fnn.random.key(0)), torch.float64)

@@ -109,3 +109,24 @@ def test_results_own_their_memory():
     first, second = function(X), function(X)
     for one, other in zip(first[:3], second[:3], strict=True):
         assert one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("f", [stencil, tall, lambda x: x[2:5].sin(), lambda x: torch.cat([x, x.flip(0) ** 2])])
+def test_every_form_of_a_sparse_jacobian_is_the_dense_one(f):
+    expected = dense_jacobian(f)(X)
+    sparse = sparse_jacobian(f, "detect")(X)
+    assert sparse.shape == tuple(expected.shape)
+    torch.testing.assert_close(sparse.dense(), expected)
+    torch.testing.assert_close(sparse.to_sparse().to_dense(), expected)
+    for layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
+        pattern = (-(expected != 0).double()).to_sparse(layout=layout)  # any number but zero marks an entry
+        torch.testing.assert_close(sparse_jacobian(f, pattern)(X).dense(), expected)
+
+
+def test_an_entry_that_differs_from_zero_at_one_of_the_points_is_in_the_pattern():
+    here = lambda x: torch.where((x == X).all(), x, x.detach())  # no derivative anywhere but at X
+    near = lambda x: (x - X) ** 2  # none at X
+    both = lambda x: here(x) + near(x.flip(0) - X.flip(0) + X)
+    assert torch.equal(detect_pattern(here, X), torch.eye(9) == 1)
+    assert torch.equal(detect_pattern(near, X), torch.eye(9) == 1)
+    assert torch.equal(detect_pattern(both, X), (torch.eye(9) + torch.eye(9).flip(0)) > 0)

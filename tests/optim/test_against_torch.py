@@ -134,3 +134,27 @@ def test_thirty_steps_of_rules_that_change(name: str, given: dict[str, Any]) -> 
     if name == "ASGD":
         for leaf, weight in zip(fnn.tree.leaves(state.slots["average"]), weights, strict=True):
             torch.testing.assert_close(leaf, theirs.state[weight]["ax"], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("line_search", [None, "strong_wolfe"])
+@pytest.mark.parametrize("max_eval", [1, 2, 3, 5, None])
+def test_lbfgs_stops_after_so_many_evaluations(max_eval: int | None, line_search: str | None) -> None:
+    params = start(SHAPES[:2])
+    weights = [leaf.clone().requires_grad_() for leaf in params.values()]
+    given = {"max_iter": 4, "max_eval": max_eval, "line_search_fn": line_search}
+    theirs = torch.optim.LBFGS(weights, lr=0.5, **given)
+
+    def closure() -> Tensor:
+        theirs.zero_grad()
+        value = convex(dict(zip(params, weights, strict=True)))
+        value.backward()
+        return value
+
+    opt = optim.lbfgs(0.5, **given)
+    state = opt.init(params)
+    for _ in range(3):
+        theirs.step(closure)
+        updates, state = opt.update(fnn.grad(convex)(params), state, params, loss=convex)
+        params = optim.apply_updates(params, updates)
+    for leaf, weight in zip(params.values(), weights, strict=True):
+        torch.testing.assert_close(leaf, weight.detach(), rtol=1e-8, atol=1e-9)

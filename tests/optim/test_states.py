@@ -111,6 +111,30 @@ def test_a_state_of_other_shapes_is_refused_before_any_kernel(case: Case, traced
         call({"something": torch.zeros(2)})
 
 
+def reordered(given: Any) -> Any:
+    """The same tree with all dicts filled from behind."""
+    if isinstance(given, dict):
+        return {name: reordered(part) for name, part in reversed(given.items())}
+    if isinstance(given, tuple):
+        parts = [reordered(part) for part in given]
+        return type(given)(*parts) if hasattr(given, "_fields") else tuple(parts)
+    return given
+
+
+@TABLE
+def test_the_order_of_dicts_in_a_state_does_not_matter(case: Case) -> None:
+    opt, params = case.make(0.05), start()
+    state = opt.init(params)
+    for _ in range(2):
+        grads = fnn.grad(parabola)(params)
+        updates, after = update(opt, grads, state, params)
+        other, other_after = update(opt, reordered(grads), reordered(state), params)
+        assert list(other) == list(params)
+        assert tree.max_difference(updates, other) == 0
+        assert tree.max_difference(after, other_after) == 0
+        params, state = optim.apply_updates(params, updates), after
+
+
 def test_a_state_of_other_slots_is_refused_by_name() -> None:
     params = start()
     with pytest.raises(ValueError, match=r"slots \['mean', 'square'\].*slots \['momentum_buffer'\]"):
@@ -184,6 +208,18 @@ def test_accumulated_16_bit_gradients_do_not_lose_digits() -> None:
     for _ in range(1000):
         updates, state = opt.update({"w": torch.ones(3, dtype=torch.bfloat16)}, state, params)
     assert updates["w"].tolist() == [-1.0] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_a_product_over_many_steps_keeps_its_digits(dtype: torch.dtype) -> None:
+    opt = optim.scale_by_nadam(0.95, momentum_decay=0.02)
+    params = {"w": torch.ones(2, 3, dtype=dtype), "z": torch.tensor(1.0, dtype=dtype)}
+    state = opt.init(params)
+    for _ in range(40):
+        _, state = opt.update(params, state, params)
+    expected = math.prod(0.95 * (1 - 0.5 * 0.96 ** (t * 0.02)) for t in range(1, 41))
+    for product in tree.leaves(state.slots["mu_product"]):
+        assert float(product) == pytest.approx(expected, rel=1e-4)
 
 
 def test_averages_of_16_bit_params_move() -> None:

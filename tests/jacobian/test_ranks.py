@@ -1,0 +1,111 @@
+"""Params with leaves of every rank, 0-d and empty ones among them, against torch.func on one flat vector."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import hessian, jacrev
+
+import fnn
+from fnn import curvature, jacobian, linalg, tree
+
+PARAMS = {
+    "scalar": torch.tensor(0.7, dtype=torch.float64),
+    "empty": torch.zeros(0, 3, dtype=torch.float64),
+    "vector": torch.tensor([1.0, 2.0], dtype=torch.float64),
+    "matrix": fnn.random.normal(fnn.random.key(0), (2, 3), torch.float64),
+    "cube": fnn.random.normal(fnn.random.key(1), (1, 2, 2), torch.float64),
+}
+X = fnn.random.normal(fnn.random.key(2), (4, 3), torch.float64)
+TANGENT = fnn.random.like(fnn.random.key(3), PARAMS)
+VECTOR, UNRAVEL = tree.ravel(PARAMS)
+V = tree.ravel(TANGENT)[0]
+
+
+def model(p: dict, x: Tensor) -> Tensor:
+    y = (x @ p["matrix"].T * p["vector"] * p["scalar"]).sin()
+    return y @ p["cube"][0] + p["empty"].sum()
+
+
+def of_params(p: dict) -> Tensor:
+    return model(p, X)
+
+
+def loss(p: dict, x: Tensor = X) -> Tensor:
+    return model(p, x).square().mean()
+
+
+def flat(found: dict) -> Tensor:
+    return tree.ravel(found)[0]
+
+
+def jacobian_squared() -> linalg.LinearOperator:
+    operator = jacobian.jacobian_operator(of_params, PARAMS)
+    return operator.T @ operator
+
+
+J = jacrev(lambda v: of_params(UNRAVEL(v)))(VECTOR)
+H = hessian(lambda v: loss(UNRAVEL(v)))(VECTOR)
+ROWS = J.reshape(-1, len(VECTOR))
+CASES: dict[str, tuple[Callable[[], Tensor], Tensor]] = {
+    "jmp": (lambda: jacobian.jmp(of_params, (PARAMS,), (tree.map(lambda x: x[None], TANGENT),))[1][0], J @ V),
+    "mjp": (
+        lambda: flat(tree.unstack(jacobian.mjp(of_params, (PARAMS,), torch.ones(1, 4, 2).double())[1])[0]),
+        ROWS.sum(0),
+    ),
+    "linearize_by_vjp": (lambda: jacobian.linearize_by_vjp(of_params, PARAMS)[1](TANGENT), J @ V),
+    "directional_derivatives": (lambda: jacobian.directional_derivatives(loss, (PARAMS,), (TANGENT,))[2], V @ H @ V),
+    "laplacian": (lambda: jacobian.laplacian(loss)(PARAMS), H.trace()),
+    "jacobian_operator": (lambda: jacobian.jacobian_operator(of_params, PARAMS).dense(), ROWS),
+    "transposed": (lambda: jacobian.jacobian_operator(of_params, PARAMS).T.dense(), ROWS.T),
+    "sparse_jacobian": (lambda: jacobian.sparse_jacobian(of_params, "detect")(PARAMS).dense(), ROWS),
+    **{
+        f"dense_jacobian, {mode}": (
+            lambda mode=mode: jacobian.blocks_to_matrix(jacobian.dense_jacobian(of_params, mode=mode)(PARAMS), PARAMS),
+            ROWS,
+        )
+        for mode in ("forward", "reverse")
+    },
+    **{
+        f"ntk, {method}": (
+            lambda method=method: jacobian.ntk(model, PARAMS, X, method=method),
+            torch.einsum("nap,mbp->nmab", J, J),
+        )
+        for method in ("contraction", "product")
+    },
+    "hvp": (lambda: flat(curvature.hvp(loss, (PARAMS,), (TANGENT,))[1]), H @ V),
+    "dense_hessian": (lambda: jacobian.blocks_to_matrix(curvature.dense_hessian(loss)(PARAMS), PARAMS), H),
+    "hessian_diagonal": (lambda: flat(curvature.hessian_diagonal(loss)(PARAMS)), H.diagonal()),
+    "hessian_operator": (lambda: curvature.hessian_operator(loss, PARAMS, X).dense(), H),
+    "ggn_operator": (
+        lambda: curvature.ggn_operator(model, lambda y, x: y.square().mean(), PARAMS, X).dense(),
+        ROWS.T @ ROWS / 4,
+    ),
+    "ggn_diagonal": (
+        lambda: flat(curvature.ggn_diagonal(model, lambda y, x: y.square().mean())(PARAMS, X)),
+        (ROWS**2).sum(0) / 4,
+    ),
+    "empirical_fisher": (
+        lambda: curvature.empirical_fisher_operator(lambda p, x: model(p, x).sum(1), PARAMS, X).dense(),
+        J.sum(1).T @ J.sum(1) / 4,
+    ),
+    "cg": (
+        lambda: flat(linalg.cg(jacobian_squared().damped(5.0), TANGENT, tolerance=1e-12).solution),
+        torch.linalg.solve(ROWS.T @ ROWS + 5.0 * torch.eye(len(V), dtype=torch.float64), V),
+    ),
+    "restricted": (
+        lambda: curvature.hessian_operator(loss, PARAMS, X).restrict(lambda path: path == "scalar").dense()[0, 0],
+        jacrev(jacrev(lambda s: loss(PARAMS | {"scalar": s})))(PARAMS["scalar"]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_leaves_of_every_rank(name: str) -> None:
+    found, expected = CASES[name]
+    torch.testing.assert_close(found(), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_checks_of_leaves_of_every_rank() -> None:
+    jacobian.check_grads(of_params, (PARAMS,))
