@@ -155,6 +155,24 @@ def race(path: Path, rows: dict[str, list[dict[str, float]]]) -> None:
     save(figure, path)
 
 
+def language_model(path: Path, history: list[dict[str, float]], uniform: float, frequencies: float) -> None:
+    """Training and held-out loss by step, beside those of guessing uniformly and by frequency."""
+    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    steps = [row["step"] for row in history]
+    axes.plot(steps, [row["train_loss"] for row in history], label="train")
+    axes.plot(steps, [row["held_out_loss"] for row in history], label="held out")
+    best = min(history, key=lambda row: row["held_out_loss"])
+    label = f"least: {best['held_out_loss']:.2f}"
+    axes.plot(best["step"], best["held_out_loss"], "o", color="tab:orange", label=label)
+    for value, words in ((uniform, "all characters alike"), (frequencies, "by their frequency")):
+        axes.axhline(value, color="gray", linestyle=":", linewidth=1)
+        axes.text(steps[-1], value, words, fontsize=8, color="gray", ha="right", va="bottom")
+    axes.set(xlabel="step", ylabel="cross-entropy (nats per character)", ylim=(0, 1.1 * uniform))
+    axes.legend(frameon=False, loc="lower left")
+    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
 def accuracies(path: Path, rows: dict[str, list[float]]) -> None:
     """Test accuracy by step of several ways of training."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
@@ -177,23 +195,5 @@ def adapters(path: Path, rows: dict[str, dict[str, float]]) -> None:
     axes.set(xlabel="trained parameters", ylabel="test accuracy (%)")
     axes.margins(0.12)
     axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    save(figure, path)
-
-
-def language_model(path: Path, history: list[dict[str, float]], uniform: float, frequencies: float) -> None:
-    """Training and held-out loss by step, beside those of guessing uniformly and by frequency."""
-    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    steps = [row["step"] for row in history]
-    axes.plot(steps, [row["train_loss"] for row in history], label="train")
-    axes.plot(steps, [row["held_out_loss"] for row in history], label="held out")
-    best = min(history, key=lambda row: row["held_out_loss"])
-    label = f"least: {best['held_out_loss']:.2f}"
-    axes.plot(best["step"], best["held_out_loss"], "o", color="tab:orange", label=label)
-    for value, words in ((uniform, "all characters alike"), (frequencies, "by their frequency")):
-        axes.axhline(value, color="gray", linestyle=":", linewidth=1)
-        axes.text(steps[-1], value, words, fontsize=8, color="gray", ha="right", va="bottom")
-    axes.set(xlabel="step", ylabel="cross-entropy (nats per character)", ylim=(0, 1.1 * uniform))
-    axes.legend(frameon=False, loc="lower left")
     axes.spines[["top", "right"]].set_visible(False)
     save(figure, path)

@@ -84,8 +84,9 @@ def train(flags: Flags) -> dict[str, Any]:
     print(f"device {device}\n{fnn.summary(params)}")
     for number in command_line.progress(range(flags.steps + 1), "steps", flags.steps + 1):
         if number % flags.every == 0 or number == flags.steps:
-            losses = (float(value(params, in_passages(text, flags.length))) for text in (learned, held_out))
-            row = dict(zip(("step", "train_loss", "held_out_loss"), (number, *losses), strict=True))
+            row: dict[str, float] = {"step": number}
+            for name, text in (("train_loss", learned), ("held_out_loss", held_out)):
+                row[name] = float(value(params, in_passages(text, flags.length)))
             history.append(row)
             if row == min(history, key=lambda row: row["held_out_loss"]):
                 fnn.checkpoint.save(output / "params.safetensors", params)

@@ -27,6 +27,7 @@ from recipes import (
     lr_sweep,
     natural_gradient,
     predict,
+    resnet,
     resume,
     sample_difficulty,
     time_to_accuracy,
@@ -71,6 +72,7 @@ RECIPES = {
     "natural_gradient": Recipe(
         natural_gradient.compete, natural_gradient.Flags, {"steps": 2, "adam_steps": 2, "width": 4, "repeats": 1}
     ),
+    "resnet": Recipe(resnet.train, resnet.Flags, {"epochs": 1, "batch_size": 719, "size": 8}),
     "sample_difficulty": Recipe(sample_difficulty.search, sample_difficulty.Flags, {"epochs": 1, "batch_size": 256}),
     "transfer": Recipe(transfer.transfer, transfer.Flags, {"epochs": 1, "batch_size": 256, "steps": 2}),
     "time_to_accuracy": Recipe(
@@ -358,6 +360,38 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
     whole, parts = (fnn.checkpoint.load(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "parts"))
     equal = fnn.tree.map(torch.equal, whole, parts)
     assert all(fnn.tree.leaves(equal))
+
+
+def test_the_state_of_batch_norm_is_resumed(tmp_path: Path) -> None:
+    short("resnet", tmp_path / "whole", epochs=2)
+    short("resnet", tmp_path / "parts", epochs=1)
+    once = fnn.checkpoint.load(tmp_path / "parts" / "checkpoint.safetensors")
+    short("resnet", tmp_path / "parts", epochs=2, resume=True)
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    whole, parts = (fnn.checkpoint.load(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "parts"))
+    assert all(fnn.tree.leaves(fnn.tree.map(torch.equal, whole, parts)))
+    mean, before = (tree["1"]["bn1"]["running_mean"] for tree in (whole, once))
+    assert not torch.equal(mean, before)
+    model = fnn.models.resnet18(10, in_channels=1)
+    images, labels = fnn.data.load_dataset("digits", size=8).test
+    logits, _ = model.apply(whole["0"], whole["1"], images, train=False)
+    assert float(fnn.metrics.accuracy(logits, labels)) == pytest.approx(
+        metrics(tmp_path / "whole")[-1]["test_accuracy"]
+    )
+    for name in ("curves.png", "predictions.png"):
+        assert is_picture(tmp_path / "whole" / name)
+
+
+def test_only_clothes_are_mirrored() -> None:
+    images = torch.arange(8.0).expand(64, 1, 8, 8)
+    rising = {}
+    for dataset in ("digits", "fashion_mnist"):
+        changed = resnet.make_augmentation(resnet.Flags(dataset=dataset, size=8))(images, key=fnn.random.key(0))
+        assert changed.shape == images.shape
+        rising[dataset] = float((changed[:, 0, 4, 5] > changed[:, 0, 4, 2]).float().mean())
+    assert rising["digits"] == 1.0
+    assert 0.3 < rising["fashion_mnist"] < 0.7
+    assert torch.equal(resnet.make_augmentation(resnet.Flags(augment=False))(images, key=fnn.random.key(0)), images)
 
 
 def test_what_cannot_be_resumed_is_a_sentence(tmp_path: Path) -> None:
