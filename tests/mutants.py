@@ -322,7 +322,7 @@ MUTANTS = [
         "*(function.__defaults__ or ())",
     ),
     ("compile/trace.py", "if key in taken or (0 in value.stride() and value.numel() > 1):", "if key in taken:"),
-    ("compile/replay.py", "for reader in order[at + 1 :]", "for reader in order[at + 2 :]"),
+    ("compile/in_place.py", "for reader in order[at + 1 :]", "for reader in order[at + 2 :]"),
     (
         "compile/scan.py",
         "return loop.result([value.clone() for value in values], ys)",

@@ -411,3 +411,26 @@ def applied(layer: fnn.Layer, x: torch.Tensor) -> torch.Tensor:
 def test_one_axis_that_does_not_fit_is_enough(name: str, swapped: bool) -> None:
     with pytest.raises(ValueError, match=r"[a-z]+"):
         ONE_BAD_AXIS[name](lambda a, b: (b, a) if swapped else (a, b))
+
+
+NAMED = {
+    "linear": (lambda: layers.linear(4, 3), (2, 4)), "conv2d": (lambda: layers.conv2d(1, 2, 3), (1, 1, 4, 4)),
+    "layer_norm": (lambda: layers.layer_norm(4), (2, 4)), "group_norm": (lambda: layers.group_norm(1, 4), (2, 4, 3)),
+    "rms_norm": (lambda: layers.rms_norm(4), (2, 4)), "mlp": (lambda: fnn.models.mlp(4, 3, 2), (2, 4)),
+    "dropout": (lambda: layers.dropout(0.5), (2, 4)),
+    "residual": (lambda: layers.residual(layers.linear(4, 4)), (2, 4)),
+    "sequential": (lambda: layers.sequential(layers.relu, layers.linear(4, 3)), (2, 4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_empty_entries_are_allowed_and_others_are_not(name: str) -> None:
+    make, shape = NAMED[name]
+    layer, x = make(), torch.ones(shape)
+    params = layer.init(KEY)
+    expected = layer.apply(params, x)
+    for empty in ({}, (), []):
+        assert torch.equal(layer.apply(params | {"other": empty}, x), expected)
+    for more in (torch.ones(1), {"weight": torch.ones(1)}, [torch.ones(1)], 0.5):
+        with pytest.raises(ValueError, match="has no 'other': these params were made for another model"):
+            layer.apply(params | {"other": more}, x)

@@ -1,11 +1,14 @@
 """What a jitted function refers to besides its arguments: a change of it is another graph, and nothing else is."""
 
 import dataclasses
+import decimal
 import enum
+import fractions
 import functools
 import math
 import types
 
+import numpy
 import pytest
 import torch
 
@@ -246,6 +249,7 @@ def test_a_value_may_change_its_kind():
 
 
 STATIC = [2, 2.0, True, 1, 1.0, False, 0, 0.0, -0.0, "2", None, (1, 2.0), (1, 2), (1.0, 2), Kind.DOUBLE, Kind.TRIPLE]
+STATIC += [numpy.int64(2), numpy.int32(2), numpy.float32(2), fractions.Fraction(2), decimal.Decimal(2), 2 + 0j]
 
 
 def test_static_arguments_count_with_their_types():
