@@ -231,7 +231,7 @@ def test_mistakes_are_named(mistake: str) -> None:
 HOLOMORPHIC = {"identity", "flatten", "sigmoid", "tanh", "silu", "softsign", "tanhshrink", "glu", "swiglu"}
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     **{name.split(",")[0]: lambda x, name=name: PAIRS[name][0](x) for name in PAIRS if name not in HOLOMORPHIC},
-    **{name: getattr(layers, name) for name in (*HOLOMORPHIC, "softmax", "log_softmax", "softmin", "geglu")},
+    **{name: getattr(layers, name) for name in (*sorted(HOLOMORPHIC), "softmax", "log_softmax", "softmin", "geglu")},
     "prelu": lambda x: layers.prelu().apply(layers.prelu().init(KEY), x),
     "gumbel_softmax": lambda x: layers.gumbel_softmax(x, key=KEY),
     "cosine_similarity": lambda x: layers.cosine_similarity(x, x),
