@@ -46,7 +46,8 @@ TESTS = {  # the tests of the files whose names in fnn/ start so; the first entr
     "jacobian/dense": "jacobian/test_dense.py jacobian/test_products.py",
     "jacobian/sparse": "jacobian/test_sparse.py",
     "jacobian/torch_rules": "curvature/test_every_operation.py jacobian/test_products.py",
-    "jacobian/": "jacobian/test_ranks.py jacobian/test_products.py jacobian/test_dense.py linalg/test_linear_operator.py",
+    "jacobian/": "jacobian/test_ranks.py jacobian/test_products.py jacobian/test_dense.py "
+    "linalg/test_linear_operator.py",
     "curvature/": "jacobian/test_ranks.py curvature jacobian/test_products.py linalg/test_linear_operator.py",
     "linalg/linear_operator": "linalg/test_linear_operator.py",
     "linalg/vector_space": "linalg",
