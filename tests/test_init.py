@@ -152,6 +152,13 @@ def test_layers_start_as_torchs_do(name: str) -> None:
         assert float(a.std()) == pytest.approx(float(b.std()), rel=0.1)
 
 
+@pytest.mark.parametrize("fan_in", [0, 1, 2, 100])
+def test_biases_are_within_torchs_bounds(fan_in: int) -> None:
+    theirs = torch.nn.Linear(fan_in, 1000).bias.detach().abs().max() if fan_in else torch.zeros(())
+    for bias in (init.torch_default_bias(fan_in)(KEY, (1000,)), fnn.layers.linear(fan_in, 1000).init(KEY)["bias"]):
+        assert float(bias.abs().max()) == pytest.approx(float(theirs), rel=0.03)
+
+
 @pytest.mark.parametrize("name", ["linear", "relu", "leaky_relu", "tanh", "sigmoid", "selu"])
 def test_gain_is_torchs(name: str) -> None:
     assert init.gain(name) == pytest.approx(torch.nn.init.calculate_gain(name))

@@ -396,3 +396,16 @@ def test_a_graph_with_a_loop_prints_counts_and_draws(length: int) -> None:
         assert "where scan_body_0 = { lambda" in str(graph)
         assert "tanh" in str(graph).split("where")[1]
         assert graph.svg().startswith("<svg")
+
+
+def test_contexts_that_disable_jit_may_be_nested_and_left_by_an_error():
+    jitted = fnn.jit(lambda x: x.item())  # which cannot be traced
+    with fnn.disable_jit():
+        with fnn.disable_jit():
+            assert jitted(torch.tensor(2.0)) == 2.0
+        assert jitted(torch.tensor(2.0)) == 2.0
+        with pytest.raises(KeyError), fnn.disable_jit():
+            raise KeyError
+        assert jitted(torch.tensor(2.0)) == 2.0
+    with pytest.raises(TypeError):
+        jitted(torch.tensor(2.0))

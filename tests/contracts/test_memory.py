@@ -102,3 +102,14 @@ def test_results_own_their_memory(name: str) -> None:
         for other, old in zip(leaves[i + 1 :], before[i + 1 :], strict=True):
             assert torch.equal(other, old)
     assert all(leaf.eq(old + 1).all() for leaf, old in zip(leaves, before, strict=True))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_results_of_jitted_functions_own_their_memory(name: str) -> None:
+    f = lambda p: (FUNCTIONS[name](p), FUNCTIONS[name](p), p["a"][:1], p["a"].expand(3, 2), p["b"].sum().expand(4))
+    for _ in range(2):
+        leaves = tree.leaves(fnn.jit(f)(PARAMS))
+        memory = [leaf.untyped_storage().data_ptr() for leaf in (*leaves, *tree.leaves(PARAMS))]
+        assert len(set(memory)) == len(memory)
+        for leaf in leaves:
+            assert leaf.untyped_storage().nbytes() == leaf.numel() * leaf.element_size()

@@ -513,6 +513,18 @@ def test_leaves_of_every_rank(shape, method):
 
 
 G = fnn.gradients
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 8])
+def test_there_is_one_key_or_one_for_each_sample(count):
+    keys = fnn.random.split(key(0), count)
+    loss = lambda p, x, key: (p["w"] * x * fnn.random.uniform(key, (3,))).sum()
+    for make in (fnn.per_sample_grad, G.per_sample_norms, lambda f: fnn.clipped_grad(f, 1.0), G.per_sample_moments):
+        make(loss)(ONES, torch.ones(4, 3), key=fnn.random.split(key(0), 4))
+        with pytest.raises(ValueError, match=rf"key has shape \({count}, 2\) for 4 samples; pass one key"):
+            make(loss)(ONES, torch.ones(4, 3), key=keys)
+
+
 OF_SHARED_PARAMS = {
     "clipped_grad": lambda batches: fnn.clipped_grad(quadratic, 1.0, batch_argnums=batches),
     "per_sample_norms": lambda batches: G.per_sample_norms(quadratic, batch_argnums=batches),
@@ -585,6 +597,9 @@ def test_noise_and_poisson_samples():
     assert abs(counts.mean() - 50) < 3
     assert 4 < counts.std() < 10  # sqrt(45) = 6.7
     assert all(len(set(sample.indices.tolist())) == 100 for sample in drawn)
-    full = fnn.gradients.poisson_sample(key(2), 500, 0.5, 100)
-    assert full.weights.sum() == 100
-    assert full.dropped > 100
+    assert all(sample.dropped == 0 for sample in drawn)
+    for most in (1, 100, 260, 500):
+        full = fnn.gradients.poisson_sample(key(2), 500, 0.5, most)
+        everything = fnn.gradients.poisson_sample(key(2), 500, 0.5, 500).weights.sum()
+        assert full.weights.sum() == min(most, everything)
+        assert full.dropped == max(everything - most, 0)

@@ -9,6 +9,7 @@ from torch.func import hessian, jacrev
 
 import fnn
 from fnn import curvature, jacobian, linalg, tree
+from fnn.linalg.vector_space import one_hot
 
 PARAMS = {
     "scalar": torch.tensor(0.7, dtype=torch.float64),
@@ -109,3 +110,42 @@ def test_leaves_of_every_rank(name: str) -> None:
 
 def test_checks_of_leaves_of_every_rank() -> None:
     jacobian.check_grads(of_params, (PARAMS,))
+
+
+SQUARED = lambda y, x: y.square().mean()
+CHUNKED: dict[str, Callable[[int | None], tree.Tree]] = {
+    "jmp": lambda k: jacobian.jmp(of_params, (PARAMS,), one_hot((PARAMS,), 0, 7), k)[1],
+    "mjp": lambda k: jacobian.mjp(of_params, (PARAMS,), one_hot(of_params(PARAMS), 0, 7), k)[1],
+    "dense_jacobian, forward": lambda k: jacobian.dense_jacobian(of_params, mode="forward", chunk_size=k)(PARAMS),
+    "dense_jacobian, reverse": lambda k: jacobian.dense_jacobian(of_params, mode="reverse", chunk_size=k)(PARAMS),
+    "laplacian": lambda k: jacobian.laplacian(loss, chunk_size=k)(PARAMS),
+    "sparse_jacobian": lambda k: jacobian.sparse_jacobian(of_params, "detect", k)(PARAMS).dense(),
+    "ntk": lambda k: jacobian.ntk(model, PARAMS, X, chunk_size=k),
+    "ntk, product": lambda k: jacobian.ntk(model, PARAMS, X, X[:3], method="product", chunk_size=k),
+    "dense_hessian": lambda k: curvature.dense_hessian(loss, chunk_size=k)(PARAMS),
+    "hessian_diagonal": lambda k: curvature.hessian_diagonal(loss, chunk_size=k)(PARAMS),
+    "ggn_diagonal": lambda k: curvature.ggn_diagonal(model, SQUARED, chunk_size=k)(PARAMS, X),
+    "dense": lambda k: curvature.hessian_operator(loss, PARAMS, X).dense(k),
+    "columns": lambda k: curvature.hessian_operator(loss, PARAMS, X).columns(torch.eye(len(V)).double(), k),
+    "estimate_diagonal": lambda k: linalg.estimate_diagonal(
+        curvature.hessian_operator(loss, PARAMS, X), fnn.random.key(0), 7, k
+    ),
+    "estimate_frobenius_norm": lambda k: linalg.estimate_frobenius_norm(
+        curvature.hessian_operator(loss, PARAMS, X), fnn.random.key(0), 7, k
+    ),
+    "per_sample_grad": lambda k: fnn.per_sample_grad(loss, chunk_size=k)(PARAMS, X),
+    "per_sample_moments": lambda k: fnn.gradients.per_sample_moments(loss, k)(PARAMS, X),
+    "per_sample_norms": lambda k: fnn.gradients.per_sample_norms(loss, k)(PARAMS, X),
+    "clipped_grad": lambda k: fnn.clipped_grad(loss, 0.01, k)(PARAMS, X, weights=torch.arange(4.0).double()),
+    "gradient_noise_scale": lambda k: fnn.gradients.gradient_noise_scale(loss, k)(PARAMS, X),
+}
+
+
+@pytest.mark.parametrize("name", CHUNKED)
+def test_chunks_change_nothing(name: str) -> None:
+    whole = CHUNKED[name](None)
+    for size in (1, 2, 3, 100):
+        assert tree.allclose(CHUNKED[name](size), whole, rtol=1e-9, atol=1e-11)
+    for size in (0, -1):
+        with pytest.raises(ValueError, match="chunk_size"):
+            CHUNKED[name](size)

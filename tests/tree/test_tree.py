@@ -159,7 +159,7 @@ def test_state_dicts_refuse_ambiguous_paths() -> None:
         tree.from_state_dict({"a.b": torch.ones(1), "a": torch.ones(1)})
 
 
-@pytest.mark.parametrize("names", ["v", "w x", "w", "w v", "", "v x"])
+@pytest.mark.parametrize("names", ["v", "w x", "w", "w v", "", "w v x", "v w y x"])
 def test_a_state_dict_has_exactly_the_paths_of_the_tree(names: str) -> None:
     flat, like = {name: torch.ones(1) for name in names.split()}, {"w": torch.ones(1), "v": torch.ones(1)}
     if set(flat) == set(like):
