@@ -114,6 +114,15 @@ def test_truncated_normal_stays_inside_its_bounds(
     assert float(w.mean()) == pytest.approx(float(reference.mean()), abs=0.02 * float(reference.std()) + 1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *NARROW])
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-1.0, 1.0), (1.0, 1.01), (-0.05, 0.05), (100.0, 101.0), (2.0, 2.0)])
+def test_uniform_stays_inside_its_bounds(bounds: tuple[float, float], dtype: torch.dtype) -> None:
+    low, high = (float(torch.tensor(bound, dtype=dtype)) for bound in bounds)
+    w = init.uniform(low, high)(KEY, (300, 200), dtype).double()
+    assert low <= float(w.min())
+    assert float(w.max()) < high or low == high == float(w.max())
+
+
 def test_leaky_slopes_are_used() -> None:
     for initializer in (init.kaiming_uniform, init.kaiming_normal):
         wide, narrow = (initializer(a)(KEY, (200, 100), torch.float64).std() for a in (0.0, 1.0))

@@ -318,6 +318,34 @@ def test_integers_are_those_of_unbounded_arithmetic(span: int) -> None:
         assert random.randint(KEY, (40,), *map(torch.tensor, (first, first + span))).tolist() == expected
 
 
+EMPTY: dict[str, Callable[[tuple[int, ...]], torch.Tensor]] = {
+    "bits": lambda shape: random.bits(KEY, shape),
+    "uniform": lambda shape: random.uniform(KEY, shape),
+    "uniform, bounds": lambda shape: random.uniform(KEY, shape, torch.float64, torch.zeros(shape), torch.ones(())),
+    "normal": lambda shape: random.normal(KEY, shape, torch.float64),
+    "truncated_normal": lambda shape: random.truncated_normal(KEY, -1.0, 1.0, shape),
+    "bernoulli": lambda shape: random.bernoulli(KEY, 0.5, shape),
+    "randint": lambda shape: random.randint(KEY, shape, 0, 2**40),
+    "categorical": lambda shape: random.categorical(KEY, torch.zeros(3), shape=shape),
+    "init.normal": lambda shape: fnn.init.normal()(KEY, shape),
+}
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 0, 4)])
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_shape_may_be_empty(name: str, shape: tuple[int, ...]) -> None:
+    assert EMPTY[name](shape).shape == shape
+    assert random.split(KEY, 0).shape == (0, 2)
+    assert random.permutation(KEY, 0).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_equal_bounds_leave_one_integer(dtype: torch.dtype) -> None:
+    low, high = torch.tensor([3, 0, 200, 7]), torch.tensor([3, 0, 201, 5])
+    x = random.randint(KEY, (500, 4), low, high, dtype)
+    assert torch.equal(x, low.to(dtype).expand(500, 4))
+
+
 def test_the_global_generator_is_not_touched() -> None:
     state = torch.random.get_rng_state()
     for draw in DRAWS.values():

@@ -173,8 +173,11 @@ class _Walk:
             self.visit(value.__func__)
             self.visit(value.__self__)
         elif isinstance(value, functools.partial):
-            for part in (value.func, *value.args, *value.keywords.values()):
-                self.visit(part)
+            self._note(
+                "a partial",
+                lambda: ["function", *map(str, range(len(value.args))), *value.keywords],
+                lambda: [value.func, *value.args, *value.keywords.values()],
+            )
         elif isinstance(value, (staticmethod, classmethod)):
             self.visit(value.__func__)
         elif isinstance(value, property):

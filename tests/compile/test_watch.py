@@ -72,6 +72,13 @@ def scaled(x):
     return x * factor
 
 
+def with_keyword(x, *, factor=2.0):
+    return x * factor
+
+
+partial_of_keyword = functools.partial(lambda x, *, factor: x * factor, factor=2.0)
+
+
 def with_default(x, factor=2.0):
     return x * factor
 
@@ -97,6 +104,8 @@ CHANGES = {
     "attribute of a module": (lambda x: x * module.factor, lambda v: setattr(module, "factor", v)),
     "attribute of an object": (lambda x: x * config.factor, lambda v: setattr(config, "factor", v)),
     "default": (with_default, lambda v: setattr(with_default, "__defaults__", (v,))),
+    "default of a keyword": (with_keyword, lambda v: setattr(with_keyword, "__kwdefaults__", {"factor": v})),
+    "keyword of a partial": (partial_of_keyword, lambda v: partial_of_keyword.keywords.update(factor=v)),
     "wrapper of a function of torch": (decorated(torch.sin), lambda v: set_global("factor", v)),
     "wrapper of a layer of fnn": (decorated(fnn.layers.relu), lambda v: set_global("factor", v)),
     "partial": (functools.partial(lambda f, x: x * f["factor"], options), lambda v: options.update(factor=v)),

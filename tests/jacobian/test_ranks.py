@@ -1,6 +1,7 @@
 """Params with leaves of every rank, 0-d and empty ones among them, against torch.func on one flat vector."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -149,3 +150,38 @@ def test_chunks_change_nothing(name: str) -> None:
     for size in (0, -1):
         with pytest.raises(ValueError, match="chunk_size"):
             CHUNKED[name](size)
+
+
+def backwards(given: Any) -> Any:
+    """The same tree with its dict filled from behind."""
+    return dict(reversed(given.items()))
+
+
+def outputs(p: dict) -> dict:
+    return {"y": model(p, X), "a": p["matrix"].sin(), "norm": tree.dot(p, p)}
+
+
+STACK = tree.map(lambda x: torch.stack([x, 2 * x]), TANGENT)
+COTANGENT = fnn.random.like(fnn.random.key(7), outputs(PARAMS))
+COTANGENTS = tree.map(lambda x: torch.stack([x, 2 * x]), COTANGENT)
+ORDERED: dict[str, Callable[[Callable], Any]] = {
+    "jmp": lambda order: jacobian.jmp(outputs, (PARAMS,), (order(STACK),)),
+    "mjp": lambda order: jacobian.mjp(outputs, (PARAMS,), order(COTANGENTS)),
+    "linearize_by_vjp": lambda order: jacobian.linearize_by_vjp(outputs, PARAMS)[1](order(TANGENT)),
+    "directional_derivatives": lambda order: jacobian.directional_derivatives(outputs, (PARAMS,), (order(TANGENT),)),
+    "jacobian_operator": lambda order: jacobian.jacobian_operator(outputs, PARAMS) @ order(TANGENT),
+    "transposed": lambda order: jacobian.jacobian_operator(outputs, PARAMS).T @ order(COTANGENT),
+    "hvp": lambda order: curvature.hvp(loss, (PARAMS,), (order(TANGENT),)),
+    "ggn_product": lambda order: curvature.ggn_product(of_params, lambda y: (y**4).sum(), (PARAMS,), (order(TANGENT),)),
+    "hessian_operator": lambda order: curvature.hessian_operator(loss, PARAMS, X) @ order(TANGENT),
+    "cg": lambda order: linalg.cg(jacobian_squared().damped(5.0), order(TANGENT), x0=order(PARAMS)).solution,
+}
+
+
+@pytest.mark.parametrize("name", ORDERED)
+def test_the_order_of_dicts_does_not_matter(name: str) -> None:
+    expected, found = ORDERED[name](lambda given: given), ORDERED[name](backwards)
+    assert tree.max_difference(expected, found) == 0
+    for ours, theirs in zip(tree.leaves(expected), tree.leaves(found), strict=True):
+        assert ours.shape == theirs.shape
+    assert repr(tree.structure(expected)) == repr(tree.structure(found))

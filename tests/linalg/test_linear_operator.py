@@ -467,3 +467,17 @@ def test_errors_are_sentences(name):
     call, kind, words = ERRORS[name]
     with pytest.raises(kind, match=words):
         call(hessian_operator(loss, PARAMS, (X, Y)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_no_more_than_rounding_counts_as_symmetric(dtype):
+    for n in (2, 30):
+        b = fnn.random.normal(fnn.random.key(n), (n, n), torch.float64)
+        product = (b @ b.T).to(dtype)
+        rounded = product + product.mT * torch.finfo(dtype).eps * fnn.random.uniform(fnn.random.key(1), (n, n), dtype)
+        assert matrix_operator(product).symmetric
+        assert matrix_operator(rounded).symmetric
+        for entry in (1, -1):
+            wrong = product.clone()
+            wrong[0, entry] += 30 * n**0.5 * torch.finfo(dtype).eps * product.abs().max()
+            assert not matrix_operator(wrong).symmetric
