@@ -13,6 +13,7 @@ INTERRUPTED = """
 import os, random, signal, sys, threading, time
 import torch, fnn
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores SIGINT
 torch.set_num_threads(1)
 backend, hits_wanted, seed = sys.argv[1], *map(int, sys.argv[2:])
 model = fnn.models.mlp(8, 16, 16, 4)
