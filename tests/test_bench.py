@@ -246,12 +246,15 @@ def test_compiled_rivals_compute_the_same(
     assert report.exists()
 
 
-@pytest.mark.parametrize("name", models.NAMES)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) if name == "resnet18" else name for name in models.NAMES]
+
+
+@pytest.mark.parametrize("name", SLOW)
 def test_models_of_torch_and_of_fnn_take_the_same_steps(
     name: str, report: Path, uncompiled: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("transformers" if name == "gpt2" else "torchvision")
-    flags = ("--models", name, "--size", "tiny", "--batch", "2", "--seconds", "0.01")
+    flags = ("--models", name, "--size", "tiny", "--batch", "8", "--seconds", "0.01")
     run(monkeypatch, models, *flags)  # rivals.agree compares the losses
     check(rows(report), [models.BASE, "fnn, eager", models.REPLAY, "fnn.jit, inductor"], 2)
     assert "<!-- begin models tiny -->" in report.read_text()

@@ -127,7 +127,7 @@ def by_fnn(given: Problem, part: str, model: Any = None, jit: bool = True, **set
         function = fnn.jit(gradient, **settings) if jit else gradient
         return lambda: function(params, state, given.x, given.targets)[0][0]
     function = fnn.jit(step, donate_argnums=(0, 1, 2), **settings) if jit else step
-    held = [(params, state, optimizer.init(params))]
+    held = [(*fnn.tree.map(torch.clone, (params, state)), optimizer.init(params))]
 
     def call() -> Tensor:
         *trees, value = function(*held[0], given.x, given.targets)

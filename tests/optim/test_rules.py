@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 import fnn
-from fnn import _torch, optim, tree
+from fnn import _tracing, optim, tree
 from fnn.compile.trace import layout_of
+from fnn.optim import base
 from fnn.optim.base import list_form
 from fnn.optim.tensor_list import LeafwiseError, TensorList
 from tests.optim.cases_optim import CASES, parabola, step
@@ -30,7 +31,7 @@ def params_of(dtype: torch.dtype = torch.float64) -> dict:
 
 
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_torch, "multi_tensor_kernels", lambda: False)
+    monkeypatch.setattr(base, "multi_tensor_kernels", lambda: False)
 
 
 def slotted(leaf: Callable) -> Callable:
@@ -171,7 +172,7 @@ def test_graphs_for_replay_are_made_of_kernels_of_lists(name: str) -> None:
         updates, state = opt.update(grads, state, params)
         return tree.leaves((optim.apply_updates(params, updates), state))
 
-    graph, _ = _torch.record(flat, [layout_of(leaf) for leaf in given], True)
+    graph, _ = _tracing.record(flat, [layout_of(leaf) for leaf in given], {}, True)
     graph.graph.eliminate_dead_code()
     called = [str(node.target).split(".")[1] for node in graph.graph.nodes if "." in str(node.target)]
     assert expected <= set(called)
