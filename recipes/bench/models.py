@@ -127,11 +127,12 @@ def by_fnn(given: Problem, part: str, model: Any = None, jit: bool = True, **set
         function = fnn.jit(gradient, **settings) if jit else gradient
         return lambda: function(params, state, given.x, given.targets)[0][0]
     function = fnn.jit(step, donate_argnums=(0, 1, 2), **settings) if jit else step
-    held = [(*fnn.tree.map(torch.clone, (params, state)), optimizer.init(params))]
+    params, state = fnn.tree.map(torch.clone, (params, state))  # the step donates them
+    held = [(params, state, optimizer.init(params))]
 
     def call() -> Tensor:
         *trees, value = function(*held[0], given.x, given.targets)
-        held[0] = tuple(trees)
+        held[0] = (trees[0], trees[1], trees[2])
         return value
 
     return call
