@@ -9,6 +9,7 @@ from torch import Tensor
 import fnn
 from fnn import tree
 from tests.contracts import cases
+from tests.contracts.test_generated_code import LOOPS
 from tests.contracts.test_transforms import Setting
 
 QUICK = {"linear", "conv2d", "batch_norm, training", "multi_head_attention", "cross_entropy, weight, classes"}
@@ -45,9 +46,14 @@ def test_two_donated_steps_equal_undonated_and_eager_ones(name: str) -> None:
         assert all(leaf.is_meta == (function is donated) for leaf in tree.leaves(given))
         runs.append((params, state, value))
     assert not equal(runs[0][0], s.params)
-    assert equal(runs[1], runs[0])
+    if name.split(",")[0] in LOOPS:
+        assert tree.allclose(runs[1], runs[0], rtol=1e-13, atol=1e-13)
+    else:
+        assert equal(runs[1], runs[0])
     assert equal(runs[2], runs[1])
-    assert fnn.compile_count(pure) == fnn.compile_count(donated) == 1
+    # the gradients of bilinear have other strides than its params, so the second momentum has another layout
+    assert fnn.compile_count(pure) == (2 if name.startswith("bilinear") else 1)
+    assert fnn.compile_count(donated) == 1
 
 
 def test_running_statistics_may_be_donated_with_the_params() -> None:
