@@ -54,8 +54,8 @@ def compiled(
 def save_compiled(path: str | os.PathLike) -> None:
     """Write everything that Inductor has compiled in this process to a file that can be shipped with a program.
 
-    ``jitted.save(path)`` writes what it has compiled for one function. Raises ``ValueError`` if nothing has been
-    compiled yet.
+    ``jitted.save(path)`` writes what it has compiled for one function. Graphs that torch cannot store, such as those
+    with loops, are left out and compiled again. Raises ``ValueError`` if nothing is left to write.
     """
     write(path, _made)
 
@@ -72,8 +72,13 @@ def write(path: str | os.PathLike, names: Collection[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for name, each in chosen.items():
                 file = Path(folder) / name
-                each.code.save(path=str(file), format="binary")
+                try:
+                    each.code.save(path=str(file), format="binary")
+                except RuntimeError:  # torch cannot store every graph, such as one with a loop
+                    continue
                 contents[f"graphs/{name}"] = file.read_bytes()
+        if not contents:
+            raise ValueError("save_compiled: torch can store none of the compiled graphs, as with loops")
         for place, library in _libraries(set().union(*(each.libraries for each in chosen.values()))).items():
             contents[f"libraries/{place}"] = library.read_bytes()
         with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
