@@ -18,11 +18,12 @@ def device(name: str = "auto") -> torch.device:
     try:
         chosen = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device({name!r}): there is no such device; write 'auto', 'cpu', 'cuda' or 'mps'") from None
-    if chosen.type == "meta" or chosen.type == "cpu":
+        raise ValueError(f"torch has no device {name!r}; write 'auto', 'cpu', 'cuda' or 'mps'") from None
+    if chosen.type in ("cpu", "meta"):
         return chosen
     if found is None or found.type != chosen.type:
-        raise ValueError(f"device({name!r}): torch finds {found.type if found else 'no accelerator'} here")
-    if chosen.index is not None and chosen.index >= torch.accelerator.device_count():
-        raise ValueError(f"device({name!r}): torch finds {torch.accelerator.device_count()} devices of this type here")
+        raise ValueError(f"torch finds {found.type if found else 'no accelerator'} here, and no device {name!r}")
+    count = torch.accelerator.device_count()
+    if chosen.index is not None and chosen.index >= count:
+        raise ValueError(f"torch finds {count} of {chosen.type} here, and no device {name!r}")
     return chosen

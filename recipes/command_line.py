@@ -85,17 +85,10 @@ def begin(flags: RunFlags) -> torch.device:
             if isinstance(limit, Limit) and not limit.holds(value):
                 raise SystemExit(f"--{field.name.replace('_', '-')} {value}: give a value that is {limit.words}")
     fnn.keep_freed_memory()
-    return choose_device(flags)
-
-
-def choose_device(flags: RunFlags) -> torch.device:
-    """The device that ``--device`` names. Raises ``SystemExit`` if torch does not find it."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if flags.device == "auto":
-        return torch.device(found.type if found else "cpu")
-    if flags.device != "cpu" and (found is None or found.type != flags.device):
-        raise SystemExit(f"--device {flags.device}: torch finds {found.type if found else 'no accelerator'} here")
-    return torch.device(flags.device)
+    try:
+        return fnn.device(flags.device)
+    except ValueError as error:
+        raise SystemExit(f"--device {flags.device}: {error}") from error
 
 
 def load_images(flags: ImageFlags, device: torch.device, size: int | None = None) -> fnn.data.Images:

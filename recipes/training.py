@@ -106,12 +106,15 @@ def make_optimizer(flags: Flags) -> fnn.Optimizer:
 
 def evaluate(apply: Callable, params: fnn.tree.Tree, data: Batch) -> dict[str, float]:
     """Mean loss and accuracy over all samples, computed on a thousand images at a time."""
-    loss, right, rows = 0.0, 0.0, fnn.data.length(data)
-    for images, labels in fnn.data.batches(data, 1000):
-        logits = apply(params, images)
-        loss += float(fnn.losses.cross_entropy(logits, labels, reduction="sum"))
-        right += float(fnn.metrics.accuracy(logits, labels)) * len(labels)
-    return {"test_loss": loss / rows, "test_accuracy": right / rows}
+
+    def metrics(params: fnn.tree.Tree, batch: Batch) -> dict[str, Tensor]:
+        logits = apply(params, batch[0])
+        return {
+            "test_loss": fnn.losses.cross_entropy(logits, batch[1]),
+            "test_accuracy": fnn.metrics.accuracy(logits, batch[1]),
+        }
+
+    return fnn.training.evaluate(metrics, params, data, batch_size=1000)
 
 
 def describe(row: dict[str, float]) -> str:

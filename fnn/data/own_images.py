@@ -67,7 +67,8 @@ def from_folder(
         raise FileNotFoundError(f"from_folder: there is no folder {root}")
     classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     rows = [(file, label) for label, name in enumerate(classes) for file in _images_in(root / name)]
-    if empty := [name for label, name in enumerate(classes) if label not in {number for _, number in rows}]:
+    filled = {label for _, label in rows}
+    if empty := [name for label, name in enumerate(classes) if label not in filled]:
         raise FileNotFoundError(f"from_folder: {root / empty[0]} holds no images ({', '.join(ENDINGS)})")
     if not rows:
         raise FileNotFoundError(
