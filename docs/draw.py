@@ -15,7 +15,7 @@ from drawings import higher, second, shapes, style  # noqa: F401
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Draw the pictures of the pages.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(style.PICTURES))
     parser.add_argument("--preview", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()

@@ -6,11 +6,13 @@ Ito, which colour-blind readers can tell apart.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("agg")
 
+from cycler import cycler
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,7 +25,7 @@ PURPLE, SKY, YELLOW = "#CC79A7", "#56B4E9", "#F0E442"
 
 PICTURES: dict[str, Callable[[], Figure]] = {}
 
-_LOOK = {
+_LOOK: dict[Any, Any] = {
     "svg.hashsalt": "fnn",  # the same names of clip paths in each run
     "svg.fonttype": "path",  # the same letters in each browser
     "path.simplify": False,  # as many points in each run
@@ -32,7 +34,7 @@ _LOOK = {
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.labelsize": 10,
-    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW]),
+    "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW]),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
@@ -48,7 +50,7 @@ _LOOK = {
 
 def style():
     """The context in which a picture is drawn and saved."""
-    return matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **_LOOK})
+    return matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **_LOOK})  # type: ignore[arg-type]
 
 
 def picture(draw: Callable[[], Figure]) -> Callable[[], Figure]:
