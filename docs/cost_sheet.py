@@ -115,16 +115,23 @@ def claimed(cost: str, names: dict[str, Any]) -> float:
     return eval(re.sub(r"(\d) ([kmn])", r"\1 * \2", cost), names)
 
 
-def measured(call: str, names: dict[str, Any], rounds: int = 7) -> float:
-    """The processor time of a call over that of f, the best of several rounds in turns."""
-    code = compile(call, "sheet", "eval")
-    best = [float("inf"), float("inf")]
-    for _ in range(rounds):
-        for place, run in enumerate((lambda: names["f"](names["x"]), lambda: eval(code, names))):
+def best_times(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """The processor time of each call, in seconds: the best of several rounds in turns, the first not counted."""
+    best = dict.fromkeys(calls, float("inf"))
+    for number in range(rounds + 1):
+        for name, call in calls.items():
             start = time.process_time()
-            run()
-            best[place] = min(best[place], time.process_time() - start)
-    return best[1] / best[0]
+            call()
+            if number:
+                best[name] = min(best[name], time.process_time() - start)
+    return best
+
+
+def measured(call: str, names: dict[str, Any]) -> float:
+    """The processor time of a call over that of f."""
+    code = compile(call, "sheet", "eval")
+    times = best_times({"f": lambda: names["f"](names["x"]), "call": lambda: eval(code, names)}, rounds=7)
+    return times["call"] / times["f"]
 
 
 def main() -> None:
