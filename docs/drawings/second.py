@@ -1,0 +1,1 @@
+"""Pictures of the chapters on second order, samples and KFAC."""
