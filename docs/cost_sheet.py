@@ -1,21 +1,18 @@
-"""Count what each call on the sheet of the Jacobian book costs: ``python docs/cost_sheet.py [--time]``.
+"""Count what each call on the sheet of the Jacobian book costs: ``python docs/cost_sheet.py``.
 
 The page ``docs/jacobians/sheet.md`` lists the calls. Its first block makes the names that the calls use, here for a
 perceptron of eight equal layers, so that no single layer decides; the tests run the calls for the page's own network.
 Costs are in calls of f: the floating-point operations of matrix products, as torch counts them, over those of f.
-``--time`` measures the calls whose cost does not grow with n or m, in processor time of one thread, the best of seven.
+``python -m recipes.bench jacobian_costs`` measures the products, too.
 """
 
-import argparse
 import ast
 import re
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 DOCS = Path(__file__).resolve().parent
@@ -115,45 +112,14 @@ def claimed(cost: str, names: dict[str, Any]) -> float:
     return eval(re.sub(r"(\d) ([kmn])", r"\1 * \2", cost), names)
 
 
-def best_times(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The processor time of each call, in seconds: the best of several rounds in turns, the first not counted."""
-    best = dict.fromkeys(calls, float("inf"))
-    for number in range(rounds + 1):
-        for name, call in calls.items():
-            start = time.process_time()
-            call()
-            if number:
-                best[name] = min(best[name], time.process_time() - start)
-    return best
-
-
-def measured(call: str, names: dict[str, Any]) -> float:
-    """The processor time of a call over that of f."""
-    code = compile(call, "sheet", "eval")
-    times = best_times({"f": lambda: names["f"](names["x"]), "call": lambda: eval(code, names)}, rounds=7)
-    return times["call"] / times["f"]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Count what each call on the sheet of the Jacobian book costs.")
-    parser.add_argument("--time", action="store_true", help="measure the products, too")
-    measure = parser.parse_args().time
-    small = names_of_the_page(*[5] * 9, samples=3)
-    large = names_of_the_page(*[384] * 9, samples=128) if measure else {}
-    if measure:
-        torch.set_num_threads(1)
-        fnn.keep_freed_memory()
-    print("| call | by params: stated | counted | measured | by inputs: stated | counted | measured |")
-    print("|---|---|---|---|---|---|---|")
+    names = names_of_the_page(*[6] * 9, samples=4)
+    print("| call | by params: stated | counted | by inputs: stated | counted |")
+    print("|---|---|---|---|---|")
     for row in rows():
         cells = [f"`{row.call}`"]
-        for cost, names, big in (
-            (row.by_params, small, large),
-            (row.by_inputs, by_inputs(small), by_inputs(large) if measure else {}),
-        ):
-            cells += [cost, f"{counted(row.call, names):.1f}" if cost else ""]
-            timed = measure and cost and not set(cost) & {"n", "m"}
-            cells.append(f"{measured(row.call, big):.1f}" if timed else "")
+        for cost, given in ((row.by_params, names), (row.by_inputs, by_inputs(names))):
+            cells += [cost, f"{counted(row.call, given):.1f}" if cost else ""]
         print("| " + " | ".join(cells) + " |", flush=True)
 
 
