@@ -40,10 +40,18 @@ def escape(app, what, name, obj, options, lines):
             lines[i] = "".join(p if p.startswith("``") else re.sub(r"([|*])", r"\\\1", p) for p in pieces)
 
 
+# docutils puts what stands under a brace to the right of it
+UNDER_BRACE = re.compile(
+    r"^( *)<msub>\n(\1  <munder>\n(?:\1    .*\n)+?\1    <mo>⏟</mo>\n\1  </munder>\n(?:\1  .*\n)+?)\1</msub>",
+    re.MULTILINE,
+)
+
+
 def mathml(node, **options):
     """Formulas as MathML, which browsers draw by themselves: no script, and no request to another host."""
     try:
-        return tex2mathml(node.astext().replace(r"\dots", r"\ldots"), **options)
+        formula = tex2mathml(node.astext().replace(r"\dots", r"\ldots"), **options)
+        return UNDER_BRACE.sub(r"\1<munder>\n\2\1</munder>", formula)
     except MathError as error:
         logger.warning("%s in the formula %s", error, node.astext(), location=node)
         return ""
