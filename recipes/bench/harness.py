@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, peak memory, and the report in docs/performance.md."""
+"""What the benchmarks share: interleaved timing, peak memory, and the report in docs/performance_tables.md."""
 
 import argparse
 import ctypes
@@ -17,7 +17,7 @@ import torch
 
 import fnn
 
-REPORT = Path(__file__).parents[2] / "docs" / "performance.md"
+REPORT = Path(__file__).parents[2] / "docs" / "performance_tables.md"
 
 
 def begin(keep_memory: bool = True) -> None:
@@ -201,7 +201,7 @@ def section(bench: str, part: str, options: argparse.Namespace) -> str:
 def report(name: str, title: str, body: str, packages: Sequence[str] = (), page: Path | None = None) -> None:
     """Print the section and write it to a page, where it replaces the section of the same name.
 
-    The page is docs/performance.md unless another is given.
+    The page is docs/performance_tables.md unless another is given.
 
     The first word of ``name`` is the name of the module.
     """
@@ -210,7 +210,7 @@ def report(name: str, title: str, body: str, packages: Sequence[str] = (), page:
     print(section)
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     page = REPORT if page is None else page
-    text = page.read_text() if page.exists() else "# Performance\n"
+    text = page.read_text() if page.exists() else "# Tables of performance\n"
     block = f"{begin}\n{section}{end}\n"
     if begin in text:
         before, rest = text.split(begin, 1)
