@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 from matplotlib import pyplot as plt
@@ -25,7 +26,13 @@ SIGNED = LinearSegmentedColormap.from_list(
 )
 
 
-def show(axes: Axes, matrix: Tensor, limit: float | None = None, power: float = 0.5, aspect: str = "equal") -> None:
+def show(
+    axes: Axes,
+    matrix: Tensor,
+    limit: float | None = None,
+    power: float = 0.5,
+    aspect: Literal["equal", "auto"] = "equal",
+) -> None:
     """A matrix as coloured squares: blue is negative, vermilion positive, the colour grows with the entry's power."""
     limit = float(matrix.abs().max()) if limit is None else limit
     coloured = matrix.sign() * (matrix.abs() / limit).clamp(max=1.0) ** power
@@ -114,22 +121,22 @@ def saliency() -> Figure:
 def frontier() -> Figure:
     """The measured time of reverse mode over that of forward mode, over inputs n and outputs m."""
     found = json.loads((Path(__file__).parent / "frontier.json").read_text())
-    ratios = torch.tensor(found["reverse over forward"])
-    figure, axes = plt.subplots(figsize=(4.6, 3.8))
-    show(axes, ratios.log2().double(), 5.0, 0.6)
-    axes.invert_yaxis()
-    for i, row in enumerate(ratios.tolist()):
-        for j, ratio in enumerate(row):
-            strong = abs(math.log2(ratio)) > 1.2
-            axes.text(
-                j, i, f"{ratio:.2g}", ha="center", va="center", color="white" if strong else INK, fontweight="bold"
-            )
-    last = len(ratios) - 0.5
-    axes.plot([-0.5, last], [-0.5, last], color=INK, ls="--", lw=1)
-    axes.set_xticks(range(len(found["n"])), [f"{n:,}" for n in found["n"]])
-    axes.set_yticks(range(len(found["m"])), [f"{m:,}" for m in found["m"]])
-    axes.tick_params(length=0)
-    axes.set(xlabel="inputs n", ylabel="outputs m", title="time of reverse over forward mode")
+    sizes = found["sizes"]
+    figure, panels = plt.subplots(1, 2, figsize=(7.6, 3.5), gridspec_kw={"wspace": 0.1})
+    for axes, kind in zip(panels, ("eager", "replay"), strict=True):
+        ratios = torch.tensor(found[kind], dtype=torch.float64)
+        show(axes, ratios.log2(), 5.0, 0.6)
+        axes.invert_yaxis()
+        for i, row in enumerate(ratios.tolist()):
+            for j, ratio in enumerate(row):
+                colour = "white" if abs(math.log2(ratio)) > 2 else INK
+                axes.text(j, i, f"{ratio:.2g}", ha="center", va="center", color=colour, fontweight="bold")
+        axes.plot([-0.5, len(sizes) - 0.5], [-0.5, len(sizes) - 0.5], color=FAINT, lw=3)
+        axes.set_xticks(range(len(sizes)), [f"{n:,}" for n in sizes])
+        axes.tick_params(length=0)
+        axes.set(xlabel="inputs n", title={"eager": "eager", "replay": "in fnn.jit"}[kind])
+    panels[0].set_yticks(range(len(sizes)), [f"{m:,}" for m in sizes])
+    panels[0].set_ylabel("outputs m")
     return figure
 
 

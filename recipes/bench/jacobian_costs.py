@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -104,7 +104,7 @@ def costs(options: argparse.Namespace) -> str:
     columns: dict[str, dict[str, object]] = {}
 
     def add(title: str, values: dict[str, float]) -> None:
-        columns[title] = harness.ratios(values, CALL)
+        columns[title] = dict(harness.ratios(values, CALL))
 
     for kind in options.backends:
         compiled = kind != "eager"
@@ -124,32 +124,35 @@ def costs(options: argparse.Namespace) -> str:
     # memory: a large batch, beside which the params are small, in activations of one layer
     width, batch = 16, 4096
     one = batch * width * 4
-    memory = {}
+    memory: dict[str, float] = {}
     for name, (f, args) in products(width, batch, options.vectors).items():
         memory[name] = fnn.trace(f)(*args).peak_memory / one
-    columns["memory"] = memory
+    columns["memory"] = dict(memory)
     return harness.columns_table(columns)
 
 
 def frontier(options: argparse.Namespace) -> dict:
-    """The time of reverse mode over that of forward mode for whole Jacobians of n inputs and m outputs."""
+    """The time of reverse mode over that of forward mode for whole Jacobians of n inputs and m outputs, by backend."""
     sizes, hidden = options.sizes, 256
-    ratios = []
-    for m in sizes:
-        row = []
-        for n in sizes:
-            model = fnn.models.mlp(n, hidden, hidden, m, activation=fnn.layers.tanh)
-            params, x = model.init(fnn.random.key(0)), fnn.random.normal(fnn.random.key(1), (n,))
-            rivals = {
-                mode: lambda mode=mode, model=model, params=params, x=x: dense_jacobian(
-                    lambda x: model.apply(params, x), mode=mode
-                )(x)
-                for mode in ("forward", "reverse")
-            }
-            seconds = measure(rivals, options.rounds)
-            row.append(round(seconds["reverse"] / seconds["forward"], 2))
-        ratios.append(row)
-    return {"machine": harness.machine(), "hidden": hidden, "n": sizes, "m": sizes, "reverse over forward": ratios}
+    found: dict = {"machine": harness.machine(), "hidden": hidden, "sizes": sizes}
+    for kind in options.backends:
+        ratios = []
+        for m in sizes:
+            row = []
+            for n in sizes:
+                model = fnn.models.mlp(n, hidden, hidden, m, activation=fnn.layers.tanh)
+                params, x = model.init(fnn.random.key(0)), fnn.random.normal(fnn.random.key(1), (n,))
+                rivals = {}
+                modes: tuple[Literal["forward", "reverse"], ...] = ("forward", "reverse")
+                for mode in modes:
+                    jacobian = dense_jacobian(model.apply, argnums=1, mode=mode)
+                    g = jacobian if kind == "eager" else fnn.jit(jacobian, backend=kind)
+                    rivals[mode] = lambda g=g, params=params, x=x: g(params, x)
+                seconds = measure(rivals, options.rounds)
+                row.append(round(seconds["reverse"] / seconds["forward"], 2))
+            ratios.append(row)
+        found[kind] = ratios  # a row for each m
+    return found
 
 
 def main() -> None:
@@ -163,7 +166,8 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[4, 16, 64, 256, 1024])
     options = parser.parse_args()
     if options.frontier:
-        FRONTIER.write_text(json.dumps(frontier(options), indent=1) + "\n")
+        lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in frontier(options).items()]
+        FRONTIER.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         return
     body = (
         f"CPU, float32, a perceptron of {LAYERS} equal layers with tanh, batch {options.batch}. Everything is divided "
