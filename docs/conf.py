@@ -40,10 +40,15 @@ def escape(app, what, name, obj, options, lines):
             lines[i] = "".join(p if p.startswith("``") else re.sub(r"([|*])", r"\\\1", p) for p in pieces)
 
 
+# commands that docutils does not know, and what it calls them
+SAME = {"dots": r"\ldots", "big": r"\bigr", "Big": r"\Bigr", "bigg": r"\biggr", "Bigg": r"\Biggr"}
+
+
 def mathml(node, **options):
     """Formulas as MathML, which browsers draw by themselves: no script, and no request to another host."""
     try:
-        return tex2mathml(node.astext().replace(r"\dots", r"\ldots"), **options)
+        formula = re.sub(r"\\(dots|[Bb]igg?)(?![A-Za-z])", lambda name: SAME[name[1]], node.astext())
+        return tex2mathml(formula, **options)
     except MathError as error:
         logger.warning("%s in the formula %s", error, node.astext(), location=node)
         return ""
