@@ -64,6 +64,13 @@ def block_math(writer, node):
     raise nodes.SkipNode
 
 
+def back_links(app, pagename, templatename, context, doctree):
+    """Pages of sources link back as if all names of a file had one room; those of the top level have none."""
+    if pagename.startswith("_modules/"):
+        context["body"] = re.sub(r'(top_level\.html#fnn\.)(?:\w+\.)+(\w+")', r"\1\2", context["body"])
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", escape, priority=900)
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
+    app.connect("html-page-context", back_links)
