@@ -50,5 +50,5 @@ def _all_reduce(x: Tensor) -> Tensor:
 
 
 # The loss of a run is the mean of the losses of the processes. The sum is an input of all of them, so the cotangent of
-# what one process has added to it is the sum of all cotangents. The first result of the forward rule gives only a shape.
+# what one process has added is the sum of all cotangents. The first result of the forward rule only gives a shape.
 _total = custom_vjp(_all_reduce, lambda x: (x, ()), lambda _, cotangent: (_total(cotangent),), check=False)

@@ -19,7 +19,7 @@ from fnn import tree as _tree
 from fnn._memory import own
 from fnn._numerics import safe_sqrt, widen
 from fnn._processes import explained_failures, rank, world_size
-from fnn.distributed.reduction import agree, reduce, refuse_transforms
+from fnn.distributed.reduction import agree, gather_rows, reduce, refuse_transforms
 from fnn.tree import Tree, TreeDef
 
 
@@ -231,7 +231,7 @@ def _gathered(leaves: list[Tensor], sharding: Sharding) -> list[Tensor]:
     for layer in sharding.layers(leaves) if sharding.size > 1 else ():
         sent = torch.cat([leaves[i].reshape(-1) for i in layer])
         with explained_failures():
-            received = _torch.all_gather(sent, sharding.size, sharding.group).view(sharding.size, -1)
+            received = gather_rows(sent, sharding.size, sharding.group)
         for i, piece in zip(layer, received.split([leaves[i].numel() for i in layer], 1), strict=True):
             axis: Any = sharding.axes[i]
             stacked = piece.reshape(sharding.size, *sharding.part_shape(i))

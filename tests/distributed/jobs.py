@@ -133,3 +133,96 @@ def message(f: Callable) -> str:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
+
+
+def small_network() -> tuple[Any, Any, Batch]:
+    model = fnn.models.mlp(3, 5, 4)
+    key = fnn.random.key(3)
+    batch = fnn.random.normal(key, (8, 3), torch.float64), fnn.random.randint(key, (8,), 0, 4)
+    return model, fnn.tree.cast(model.init(fnn.random.key(0)), torch.float64), batch
+
+
+def private_gradient(backend: str) -> Any:
+    """The sum of clipped gradients of a Poisson sample, with noise from one key."""
+    model, params, data = small_network()
+    clipped = distributed.data_parallel(fnn.clipped_grad(loss_of(model), 0.1), "sum")
+
+    def step(params: Any, key: Tensor) -> Any:
+        drawn = fnn.gradients.poisson_sample(key, 8, 0.4, 6)
+        indices, weights = distributed.local((drawn.indices, drawn.weights))
+        total = clipped(params, (data[0][indices], data[1][indices]), weights=weights.double())
+        return fnn.tree.add(total, fnn.gradients.noise_like(key, total, 0.3))
+
+    return (step if backend == "eager" else fnn.jit(step, backend=backend))(params, fnn.random.key(5))
+
+
+def curvature() -> tuple:
+    """A Hessian product, a Gauss-Newton product, KFAC factors, and a solution of a system with a Hessian."""
+    model, params, batch = small_network()
+    loss = loss_of(model)
+    v = fnn.tree.ones_like(params)
+    part = distributed.local(batch)
+    hvp = distributed.data_parallel(lambda v: fnn.curvature.hvp(lambda p: loss(p, part), (params,), (v,))[1])
+
+    def ggn(v: Any) -> Any:
+        out_loss = lambda logits: fnn.losses.cross_entropy(logits, part[1])
+        return fnn.curvature.ggn_product(lambda p: model.apply(p, part[0]), out_loss, (params,), (v,))[1]
+
+    ggn = distributed.data_parallel(ggn)
+    damped = fnn.linalg.LinearOperator(lambda v: fnn.tree.lerp(ggn(v), v, 0.1), params, symmetric=True)
+    factors = fnn.curvature.kfac(model.apply, params, part[0]).factors
+    return hvp(v), ggn(v), distributed.reduce(factors), fnn.linalg.cg(damped, v, tolerance=1e-10)[0]
+
+
+def ensemble(backend: str) -> Any:
+    """Members with their own seeds and learning rates, spread over the processes, after three steps."""
+    model, _, batch = small_network()
+    loss = loss_of(model)
+    rates = torch.linspace(0.1, 0.4, 4, dtype=torch.float64)
+
+    def member(key: Tensor, rate: Tensor) -> Any:
+        params = fnn.tree.cast(model.init(key), torch.float64)
+        for _ in range(3):
+            grads = fnn.grad(loss)(params, batch)
+            params = fnn.tree.map(lambda p, g: p - rate * g, params, grads)
+        return params
+
+    members = fnn.vmap(member) if backend == "eager" else fnn.jit(fnn.vmap(member))
+    keys, rates = distributed.local((fnn.random.split(fnn.random.key(0), 4), rates))
+    return distributed.reduce(members(keys, rates), "concat")
+
+
+def metrics() -> dict:
+    """Counts, means and rows of all processes, of several dtypes."""
+    x = distributed.local(torch.arange(8.0))
+    values = {
+        "right": (x > 2.5).sum(), "loss": x.mean(), "rows": x.to(torch.int16)[:, None], "flags": x > 3,
+        "half": x.sum().to(torch.bfloat16), "complex": torch.complex(x.sum(), -x.sum()), "batches": torch.tensor(7),
+    }  # fmt: skip
+    words = {
+        "right": "sum", "loss": "mean", "rows": "concat", "flags": "concat", "half": "sum", "complex": "sum",
+        "batches": "state",
+    }  # fmt: skip
+    reduced = distributed.reduce(values, words)
+    storages = [leaf.untyped_storage().data_ptr() for leaf in fnn.tree.leaves((reduced, values))]
+    assert len(set(storages)) == len(storages)
+    return reduced
+
+
+def accumulated_gradient() -> tuple[Any, int]:
+    """The gradient of a batch in two parts, and the number of messages."""
+    model, params, batch = small_network()
+    f = distributed.data_parallel(fnn.gradients.accumulate_grad(loss_of(model), 2))
+    with torch.profiler.profile() as profile:
+        grads = f(params, distributed.local(batch))
+    return grads, sum(event.count for event in profile.key_averages() if "_c10d_functional::all_reduce" in event.key)
+
+
+def second_derivative_of_batch_norm() -> Any:
+    model, batch = batch_norm_network()
+    params, state = fnn.tree.cast(model.init(fnn.random.key(0)), torch.float64)
+    part = distributed.local(batch)
+    loss = lambda params: fnn.losses.cross_entropy(model.apply(params, state, part[0], train=True)[0], part[1])
+    v = fnn.tree.ones_like(params)
+    f = lambda v: fnn.curvature.hvp(distributed.sync_batch_norm(loss), (params,), (v,))[1]
+    return distributed.data_parallel(f)(v)
