@@ -1,5 +1,6 @@
 """What the processes of a group are asked to do. Every function runs in a single process as well."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -226,3 +227,79 @@ def second_derivative_of_batch_norm() -> Any:
     v = fnn.tree.ones_like(params)
     f = lambda v: fnn.curvature.hvp(distributed.sync_batch_norm(loss), (params,), (v,))[1]
     return distributed.data_parallel(f)(v)
+
+
+def other_trees() -> str:
+    width = 3 + distributed.rank()
+    return message(lambda: distributed.reduce({"loss": torch.ones(()), "grads": {"w": torch.ones(width)}}))
+
+
+def other_code() -> str:
+    def step(x: Tensor) -> Tensor:
+        y = x.relu() if distributed.rank() else x.tanh()
+        return distributed.reduce(y)
+
+    return message(lambda: fnn.jit(step)(torch.ones(3)))
+
+
+def one_stays_away(backend: str) -> str:
+    """Process 1 leaves out a communication of which both have agreed before."""
+    f = distributed.reduce if backend == "eager" else fnn.jit(lambda x: distributed.reduce(x), backend=backend)
+    f(torch.ones(3))
+    return "" if distributed.rank() else message(lambda: f(torch.ones(3)))
+
+
+def one_does_not_trace() -> str:
+    return "" if distributed.rank() else message(lambda: fnn.jit(lambda x: distributed.reduce(x))(torch.ones(3)))
+
+
+def one_dies() -> str:
+    if distributed.rank():
+        os._exit(3)
+    return message(lambda: distributed.reduce(torch.ones(3)))
+
+
+def refusals() -> list[str]:
+    """What each process says to calls that it refuses by itself."""
+    x, params = torch.ones(4), {"w": torch.ones(4, 3)}
+    _, sharding = distributed.shard(params)
+    loss = lambda w: distributed.reduce((w * w).sum())
+    calls = [
+        lambda: distributed.local(torch.ones(5)),
+        lambda: distributed.local_batches(torch.ones(8), 3),
+        lambda: distributed.local_batches(torch.ones(7), 4),
+        lambda: fnn.grad(loss)(x),
+        lambda: fnn.jit(fnn.grad(loss))(x),
+        lambda: torch.func.grad(loss)(x),
+        lambda: fnn.vmap(distributed.reduce)(x),
+        lambda: distributed.reduce(x.clone().requires_grad_()),
+        lambda: distributed.reduce({"count": torch.tensor(3)}),
+        lambda: distributed.reduce({"right": x > 0}, "sum"),
+        lambda: distributed.reduce(x.sum(), "concat"),
+        lambda: distributed.reduce(x, "average"),
+        lambda: distributed.reduce({"x": 1.0}),
+        lambda: distributed.shard(params, rules=lambda path: 1),
+        lambda: distributed.shard(params, rules=lambda path: 2),
+        lambda: distributed.shard({"w": x.to(torch.complex64)}),
+        lambda: distributed.gather(params, sharding),
+        lambda: distributed.fully_sharded(fnn.grad(lambda p: p["w"].sum()), sharding)(params),
+    ]
+    return [message(call) for call in calls]
+
+
+def order_of_a_sharded_step() -> tuple[list[str], int, int]:
+    """What a step does in which order, the peak of its memory, and that of a step with whole params."""
+    model = fnn.models.mlp(64, 64, 64, 64, 64)
+    params, batch = model.init(fnn.random.key(0)), (torch.ones(2, 64), torch.zeros(2, dtype=torch.int64))
+    parts, sharding = distributed.shard(params)
+
+    def step(params: Any, f: Callable) -> Any:
+        return fnn.tree.map(lambda p, g: p - 0.1 * g, params, f(params, batch))
+
+    gradient = fnn.grad(loss_of(model))
+    graph = fnn.trace(lambda params: step(params, distributed.fully_sharded(gradient, sharding)))(parts)
+    whole = fnn.trace(lambda params: step(params, distributed.data_parallel(gradient)))(params)
+    words = {"all_gather": "gather", "mm": "product", "addmm": "product", "reduce_scatter": "scatter"}
+    lines = [line.split("=")[1].split()[0] for line in str(graph).splitlines() if "=" in line]
+    found = [next((word for name, word in words.items() if line.startswith(name)), "") for line in lines]
+    return [word for word in found if word], graph.peak_memory, whole.peak_memory
