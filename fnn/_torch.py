@@ -21,11 +21,13 @@ from torch._C import DisableTorchFunction
 from torch._C import _swap_tensor_impl as swap_tensors
 from torch._C._functorch import (
     TransformType,
+    _add_batch_dim,
     get_interpreter_stack,
     get_unwrapped,
     is_batchedtensor,
     is_functionaltensor,
     is_functorch_wrapped_tensor,
+    maybe_get_bdim,
     maybe_get_level,
     peek_interpreter_stack,
     unwrap_if_dead,
@@ -263,10 +265,12 @@ def values_can_be_read() -> bool:
 
 def is_of_outer_transform(tensor: Tensor) -> bool:
     """Whether the tensor belongs to a transform of torch.func that is not active here."""
+    tensor = unwrap_if_dead(tensor)  # what a pullback keeps of its own transform, which has ended
     if not is_functorch_wrapped_tensor(tensor):
         return False
-    innermost = peek_interpreter_stack()
-    return not 0 < maybe_get_level(tensor) <= (0 if innermost is None else innermost.level())
+    active = {level.level(): level.key() for level in get_interpreter_stack() or ()}
+    kind = active.get(maybe_get_level(tensor))  # another transform may have taken the number of an outer one
+    return kind is None or (kind == TransformType.Vmap) != is_batchedtensor(tensor)
 
 
 def forward_mode_inside_jvp() -> Any:
@@ -278,6 +282,9 @@ def without_tangent(tensor: Tensor) -> Tensor:
     """The tensor as a constant to the innermost forward mode."""
     if not tensor.is_floating_point() and not tensor.is_complex():
         return tensor
+    if is_batchedtensor(tensor):  # the function was mapped, and the tangent is that of the whole batch
+        inside = without_tangent(get_unwrapped(tensor))
+        return _add_batch_dim(inside, maybe_get_bdim(tensor), maybe_get_level(tensor))
     return torch.autograd.forward_ad.unpack_dual(tensor, level=0).primal
 
 
