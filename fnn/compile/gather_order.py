@@ -9,6 +9,7 @@ gradients are reduce-scattered as soon as they are computed. So whole tensors ex
 import itertools
 import operator
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import fx
@@ -30,6 +31,12 @@ def reorder(graph: fx.Graph) -> None:
 
 def _moves_data(node: fx.Node) -> bool:
     return node.target in _MOVES or _torch.returns_view(node.target)
+
+
+def _abstract_result(node: fx.Node) -> Any:
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda used: used.meta["val"])
+    with torch.no_grad():
+        return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
 
 
 def _scatter_early(graph: fx.Graph) -> None:
@@ -110,7 +117,8 @@ class _Gather:
         with self.graph.inserting_before(users[0]):
             for node in self.nodes:
                 if node in wanted:
-                    copies[node] = self.graph.node_copy(node, lambda used: copies.get(used, used))
+                    copy = copies[node] = self.graph.node_copy(node, lambda used: copies.get(used, used))
+                    copy.meta["val"] = _abstract_result(copy)  # with memory of its own
         for user in users:
             for node, copy in copies.items():
                 user.replace_input_with(node, copy)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 
 import pytest
-import torch
 
 from tests.distributed import jobs
 from tests.distributed.launcher import Group
@@ -59,6 +58,6 @@ def test_layers_are_gathered_where_they_are_used(group: Group) -> None:
     layers = 4
     # gathered and used one after the other in the forward pass; in the backward pass gathered again, all but the last
     # layer, which is still there, and the first, whose weight no gradient needs, and scattered at once
-    assert order == ["gather", "product"] * layers + ["product", "scatter"] + [
-        "gather", "product", "product", "scatter"] * (layers - 2) + ["product", "scatter"]  # fmt: skip
+    forward, backward = ["gather", "product"], ["product", "product", "scatter"]
+    assert order == forward * layers + backward + ["gather", *backward] * (layers - 2) + ["product", "scatter"]
     assert peak < 0.75 * together
