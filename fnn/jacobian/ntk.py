@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fnn import tree as _tree
 from fnn.gradients.value_and_grad import check_differentiable
+from fnn.jacobian.arguments import check_not_empty
 from fnn.jacobian.products import bounds
 from fnn.linalg.vector_space import one_hot
 from fnn.tree import Tree
@@ -40,6 +41,7 @@ def ntk(
             [1., 5.]])
     """
     check_differentiable(params)
+    check_not_empty(params, "ntk")
     if mode not in _SUMS:
         raise ValueError(f"ntk: mode is one of {list(_SUMS)}, got {mode!r}")
     if method not in ("contraction", "product"):
