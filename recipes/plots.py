@@ -178,7 +178,9 @@ def spectra(
 def race(path: Path, rows: dict[str, list[dict[str, float]]]) -> None:
     """Training loss of several methods, against steps and against time."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 3.5), layout="constrained", sharey=True)
-    for axes, by, label in zip(panels, ("step", "time"), ("steps", "time without tracing (median Adam steps of 64 samples)"), strict=True):
+    for axes, by, label in zip(
+        panels, ("step", "time"), ("steps", "time without tracing (median Adam steps of 64 samples)"), strict=True
+    ):
         for name, history in rows.items():
             axes.loglog([row[by] for row in history[1:]], [row["loss"] for row in history[1:]], label=name)
         axes.set(xlabel=label)
