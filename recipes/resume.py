@@ -76,7 +76,6 @@ def fit(
             for number, batch in enumerate(taken):  # noqa: B007
                 yield batch
 
-        show(f"epoch {epoch + 1}")
         return Batches(count(), len(taken))
 
     def printing(*arguments: Any) -> tuple:
@@ -92,15 +91,18 @@ def fit(
             printing, state, numbered, flags.epochs, evaluate=evaluate, folder=output, metadata=metadata, **options
         ):
             row = epoch.metrics
-            show(
-                "accuracy {test_accuracy:.1%}, average test loss {test_loss:.6f}, train loss {train_loss:.6f}, "
-                "{seconds:.1f} s".format(**row)
-            )
+            show(describe(row))
             yield row
     except FloatingPointError as error:
         raise SystemExit(f"stopped: {error}") from error
     except ValueError as error:
         raise SystemExit(f"--resume: the checkpoint in {output} does not fit: {error}") from error
+
+
+def describe(row: dict[str, float]) -> str:
+    """The line that is printed for an epoch."""
+    line = "epoch {epoch:3d}  train loss {train_loss:.4f}  test loss {test_loss:.4f}  accuracy {test_accuracy:6.2%}  "
+    return (line + "{seconds:.1f} s").format(**row)
 
 
 def show(line: str) -> None:
