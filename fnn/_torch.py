@@ -21,11 +21,13 @@ from torch._C import DisableTorchFunction
 from torch._C import _swap_tensor_impl as swap_tensors
 from torch._C._functorch import (
     TransformType,
+    _add_batch_dim,
     get_interpreter_stack,
     get_unwrapped,
     is_batchedtensor,
     is_functionaltensor,
     is_functorch_wrapped_tensor,
+    maybe_get_bdim,
     maybe_get_level,
     peek_interpreter_stack,
     unwrap_if_dead,
@@ -263,10 +265,12 @@ def values_can_be_read() -> bool:
 
 def is_of_outer_transform(tensor: Tensor) -> bool:
     """Whether the tensor belongs to a transform of torch.func that is not active here."""
+    tensor = unwrap_if_dead(tensor)  # what a pullback keeps of its own transform, which has ended
     if not is_functorch_wrapped_tensor(tensor):
         return False
-    innermost = peek_interpreter_stack()
-    return not 0 < maybe_get_level(tensor) <= (0 if innermost is None else innermost.level())
+    active = {level.level(): level.key() for level in get_interpreter_stack() or ()}
+    kind = active.get(maybe_get_level(tensor))  # another transform may have taken the number of an outer one
+    return kind is None or (kind == TransformType.Vmap) != is_batchedtensor(tensor)
 
 
 def forward_mode_inside_jvp() -> Any:
@@ -278,6 +282,9 @@ def without_tangent(tensor: Tensor) -> Tensor:
     """The tensor as a constant to the innermost forward mode."""
     if not tensor.is_floating_point() and not tensor.is_complex():
         return tensor
+    if is_batchedtensor(tensor):  # the function was mapped, and the tangent is that of the whole batch
+        inside = without_tangent(get_unwrapped(tensor))
+        return _add_batch_dim(inside, maybe_get_bdim(tensor), maybe_get_level(tensor))
     return torch.autograd.forward_ad.unpack_dual(tensor, level=0).primal
 
 
@@ -429,6 +436,47 @@ def node_of(tensor: Tensor) -> torch.fx.Node:
     return get_proxy_slot(tensor, recording()).proxy.node
 
 
+# Communication between processes
+
+
+def _collectives() -> Any:
+    importlib.import_module("torch.distributed._functional_collectives")  # registers what abstract tensors need
+    return torch.ops._c10d_functional
+
+
+def is_collective(target: Any) -> bool:
+    """Whether the target of a node is an operation in which several processes take part."""
+    return is_operation(target) and target.namespace == "_c10d_functional"
+
+
+def default_group() -> str:
+    """The name of the group of all processes."""
+    return torch.distributed.distributed_c10d._get_default_group().group_name
+
+
+def shared_store(prefix: str) -> Any:
+    """The key-value store through which the processes have found each other; the keys get this prefix."""
+    return torch.distributed.PrefixStore(prefix, torch.distributed.distributed_c10d._get_default_store())
+
+
+def all_reduce(tensor: Tensor, group: str) -> Tensor:
+    """The sum of the tensors of all processes of a group."""
+    operations = _collectives()
+    return operations.wait_tensor(operations.all_reduce(tensor, "sum", group))
+
+
+def all_gather(tensor: Tensor, size: int, group: str) -> Tensor:
+    """The tensors of the ``size`` processes of a group, concatenated along the first axis."""
+    operations = _collectives()
+    return operations.wait_tensor(operations.all_gather_into_tensor(tensor, size, group))
+
+
+def reduce_scatter(tensor: Tensor, size: int, group: str) -> Tensor:
+    """This process's part, of ``size`` equal ones along the first axis, of the sum of the tensors of a group."""
+    operations = _collectives()
+    return operations.wait_tensor(operations.reduce_scatter_tensor(tensor, "sum", size, group))
+
+
 # The compiler
 
 
@@ -485,11 +533,14 @@ __all__ = [
     "Slot",
     "TorchDispatchMode",
     "TransformType",
+    "all_gather",
+    "all_reduce",
     "before_wrapping",
     "cache_folder",  # noqa: F822
     "compiling",
     "custom_function_call",  # noqa: F822
     "data_dependent_errors",
+    "default_group",
     "derivatives_enabled",
     "dispatch_modes",
     "foreach",
@@ -505,6 +556,7 @@ __all__ = [
     "inside_derivative",
     "inside_vmap",
     "is_abstract",
+    "is_collective",
     "is_elementwise",
     "is_of_outer_transform",
     "is_operation",
@@ -526,10 +578,12 @@ __all__ = [
     "pytree_containers",
     "readable",
     "recording",
+    "reduce_scatter",
     "refresh_recurrent",
     "returns_view",
     "scan_op",
     "schema",
+    "shared_store",
     "single_level_function",
     "size_hint",
     "slots",

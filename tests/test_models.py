@@ -140,7 +140,8 @@ def test_training_is_that_of_torchvision(name: str) -> None:
     """Params and running statistics after ten steps of gradient descent.
 
     The rates are small, because with larger ones some of these networks, new and on random images, multiply rounding
-    errors by ten in every step, torch against torch as well.
+    errors in every step. Two copies of torchvision's mobilenet_v2, one of them changed in the last bit of its params,
+    differ by 0.2 after ten steps at a rate of 1e-2, and by 3e-16 at 1e-5.
     """
     rate = TRAINED[name]
     model, net, params, state, _ = pair(name)

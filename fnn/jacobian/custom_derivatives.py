@@ -101,7 +101,7 @@ def custom_jvp(f: Callable, rule: Callable, check: bool = True) -> Callable:
             result = _checked(result, error, norms[0] * norms[1] + norms[2] * norms[3], _NOT_LINEAR)
         return result
 
-    return _function(f, pushforward, pullback)
+    return with_rules(f, pushforward, pullback)
 
 
 def custom_vjp(f: Callable, forward: Callable, backward: Callable, check: bool = True) -> Callable:
@@ -147,7 +147,7 @@ def custom_vjp(f: Callable, forward: Callable, backward: Callable, check: bool =
         error = _tree.global_norm(_tree.sub(combined, expected))
         return _checked(slope, error, _tree.global_norm(expected), _NOT_LINEAR_BACK)
 
-    return _function(f, pushforward, pullback)
+    return with_rules(f, pushforward, pullback)
 
 
 _NOT_LINEAR = (
@@ -209,10 +209,13 @@ _CLOSURE = (
 
 
 class _Closure(TorchFunctionMode):
-    """Raises ``ValueError`` where a function uses a tensor of a transform that its arguments have left."""
+    """Raises ``ValueError`` where a function uses a tensor of a transform that its arguments have left.
+
+    Its shape, and what else a loop inside the function reads without computing with it, may be used.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-        given = _torch.tree_leaves((args, kwargs))
+        given = [] if getattr(func, "__name__", "") == "__get__" else _torch.tree_leaves((args, kwargs))
         if any(isinstance(leaf, Tensor) and _torch.is_of_outer_transform(leaf) for leaf in given):
             raise ValueError(_CLOSURE)
         return func(*args, **(kwargs or {}))
@@ -271,7 +274,13 @@ class _Custom(torch.autograd.Function):
         return ctx.call, tensors[: ctx.count], ctx.call.output.unflatten(tensors[ctx.count :])
 
 
-def _function(f: Callable, pushforward: Callable, pullback: Callable) -> Callable:
+def with_rules(f: Callable, pushforward: Callable, pullback: Callable) -> Callable:
+    """The function ``f(*primals)`` with both rules written out.
+
+    ``pushforward(primals, tangents, output)`` is the tangent of the output, ``pullback(primals, cotangent, output)``
+    the cotangents of the primals. ``output`` depends on the primals, so that a rule made of it can be differentiated.
+    """
+
     def function(*primals: Tree) -> Tree:
         call = _Call(f, pushforward, pullback, primals)
         leaves = call.treedef.flatten_up_to(primals)
