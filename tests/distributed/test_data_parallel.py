@@ -29,3 +29,15 @@ def test_several_processes_train_as_one(group: Group, network: str, optimizer: s
     expected_losses, expected = jobs.train_data_parallel(network, optimizer, "eager", steps)
     assert losses == pytest.approx(expected_losses, abs=1e-6)
     assert close(params, expected)
+
+
+@pytest.mark.parametrize("backend", ["eager", "replay"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("network", ["mlp", "lenet", "transformer"])
+def test_fully_sharded_processes_train_as_one(group: Group, network: str, optimizer: str, backend: str) -> None:
+    steps = 50 if network == "mlp" else 5
+    losses, params, share = group(jobs.train_fully_sharded, network, optimizer, backend, steps)
+    expected_losses, expected = jobs.train_data_parallel(network, optimizer, "eager", steps)
+    assert losses == pytest.approx(expected_losses, abs=1e-6)
+    assert close(params, expected)
+    assert share < 1.2 / len(group.processes)
