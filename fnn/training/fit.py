@@ -78,8 +78,8 @@ def fit(
     batch is kept in the folder. Ctrl-C ends the step that is running, writes a checkpoint and raises
     ``KeyboardInterrupt``. Raises ``FileExistsError`` if the folder holds a run that is not to be resumed,
     ``PermissionError`` if it cannot be written, ``ValueError`` for a checkpoint that does not fit, for an epoch without
-    batches, for arguments out of range, and for a state that differs between processes, and ``TypeError`` if the step does not return the parts of the state and
-    the metrics.
+    batches, for arguments out of range, and for a state that differs between processes, and ``TypeError`` if the step
+    does not return the parts of the state and the metrics.
 
     >>> import fnn
     >>> model, optimizer = fnn.models.mlp(4, 3), fnn.optim.sgd(0.1)
@@ -106,7 +106,7 @@ def fit(
     files = None if folder is None else RunFolder(folder, keep, metadata or {})
     if files:
         files.open()
-    if files and any(all_values(bool(files.steps()) and not resume)):
+    if files and all_values(bool(files.steps()) and not resume)[0]:
         raise FileExistsError(f"fit: {files.path} holds a run; give resume=True to go on with it, or another folder")
     loop = _Loop(step, state, batches, epochs, evaluate, files, save_every, score, patience, check_finite)
     return loop.run(resume, progress, tensorboard)
@@ -147,8 +147,8 @@ class _Loop:
                 [f"step {self.steps}", *_digests(self.state)],
             )
         with ExitStack() as stack:
-            tensorboard = tensorboard and self.files is not None and rank() == 0
-            writer = stack.enter_context(_tensorboard(self.files.path)) if tensorboard else None
+            events = self.files.path if tensorboard and self.files and rank() == 0 else None
+            writer = stack.enter_context(_tensorboard(events)) if events else None
             if self.files:
                 stack.callback(self.files.finish)
             while self.epoch < self.epochs and not self._is_enough():
