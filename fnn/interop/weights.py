@@ -66,8 +66,11 @@ def _read_index(index: Path, device: torch.device | str) -> dict[str, Tensor]:
 
 def _read_saved(path: Path, entry: str | None, device: torch.device | str) -> dict[str, Tensor]:
     with path.open("rb") as file:
-        if file.read(2)[:2] not in (b"PK", b"\x80\x02"):  # an archive, or the pickles of torch before 1.6
-            raise ValueError(f"{path} is not a file of torch.save, nor a safetensors file named so")
+        start = file.read(2)
+    if start not in (b"PK", b"\x80\x02"):  # an archive, or the pickles of torch before 1.6
+        raise ValueError(f"{path} is not a file of torch.save, nor a safetensors file named so")
+    if start == b"PK":
+        checkpoint.check_archive(path)
     try:
         found = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -100,6 +103,11 @@ def torchvision_weights(name: str, progress: bool = False) -> dict[str, Tensor]:
     name: a model, such as "resnet18", for its best weights, or one of its weights, such as
     "ResNet18_Weights.IMAGENET1K_V1". Raises ``ImportError`` without torchvision, ``ValueError`` for a name that it does
     not have, and ``OSError`` where the file can neither be found nor downloaded.
+
+    >>> weights = torchvision_weights("resnet18")  # doctest: +SKIP
+    >>> torchvision_weights("resnet17")
+    Traceback (most recent call last):
+    ValueError: torchvision has no weights 'resnet17'; write the name of a model, such as ['resnet18', ...]
     """
     try:
         from torchvision import models
