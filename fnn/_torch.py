@@ -436,6 +436,47 @@ def node_of(tensor: Tensor) -> torch.fx.Node:
     return get_proxy_slot(tensor, recording()).proxy.node
 
 
+# Communication between processes
+
+
+def _collectives() -> Any:
+    importlib.import_module("torch.distributed._functional_collectives")  # registers what abstract tensors need
+    return torch.ops._c10d_functional
+
+
+def is_collective(target: Any) -> bool:
+    """Whether the target of a node is an operation in which several processes take part."""
+    return is_operation(target) and target.namespace == "_c10d_functional"
+
+
+def default_group() -> str:
+    """The name of the group of all processes."""
+    return torch.distributed.distributed_c10d._get_default_group().group_name
+
+
+def shared_store(prefix: str) -> Any:
+    """The key-value store through which the processes have found each other; the keys get this prefix."""
+    return torch.distributed.PrefixStore(prefix, torch.distributed.distributed_c10d._get_default_store())
+
+
+def all_reduce(tensor: Tensor, group: str) -> Tensor:
+    """The sum of the tensors of all processes of a group."""
+    operations = _collectives()
+    return operations.wait_tensor(operations.all_reduce(tensor, "sum", group))
+
+
+def all_gather(tensor: Tensor, size: int, group: str) -> Tensor:
+    """The tensors of the ``size`` processes of a group, concatenated along the first axis."""
+    operations = _collectives()
+    return operations.wait_tensor(operations.all_gather_into_tensor(tensor, size, group))
+
+
+def reduce_scatter(tensor: Tensor, size: int, group: str) -> Tensor:
+    """This process's part, of ``size`` equal ones along the first axis, of the sum of the tensors of a group."""
+    operations = _collectives()
+    return operations.wait_tensor(operations.reduce_scatter_tensor(tensor, "sum", size, group))
+
+
 # The compiler
 
 
@@ -492,11 +533,14 @@ __all__ = [
     "Slot",
     "TorchDispatchMode",
     "TransformType",
+    "all_gather",
+    "all_reduce",
     "before_wrapping",
     "cache_folder",  # noqa: F822
     "compiling",
     "custom_function_call",  # noqa: F822
     "data_dependent_errors",
+    "default_group",
     "derivatives_enabled",
     "dispatch_modes",
     "foreach",
@@ -512,6 +556,7 @@ __all__ = [
     "inside_derivative",
     "inside_vmap",
     "is_abstract",
+    "is_collective",
     "is_elementwise",
     "is_of_outer_transform",
     "is_operation",
@@ -533,10 +578,12 @@ __all__ = [
     "pytree_containers",
     "readable",
     "recording",
+    "reduce_scatter",
     "refresh_recurrent",
     "returns_view",
     "scan_op",
     "schema",
+    "shared_store",
     "single_level_function",
     "size_hint",
     "slots",

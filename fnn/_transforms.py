@@ -17,10 +17,10 @@ from torch import Tensor
 from fnn import tree as _tree
 from fnn._argnums import positions
 from fnn.gradients.value_and_grad import check_differentiable, check_function
-from fnn.jacobian.arguments import check_floating, check_tangents
+from fnn.jacobian.arguments import check_floating, check_not_empty, check_tangents
 from fnn.linalg.vector_space import check_like
 
-_RAISED = (RuntimeError, ValueError, TypeError, AttributeError, IndexError)  # by torch.func
+_RAISED = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError)  # by torch.func
 
 
 def vmap(
@@ -257,9 +257,11 @@ def _check_arguments(func: Any, name: str, args: tuple, argnums: int | Sequence[
     check_function(func, name)
     if not args:
         raise ValueError(f"{name} got no arguments to differentiate with respect to; give them by position")
-    for place in positions(argnums if isinstance(argnums, int) else tuple(argnums), len(args), name):
+    places = positions(argnums if isinstance(argnums, int) else tuple(argnums), len(args), name)
+    for place in places:
         check_floating(args[place], f"argument {place}", name, complex_too=True)
         check_differentiable(args[place], f"argument {place}")
+    check_not_empty(tuple(args[place] for place in places), name)
 
 
 def _check_mapped(func: Any, in_dims: Any, args: tuple, kwargs: dict) -> None:

@@ -34,19 +34,25 @@ Seed = Annotated[int, Limit("at least 0 and below 2**64", lambda n: 0 <= n < 1 <
 
 
 @dataclass
-class RunFlags:
+class CommonFlags:
     """The flags of every recipe."""
 
     seed: Seed = 0
     """Seed of all random numbers. On a CPU the same seed gives the same results."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto uses an accelerator if there is one, else the CPU."""
-    compile: bool = False
-    """Compile with Inductor: it takes seconds to minutes at the start and makes the steps of long runs faster."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: runs/RECIPE)")] = None
     """Folder for metrics, pictures and checkpoints."""
     overwrite: bool = False
     """Replace the files of an earlier run in the output folder."""
+
+
+@dataclass
+class RunFlags(CommonFlags):
+    """The flags of recipes that take steps."""
+
+    compile: bool = False
+    """Compile with Inductor: it takes seconds to minutes at the start and makes the steps of long runs faster."""
 
 
 @dataclass
@@ -76,7 +82,7 @@ def main(run: Callable[[Any], object], defaults: Any) -> None:
             raise SystemExit(f"stopped: {error}") from error
 
 
-def begin(flags: RunFlags) -> torch.device:
+def begin(flags: CommonFlags) -> torch.device:
     """Check the flags, prepare the process, and return the chosen device. Raises ``SystemExit`` for an invalid flag."""
     hints = get_type_hints(type(flags), include_extras=True)
     for field in fields(flags):

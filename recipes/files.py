@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from recipes.command_line import RunFlags
+from recipes.command_line import CommonFlags
 
 
-def open_output(flags: RunFlags, name: str) -> Path:
+def open_output(flags: CommonFlags, name: str) -> Path:
     """Return the folder for the files of a run, by default ``runs/NAME``; it is created if it does not exist.
 
     Raises ``SystemExit`` if the folder cannot be written, or if it has files of an earlier run and ``--overwrite`` is

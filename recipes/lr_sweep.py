@@ -80,12 +80,13 @@ def sweep(flags: Flags) -> dict[str, float]:
     all_at_once(*first, batches[0])  # so that compilation is not measured
     trained, seconds = train(all_at_once, first, f"{flags.rates} rates at once")
     final = fnn.vmap(loss, in_dims=(0, None))(trained, data.train)
+    guessing = math.log(len(data.classes))
     best = int(torch.where(final.isfinite(), final, torch.inf).argmin())
     figures = {
         "best_rate": float(rates[best]),
         "best_loss": float(final[best]),
         "best_test_accuracy": float(_accuracy(model.apply, trained, data.test)[best]),
-        "diverged": float((~(final < 2.3026)).sum()),
+        "diverged": float((~(final <= guessing)).sum()),
     }
     if flags.loop:
         chosen = [round(i * (flags.rates - 1) / max(1, flags.loop - 1)) for i in range(flags.loop)]
@@ -97,7 +98,7 @@ def sweep(flags: Flags) -> dict[str, float]:
         figures["largest_loss_difference"] = float(((losses - final[chosen]).abs() * calm).nan_to_num(0.0).max())
     rows = [{"rate": float(r), "loss": float(v)} for r, v in zip(rates, final, strict=True)]
     files.write_metrics(output, {"figures": figures, "rates": rows})
-    plots.sweep(output / "sweep.png", rates.cpu(), final.cpu())
+    plots.sweep(output / "sweep.png", rates.cpu(), final.cpu(), guessing)
     for name, value in figures.items():
         print(f"{name:24s} {value:.4g}")
     print(f"wrote {output}")

@@ -59,14 +59,25 @@ def save(figure: Figure, path: Path) -> None:
     part.replace(path)
 
 
-def sweep(path: Path, rates: Tensor, losses: Tensor) -> None:
-    """Final loss by learning rate, on logarithmic axes. The best is marked; losses that are not finite are left out."""
+def sweep(path: Path, rates: Tensor, losses: Tensor, guessing: float) -> None:
+    """Final loss by learning rate, on logarithmic axes, with the best rate and those that diverged marked.
+
+    A rate has diverged if its loss is not finite or above ``guessing``, the loss of equal probabilities.
+    """
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    axes.loglog(rates, losses, marker="o", markersize=3)
+    good = losses <= guessing  # false for nan
+    axes.loglog(rates[good], losses[good], marker="o", markersize=3)
     best = losses.nan_to_num(float("inf")).argmin()
     axes.plot(rates[best], losses[best], "o", color="tab:orange", label=f"best: {float(rates[best]):.2g}")
-    axes.set(xlabel="learning rate", ylabel="final training loss (nats)")
-    axes.legend(frameon=False)
+    axes.axhline(guessing, color="gray", linestyle=":", linewidth=1)
+    axes.text(float(rates[0]), guessing, "guessing", fontsize=8, color="gray", va="bottom")
+    if not good.all():
+        top = 3 * guessing  # losses above it, and those that are not finite, are drawn there
+        shown = losses[~good].nan_to_num(float("inf"), float("inf")).clamp(max=top)
+        label = f"diverged: {int((~good).sum())} rates (at the top: loss above {top:.1f} or nan)"
+        axes.plot(rates[~good], shown, "x", color="tab:red", markersize=4, label=label)
+    axes.set(xlabel="learning rate", ylabel="final training loss (nats)", ylim=(None, 4 * guessing))
+    axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     save(figure, path)
 
@@ -93,10 +104,12 @@ def difficulty(path: Path, norms: Tensor, wrong: Tensor) -> None:
     save(figure, path)
 
 
-def gallery(path: Path, images: Tensor, titles: list[str], marked: list[bool]) -> None:
-    """Images with titles, four in a row; the titles of marked images are red."""
+def gallery(path: Path, images: Tensor, titles: list[str], marked: list[bool], heading: str = "") -> None:
+    """Images with titles, four in a row, below a heading; the titles of marked images are red."""
     lines = -(-len(images) // 4)
-    figure, grid = plt.subplots(lines, 4, figsize=(6.4, 1.8 * lines), layout="constrained", squeeze=False)
+    figure, grid = plt.subplots(lines, 4, figsize=(6.4, 1.9 * lines), layout="constrained", squeeze=False)
+    if heading:
+        figure.suptitle(heading, fontsize=9)
     for axes in grid.flat:
         axes.axis("off")
     for axes, image, title, red in zip(grid.flat, images, titles, marked, strict=False):
@@ -195,5 +208,22 @@ def adapters(path: Path, rows: dict[str, dict[str, float]]) -> None:
     axes.set(xlabel="trained parameters", ylabel="test accuracy (%)")
     axes.margins(0.12)
     axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def reaching(path: Path, runs: list[tuple[list[float], list[float]]], targets: list[float]) -> None:
+    """Test accuracy by training time: a line for each seed, and a dot where it first reached each target."""
+    figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
+    for seconds, found in runs:
+        axes.plot(seconds, [100 * value for value in found], color="tab:blue", alpha=0.5, linewidth=1)
+        for number, target in enumerate(targets):
+            at = next((i for i, value in enumerate(found) if value >= target), None)
+            if at is not None:
+                axes.plot(seconds[at], 100 * found[at], "o", color=f"C{number + 1}", markersize=4)
+    for number, target in enumerate(targets):
+        axes.axhline(100 * target, color=f"C{number + 1}", linestyle="--", linewidth=1, label=f"{target:.1%}")
+    axes.set(xlabel="seconds of training", ylabel="test accuracy (%)", xlim=(0, None))
+    axes.legend(frameon=False, loc="lower right", title=f"target, {len(runs)} seeds")
     axes.spines[["top", "right"]].set_visible(False)
     save(figure, path)

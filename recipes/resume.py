@@ -1,59 +1,125 @@
-"""Checkpoints after each epoch, from which a stopped run can be resumed."""
+"""Runs of ``fnn.training.fit`` under the flags of a recipe: they are resumed with ``--resume`` and printed."""
 
+import importlib.util
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 import fnn
+from fnn.data.batches import Batches
 from recipes import files
 from recipes.command_line import RunFlags
 
-CHECKPOINT = "checkpoint.safetensors"
+PARAMS, METRICS = "params.safetensors", "metrics.jsonl"
+FILES = ("checkpoint-*.safetensors", PARAMS, METRICS, "nan-batch.safetensors", "events.out.tfevents.*")
 # flags that may differ between the first and the resumed run
-FREE = ("epochs", "output", "overwrite", "resume", "data_root", "device", "compile")
+FREE = ("epochs", "output", "overwrite", "resume", "tensorboard", "data_root", "device", "compile")
 
 
-def begin(state: fnn.tree.Tree, flags: Any, name: str, device: torch.device) -> tuple[Path, fnn.tree.Tree, list[dict]]:
-    """Return the output folder, the state and the history; with ``--resume``, the last two are from the checkpoint.
+def open_run(flags: Any, name: str) -> Path:
+    """Return the output folder of a new run, or with ``--resume`` that of an earlier run with the same flags.
 
-    Raises ``SystemExit`` if there is nothing to resume, or if the checkpoint was written with other flags.
+    ``--overwrite`` removes the files of the earlier run. Raises ``SystemExit`` if there is nothing to resume, or if the
+    earlier run had other flags.
     """
+    if flags.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise SystemExit("--tensorboard needs the package of this name: pip install tensorboard")
     if not flags.resume:
         output = files.open_output(flags, name)
-        keep(output, state, flags, [])  # a run that is stopped in its first epoch can be resumed, too
-        return output, state, []
+        for pattern in FILES:
+            for old in output.glob(pattern):
+                old.unlink()
+        return output
     if flags.overwrite:
         raise SystemExit("--resume goes on with an earlier run and --overwrite replaces it: give one of them")
     output = flags.output or Path("runs") / name
     try:
-        metadata = fnn.checkpoint.load_metadata(output / CHECKPOINT)
-        _compare(json.loads(metadata["flags"]), fixed(flags))
-        return output, fnn.checkpoint.load(output / CHECKPOINT, state, str(device)), json.loads(metadata["history"])
+        _compare(json.loads(fnn.checkpoint.load_metadata(output / PARAMS)["flags"]), fixed(flags))
     except FileNotFoundError as error:
         raise SystemExit(f"--resume: {error}") from error
     except KeyError as error:
-        raise SystemExit(
-            f"--resume: {output / CHECKPOINT} was not written by this recipe: it has no {error}"
-        ) from error
-    except (OSError, ValueError, TypeError) as error:
+        raise SystemExit(f"--resume: {output / PARAMS} was not written by this recipe: it has no {error}") from error
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"--resume: {error}") from error
+    return output
+
+
+def fit(
+    flags: Any,
+    output: Path,
+    step: Callable[..., tuple],
+    state: tuple,
+    batches: Callable[[int], Batches],
+    samples: int,
+    evaluate: Callable[..., dict[str, float]],
+    metadata: dict[str, str],
+) -> Iterator[dict[str, float]]:
+    """``fnn.training.fit`` that prints like the PyTorch tutorials: losses of batches, and the test after each epoch.
+
+    step returns the state and the loss of a batch, and evaluate returns "test_loss" and "test_accuracy". Yields the
+    metrics of each epoch. A loss that is not finite and a checkpoint that does not fit raise ``SystemExit``.
+    """
+    number = 0  # of the batch in its epoch, also where a run is resumed in the middle of one
+
+    def numbered(epoch: int) -> Batches:
+        taken = batches(epoch)
+
+        def count() -> Iterator[Any]:
+            nonlocal number
+            for number, batch in enumerate(taken):  # noqa: B007
+                yield batch
+
+        show(f"epoch {epoch + 1}")
+        return Batches(count(), len(taken))
+
+    def printing(*arguments: Any) -> tuple:
+        *parts, loss = step(*arguments)
+        if number % 100 == 0:
+            show(f"loss: {float(loss):>7f}  [{number * flags.batch_size:>5d}/{samples:>5d}]")
+        return *parts, {"train_loss": loss}
+
+    options = {"resume": flags.resume, "tensorboard": flags.tensorboard}
+    metadata = metadata | {"flags": json.dumps(fixed(flags))}
+    try:
+        for epoch in fnn.training.fit(
+            printing, state, numbered, flags.epochs, evaluate=evaluate, folder=output, metadata=metadata, **options
+        ):
+            row = epoch.metrics
+            show(
+                "accuracy {test_accuracy:.1%}, average test loss {test_loss:.6f}, train loss {train_loss:.6f}, "
+                "{seconds:.1f} s".format(**row)
+            )
+            yield row
+    except FloatingPointError as error:
+        raise SystemExit(f"stopped: {error}") from error
+    except ValueError as error:
         raise SystemExit(f"--resume: the checkpoint in {output} does not fit: {error}") from error
 
 
-def keep(output: Path, state: fnn.tree.Tree, flags: RunFlags, history: list[dict]) -> None:
-    """Write the checkpoint, which contains the flags and the history, and write the history as lines of JSON."""
-    metadata = {"history": json.dumps(history), "flags": json.dumps(fixed(flags))}
-    fnn.checkpoint.save(output / CHECKPOINT, state, metadata)
-    files.write_text(output / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+def show(line: str) -> None:
+    """Print a line above the progress bar, if there is one."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def finished(output: Path, device: torch.device) -> tuple[fnn.tree.Tree, list[dict[str, float]]]:
+    """The params and the metrics of all epochs of a run, those before it was resumed included."""
+    history = [json.loads(line) for line in (output / METRICS).read_text().splitlines()]
+    return fnn.checkpoint.load(output / PARAMS, device=device), history
 
 
 def fixed(flags: RunFlags) -> dict[str, Any]:
     """The flags that must be the same when a run is resumed."""
     found = {name: value for name, value in asdict(flags).items() if name not in FREE}
+    if found.get("schedule") == "cosine":  # whose rates depend on the number of epochs
+        found["epochs"] = flags.epochs  # pyright: ignore[reportAttributeAccessIssue]
     return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in found.items()}
 
 
@@ -65,9 +131,11 @@ def _compare(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 @contextmanager
 def resumable(output: Path) -> Iterator[None]:
-    """Context manager: Ctrl-C inside the block reports the last epoch in the checkpoint and how to resume."""
+    """Context manager: Ctrl-C inside the block reports the step of the last checkpoint and how to resume."""
     try:
         yield
     except KeyboardInterrupt:
-        kept = json.loads(fnn.checkpoint.load_metadata(output / CHECKPOINT)["history"])
-        raise KeyboardInterrupt(f" after epoch {len(kept)}; go on with --resume") from None
+        steps = [int(path.stem.split("-")[1]) for path in output.glob("checkpoint-*.safetensors")]
+        if not steps:
+            raise
+        raise KeyboardInterrupt(f" after step {max(steps)}; go on with --resume") from None

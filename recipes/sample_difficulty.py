@@ -85,8 +85,11 @@ def search(flags: Flags) -> dict[str, dict[str, float]]:
     files.write_metrics(output, result)
     plots.difficulty(output / "norms.png", norms, wrong)
     hardest = norms.argsort(descending=True)[:12]
-    titles = [f"{data.classes[labels[i]]} (is {data.classes[true[i]]})" for i in hardest.tolist()]
-    plots.gallery(output / "hardest.png", images[hardest].cpu(), titles, wrong[hardest].tolist())
+    titles = [f"labelled {data.classes[labels[i]]}" for i in hardest.tolist()]
+    for place, i in enumerate(hardest.tolist()):
+        titles[place] += f"\n(changed; is {data.classes[true[i]]})" if wrong[i] else "\n(as in the data set)"
+    heading = "The training images with the largest gradient norms; red: this recipe changed the label"
+    plots.gallery(output / "hardest.png", images[hardest].cpu(), titles, wrong[hardest].tolist(), heading)
     print(f"{int(wrong.sum())} of {len(wrong)} labels are wrong; share of wrong labels among as many highest scores:")
     for name, row in result.items():
         print("{:10s} {precision:7.2%}   area under the ROC curve {area:.4f}".format(name, **row))

@@ -1,48 +1,66 @@
 """The training loop of the image recipes."""
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 from torch import Tensor
 
 import fnn
+from fnn.data import transforms
+from fnn.data.batches import Batches
 from recipes import command_line, plots, resume
 
 Batch = tuple[Tensor, Tensor]  # images and labels
 
 
 @dataclass
-class Flags(command_line.ImageFlags):
-    """Train an image classifier."""
+class TrainFlags(command_line.ImageFlags):
+    """The flags of recipes that train an image classifier and can be resumed."""
 
     epochs: command_line.Count = 20
     batch_size: command_line.Count = 64
+    learning_rate: command_line.Positive = 1e-3
+    """Learning rate of Adam."""
+    augment: bool = False
+    """Move the training images by up to two pixels at random, and mirror half of those of Fashion-MNIST."""
+    resume: bool = False
+    """Resume from the last checkpoint in the output folder."""
+    tensorboard: bool = False
+    """Also write the metrics for TensorBoard (pip install tensorboard)."""
+
+
+@dataclass
+class Flags(TrainFlags):
+    """Train an image classifier."""
+
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: command_line.Positive = 0.02
     momentum: command_line.Momentum = 0.9
     """Momentum of SGD; Adam does not use it."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """With cosine the learning rate falls to zero along a cosine over all epochs."""
     shuffle: bool = True
     """Take the samples in a new order every epoch; --no-shuffle takes them in stored order."""
-    images: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: the data set)")] = None
-    """Your own images in place of the data set: a folder for each class, at most ten. Every fifth image is a test."""
-    resume: bool = False
-    """Resume from the checkpoint in the output folder."""
+    images: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: the data set)")] = None
+    """Your own images in place of the data set, at most ten classes: a folder that has one folder for each class, or a
+    table (.csv) of file names and labels beside the images. Every fifth image is a test."""
 
 
 def run(name: str, model: fnn.Layer, size: int, flags: Flags) -> dict[str, float]:
     """Train on images of ``size`` x ``size`` pixels, write the files, and return the metrics of the last epoch."""
     device = command_line.begin(flags)
     data = own_images(flags.images, size, device) if flags.images else command_line.load_images(flags, device, size)
+    label = flags.images.stem if flags.images else flags.dataset
+    output = resume.open_run(flags, f"{name}-{label}")
     init_key, order_key = fnn.random.split(fnn.random.key(flags.seed))
     params = fnn.tree.to(model.init(init_key), device)
-    optimizer = make_optimizer(flags)
-    opt_state = optimizer.init(params)
+    samples = fnn.data.length(data.train)
+    optimizer = make_optimizer(flags, -(-samples // flags.batch_size))
 
     def loss(params: fnn.tree.Tree, batch: Batch) -> Tensor:
         images, labels = batch
@@ -54,54 +72,81 @@ def run(name: str, model: fnn.Layer, size: int, flags: Flags) -> dict[str, float
         return fnn.optim.apply_updates(params, updates), opt_state, value
 
     step = command_line.jit(train_step, flags, donate_argnums=(0, 1))
-    samples = fnn.data.length(data.train)
-    state = params, opt_state
-    label = flags.images.name if flags.images else flags.dataset
-    output, (params, opt_state), history = resume.begin(state, flags, f"{name}-{label}", device)
-    described = {
+    batches = augmented(data.train, size, flags, order_key if flags.shuffle else None)
+    metadata = {
+        "recipe": name,
         "config": json.dumps(fnn.layers.config(model)),
         "classes": json.dumps(data.classes),
         "size": str(size),
     }
-
+    test = lambda params, opt_state: evaluate(model.apply, params, data.test)
     print(f"device {device}\n{model}\n{fnn.summary(model, params, data.test[0][:1])}")
     with resume.resumable(output):
-        for epoch in range(len(history) + 1, flags.epochs + 1):
-            start, total = time.perf_counter(), torch.zeros((), device=device)
-            key = fnn.random.fold_in(order_key, epoch - 1) if flags.shuffle else None
-            batches = fnn.data.batches(data.train, flags.batch_size, key)
-            for batch in command_line.progress(batches, f"epoch {epoch}", -(-samples // flags.batch_size)):
-                params, opt_state, value = step(params, opt_state, batch)
-                total = total + value * len(batch[1])
-            row = {"epoch": epoch, "train_loss": float(total) / samples, **evaluate(model.apply, params, data.test)}
-            history.append(row)
-            resume.keep(output, (params, opt_state), flags, history)
-            fnn.checkpoint.save(output / "params.safetensors", params, described)
-            print(describe(row), f"{time.perf_counter() - start:.1f} s", flush=True)
-    draw(output, history, data, model, params)
-    print(f"wrote {output}")
+        for _ in resume.fit(flags, output, step, (params, optimizer.init(params)), batches, samples, test, metadata):
+            pass
+    params, history = resume.finished(output, device)
+    draw(output, history, data, lambda images: model.apply(params, images))
     return history[-1]
 
 
-def own_images(folder: Path, size: int, device: torch.device) -> fnn.data.Images:
-    """Images from a folder with one folder for each class. Raises ``SystemExit`` if they cannot be read."""
+def own_images(path: Path, size: int, device: torch.device) -> fnn.data.Images:
+    """Images from a folder with one folder for each class, or from a table beside them.
+
+    Raises ``SystemExit`` if they cannot be read.
+    """
     try:
-        (images, labels), classes, _ = fnn.data.from_folder(folder, size=size, channels=1)
+        if path.suffix.lower() == ".csv":
+            (images, labels), classes, _ = fnn.data.from_csv(path, path.parent, size=size, channels=1)
+        else:
+            (images, labels), classes, _ = fnn.data.from_folder(path, size=size, channels=1)
     except (ImportError, OSError, ValueError) as error:
-        raise SystemExit(f"--images {folder}: {error}") from error
+        raise SystemExit(f"--images {path}: {error}") from error
     if len(classes) > 10:
-        raise SystemExit(f"--images {folder}: the network tells 10 classes apart, and there are {len(classes)}")
+        raise SystemExit(f"--images {path}: the network tells 10 classes apart, and there are {len(classes)}")
     test = torch.arange(len(labels)) % 5 == 4
     if not test.any():
-        raise SystemExit(f"--images {folder}: at least five images are needed, and there are {len(labels)}")
+        raise SystemExit(f"--images {path}: at least five images are needed, and there are {len(labels)}")
     images, labels = images.to(device), labels.to(device)
     return fnn.data.Images((images[~test], labels[~test]), (images[test], labels[test]), classes)
 
 
-def make_optimizer(flags: Flags) -> fnn.Optimizer:
-    if flags.optimizer == "adam":
-        return fnn.optim.adam(flags.learning_rate)
-    return fnn.optim.sgd(flags.learning_rate, momentum=flags.momentum)
+def make_optimizer(flags: Flags, steps: int) -> fnn.Optimizer:
+    """The optimizer of the flags; ``steps`` is the number of steps in an epoch."""
+    rate: Any = flags.learning_rate
+    if flags.schedule == "cosine":
+        rate = fnn.optim.schedules.cosine(rate, steps * flags.epochs)
+    return fnn.optim.adam(rate) if flags.optimizer == "adam" else fnn.optim.sgd(rate, momentum=flags.momentum)
+
+
+def make_augmentation(size: int, flags: TrainFlags) -> transforms.Transform:
+    """The random changes of the training images. Only clothes are mirrored: a mirrored digit is another sign."""
+    if not flags.augment:
+        return transforms.compose()
+    parts = [transforms.random_crop(size, padding=2)]
+    if flags.dataset == "fashion_mnist" and getattr(flags, "images", None) is None:
+        parts.append(transforms.random_flip())
+    return transforms.compose(*parts)
+
+
+def augmented(data: Batch, size: int, flags: TrainFlags, order_key: Tensor | None) -> Callable[[int], Batches]:
+    """Return the function from the number of an epoch to its batches, whose images are augmented by the flags.
+
+    All random numbers come from keys, so that a resumed run sees the same images as an unbroken one. Without a key for
+    the order, samples come in stored order.
+    """
+    augment = command_line.jit(make_augmentation(size, flags), flags)
+    augment_key = fnn.random.fold_in(fnn.random.key(flags.seed), 1)
+
+    def batches(epoch: int) -> Batches:
+        key = None if order_key is None else fnn.random.fold_in(order_key, epoch)
+        taken = fnn.data.batches(data, flags.batch_size, key)
+        if not flags.augment:
+            return taken
+        keys = fnn.random.split(fnn.random.fold_in(augment_key, epoch), len(taken)).to(data[0].device)
+        changed = ((augment(images, key=key), labels) for key, (images, labels) in zip(keys, taken, strict=True))
+        return Batches(changed, len(taken))
+
+    return batches
 
 
 def evaluate(apply: Callable, params: fnn.tree.Tree, data: Batch) -> dict[str, float]:
@@ -117,15 +162,9 @@ def evaluate(apply: Callable, params: fnn.tree.Tree, data: Batch) -> dict[str, f
     return fnn.training.evaluate(metrics, params, data, batch_size=1000)
 
 
-def describe(row: dict[str, float]) -> str:
-    """The line that is printed for an epoch."""
-    line = "epoch {epoch:3d}  train loss {train_loss:.4f}  test loss {test_loss:.4f}  accuracy {test_accuracy:6.2%}  "
-    return line.format(**row)
-
-
-def draw(output: Path, history: list[dict], data: fnn.data.Images, model: fnn.Layer, params: fnn.tree.Tree) -> None:
+def draw(output: Path, history: list[dict], data: fnn.data.Images, apply: Callable[[Tensor], Tensor]) -> None:
     """Write pictures of the learning curves and of some predictions."""
     plots.curves(output / "curves.png", history)
     images, labels = data.test[0][:25], data.test[1][:25]
-    logits = model.apply(params, images)
-    plots.predictions(output / "predictions.png", images.cpu(), labels.cpu(), logits.cpu(), data.classes)
+    plots.predictions(output / "predictions.png", images.cpu(), labels.cpu(), apply(images).cpu(), data.classes)
+    print(f"wrote {output}")

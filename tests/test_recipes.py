@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 import fnn
@@ -122,7 +124,14 @@ def run(*arguments: str) -> str:
 
 
 def metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The rows of a run, without the times."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def checkpoint(folder: Path) -> Any:
+    """What the last checkpoint of a run holds."""
+    return fnn.checkpoint.load(max(folder.glob("checkpoint-*.safetensors")))
 
 
 def test_own_images_are_trained_on_and_classified(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -196,6 +205,9 @@ def test_a_short_run_is_the_same_again_and_is_not_overwritten(name: str, tmp_pat
         first, again = ([[row["loss"] for row in rows] for rows in found["rows"].values()] for found in (first, again))
     if name in ("lr_sweep", "heat_equation"):
         assert written(tmp_path / "first") == files
+    if name in ("mlp", "lenet", "resnet"):
+        assert first.pop("seconds") > 0
+        assert again.pop("seconds") > 0
     if name == "time_to_accuracy":
         assert first["rows"].keys() == again["rows"].keys()
     else:
@@ -344,7 +356,8 @@ def test_mlp_learns_the_digits_and_writes_everything(tmp_path: Path) -> None:
     assert "device" in out
     assert "669,706" in out
     assert metrics(tmp_path)[-1]["test_accuracy"] >= 0.94
-    params, _ = fnn.checkpoint.load(tmp_path / "checkpoint.safetensors").values()
+    assert out.count("[    0/ 1438]") == 10  # the loss of every hundredth batch
+    params = fnn.checkpoint.load(tmp_path / "params.safetensors")
     images, labels = fnn.data.load_dataset("digits", size=28).test
     logits = fnn.models.mlp(784, 512, 512, 10).apply(params, images)
     assert float(fnn.metrics.accuracy(logits, labels)) == pytest.approx(metrics(tmp_path)[-1]["test_accuracy"])
@@ -357,24 +370,27 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
     short("lenet", tmp_path / "parts", epochs=1)
     short("lenet", tmp_path / "parts", epochs=3, resume=True)
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
-    whole, parts = (fnn.checkpoint.load(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "parts"))
-    equal = fnn.tree.map(torch.equal, whole, parts)
+    equal = fnn.tree.map(torch.equal, checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts"))
     assert all(fnn.tree.leaves(equal))
 
 
 def test_the_state_of_batch_norm_is_resumed(tmp_path: Path) -> None:
     short("resnet", tmp_path / "whole", epochs=2)
     short("resnet", tmp_path / "parts", epochs=1)
-    once = fnn.checkpoint.load(tmp_path / "parts" / "checkpoint.safetensors")
+    once = fnn.checkpoint.load(tmp_path / "parts" / "params.safetensors")
     short("resnet", tmp_path / "parts", epochs=2, resume=True)
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
-    whole, parts = (fnn.checkpoint.load(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "parts"))
-    assert all(fnn.tree.leaves(fnn.tree.map(torch.equal, whole, parts)))
-    mean, before = (tree["1"]["bn1"]["running_mean"] for tree in (whole, once))
-    assert not torch.equal(mean, before)
+    equal = fnn.tree.map(torch.equal, checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts"))
+    assert all(fnn.tree.leaves(equal))
+    whole = fnn.checkpoint.load(tmp_path / "whole" / "params.safetensors")
+    assert not torch.equal(whole["bn1"]["running_mean"], once["bn1"]["running_mean"])
+    network = torchvision.models.resnet18(num_classes=10)
+    network.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    network.load_state_dict(fnn.tree.to_state_dict(whole), strict=True)
     model = fnn.models.resnet18(10, in_channels=1)
     images, labels = fnn.data.load_dataset("digits", size=8).test
-    logits, _ = model.apply(whole["0"], whole["1"], images, train=False)
+    params, state = fnn.tree.partition(whole, lambda path: path.endswith(("weight", "bias")))
+    logits, _ = model.apply(params, state, images, train=False)
     assert float(fnn.metrics.accuracy(logits, labels)) == pytest.approx(
         metrics(tmp_path / "whole")[-1]["test_accuracy"]
     )
@@ -386,12 +402,15 @@ def test_only_clothes_are_mirrored() -> None:
     images = torch.arange(8.0).expand(64, 1, 8, 8)
     rising = {}
     for dataset in ("digits", "fashion_mnist"):
-        changed = resnet.make_augmentation(resnet.Flags(dataset=dataset, size=8))(images, key=fnn.random.key(0))
+        changed = training.make_augmentation(8, resnet.Flags(dataset=dataset))(images, key=fnn.random.key(0))
         assert changed.shape == images.shape
         rising[dataset] = float((changed[:, 0, 4, 5] > changed[:, 0, 4, 2]).float().mean())
     assert rising["digits"] == 1.0
     assert 0.3 < rising["fashion_mnist"] < 0.7
-    assert torch.equal(resnet.make_augmentation(resnet.Flags(augment=False))(images, key=fnn.random.key(0)), images)
+    own = training.make_augmentation(8, training.Flags(dataset="fashion_mnist", images=Path("mine"), augment=True))
+    changed = own(images, key=fnn.random.key(0))
+    assert bool((changed[:, 0, 4, 5] > changed[:, 0, 4, 2]).all())
+    assert torch.equal(training.make_augmentation(8, training.Flags())(images, key=fnn.random.key(0)), images)
 
 
 def test_what_cannot_be_resumed_is_a_sentence(tmp_path: Path) -> None:
@@ -410,13 +429,28 @@ def test_what_cannot_be_resumed_is_a_sentence(tmp_path: Path) -> None:
             short("mlp", tmp_path, resume=True, **flags)
     with pytest.raises(SystemExit, match=r"--resume: the checkpoint in .* does not fit: "):
         short("lenet", tmp_path, resume=True, **RECIPES["mlp"].short | {"optimizer": "sgd"})
+    with pytest.raises(SystemExit, match="made with schedule='constant', not 'cosine'"):
+        short("mlp", tmp_path, resume=True, schedule="cosine")
     assert written(tmp_path) == files
-    (tmp_path / "checkpoint.safetensors").write_bytes(b"not one")
-    with pytest.raises(SystemExit, match="not a readable safetensors file"):
-        short("mlp", tmp_path, resume=True)
-    fnn.checkpoint.save(tmp_path / "checkpoint.safetensors", {"w": torch.ones(1)})
+    for file in (max(tmp_path.glob("checkpoint-*")), tmp_path / "params.safetensors"):
+        file.write_bytes(b"not one")
+        with pytest.raises(SystemExit, match=rf"^--resume: .*{file.name} is not a readable safetensors file"):
+            short("mlp", tmp_path, resume=True)
+    fnn.checkpoint.save(tmp_path / "params.safetensors", {"w": torch.ones(1)})
     with pytest.raises(SystemExit, match="was not written by this recipe"):
         short("mlp", tmp_path, resume=True)
+
+
+def test_a_cosine_is_resumed_with_its_epochs(tmp_path: Path) -> None:
+    short("mlp", tmp_path, epochs=2, schedule="cosine")
+    with pytest.raises(SystemExit, match="made with epochs=2, not 3"):
+        short("mlp", tmp_path, epochs=3, schedule="cosine", resume=True)
+    optimizer = training.make_optimizer(training.Flags(schedule="cosine", epochs=2, momentum=0.0), 6)
+    params = {"w": torch.ones(1)}
+    opt_state = optimizer.init(params)
+    for step in range(12):
+        updates, opt_state = optimizer.update(params, opt_state, params)
+        assert float(updates["w"]) == pytest.approx(-0.01 * (1 + math.cos(math.pi * step / 12)), rel=1e-5)
 
 
 def test_control_c_leaves_a_checkpoint_to_resume(tmp_path: Path) -> None:
@@ -430,11 +464,13 @@ def test_control_c_leaves_a_checkpoint_to_resume(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    done = len(json.loads(fnn.checkpoint.load_metadata(tmp_path / "checkpoint.safetensors")["history"]))
-    assert errors.endswith(f"\nstopped after epoch {done}; go on with --resume\n")
+    step = int(max(tmp_path.glob("checkpoint-*.safetensors")).stem[-9:])
+    assert errors.endswith(f"\nstopped after step {step}; go on with --resume\n")
     assert "Traceback" not in errors
+    done = -(-step // 23)  # of 23 steps each
     run("recipes.mlp", "--epochs", str(done + 1), "--output", str(tmp_path), "--resume")
     assert [row["epoch"] for row in metrics(tmp_path)] == list(range(1, done + 2))
+    assert fnn.tree.size(checkpoint(tmp_path)["state"]["0"]) == 669_706
 
 
 def test_bad_flags_end_a_process_with_a_sentence(tmp_path: Path) -> None:
@@ -632,10 +668,12 @@ def test_import_needs_no_extra() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
-def test_a_stop_before_the_epoch_is_kept_names_the_epoch_that_is(tmp_path: Path) -> None:
-    resume.keep(tmp_path, {"w": torch.ones(1)}, command_line.RunFlags(), [{"epoch": 1}])
-    with pytest.raises(KeyboardInterrupt, match="after epoch 1;"), resume.resumable(tmp_path):
-        raise KeyboardInterrupt  # epoch 2 is done, and its checkpoint is not written yet
+def test_a_stop_before_the_first_checkpoint_promises_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt, match=r"^$"), resume.resumable(tmp_path):
+        raise KeyboardInterrupt
+    (tmp_path / "checkpoint-000000012.safetensors").touch()
+    with pytest.raises(KeyboardInterrupt, match=r"^ after step 12; go on with --resume$"), resume.resumable(tmp_path):
+        raise KeyboardInterrupt
 
 
 def test_a_backbone_is_frozen_in_two_ways_and_read_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

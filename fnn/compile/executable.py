@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fnn import _torch
+from fnn._processes import check_agreement, explained_failures
 from fnn.compile import donation
 from fnn.compile.inductor import compile_graph
 from fnn.compile.replay import Run, replay
@@ -88,6 +90,9 @@ class Executable:
         layouts = [*map(layout_of, leaves)]
         replayed = backend == "replay" or rare or background is not False
         traced = trace_function(f, signature.treedef, layouts, for_replay=replayed)
+        self.communicates = any(_torch.is_collective(node.target) for node in traced.module.graph.nodes)
+        if self.communicates:
+            _check_processes(f, traced)
         self.treedef, self.constants = traced.treedef, references(traced.constants)
         self.kinds = [*map(layout_of, traced.constants)]
         self.places = _places(signature, layouts, traced)
@@ -133,6 +138,8 @@ class Executable:
             if closed_over and given:
                 taken = set(map(id, given))
                 closed_over = [x.clone() if id(x) in taken else x for x in closed_over]
+            if self.communicates:
+                stack.enter_context(explained_failures())
             results = self.run([*leaves, *closed_over])
         if not self.donated:
             return self.treedef.unflatten(results)
@@ -163,6 +170,17 @@ class Executable:
             if self.thread is None:
                 raise
             warnings.warn(f"Inductor failed in the background; the graph is still replayed: {error}", stacklevel=2)
+
+
+def _check_processes(f: Callable, traced: Trace) -> None:
+    """Raise ``ValueError`` unless all processes, which communicate in this graph, have traced the same operations."""
+    nodes = [node for node in traced.module.graph.nodes if node.op == "call_function"]
+    check_agreement(f"the graph of {name_of(f)}", [f"{node.target}: {_shapes(node)}" for node in nodes])
+
+
+def _shapes(node: torch.fx.Node) -> list:
+    values = [value for value in _torch.tree_leaves(node.meta.get("val")) if isinstance(value, Tensor)]
+    return [(tuple(value.shape), str(value.dtype).removeprefix("torch.")) for value in values]
 
 
 def _kind(layout: Layout) -> tuple:

@@ -17,6 +17,7 @@ from fnn.gradients.layer_capture import Record, Taps, record, zero_taps
 from fnn.gradients.layer_rows import gradient_rows, input_rows
 from fnn.gradients.per_sample import as_batch_of_one, check_chunk_size, count_samples, over_samples
 from fnn.gradients.value_and_grad import check_differentiable
+from fnn.jacobian.arguments import check_not_empty
 from fnn.tree import Tree
 
 KroneckerLikelihood = Literal["categorical", "normal", "bernoulli", "empirical"]
@@ -51,6 +52,7 @@ class LayerSweep:
         chunk_size: int | None,
     ) -> None:
         check_differentiable(params)
+        check_not_empty(params, "kfac")
         check_likelihood(likelihood, draws, "empirical")
         check_chunk_size(chunk_size)
         if likelihood == "empirical" and key is not None:

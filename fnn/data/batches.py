@@ -58,7 +58,13 @@ class Batches(Iterator[Tree]):
         return next(self._batches)
 
 
-def batches(arrays: Tree | Stream[Any], batch_size: int, key: Tensor | None = None, drop_last: bool = False) -> Batches:
+def batches(
+    arrays: Tree | Stream[Any],
+    batch_size: int,
+    key: Tensor | None = None,
+    drop_last: bool = False,
+    part: tuple[int, int] = (0, 1),
+) -> Batches:
     """Iterate over the rows of a tree of tensors, or of a :class:`Stream`, in batches.
 
     Batches of tensors are on the device of the tensors. With a key the rows come in the order of
@@ -67,8 +73,12 @@ def batches(arrays: Tree | Stream[Any], batch_size: int, key: Tensor | None = No
     ``len(batches(...))`` is the number of batches. Tensors on a file, as ``torch.from_file`` and
     ``torch.from_numpy(numpy.memmap(...))`` make them, are read batch by batch.
 
+    ``part=(i, n)`` gives part i, from 0, of n equal parts of every batch, and reads only its rows: the parts together
+    are the batches that one process would see. :func:`fnn.distributed.local_batches` fills it in.
+
     Raises ``TypeError`` for leaves that are not tensors, and ``ValueError`` for leaves of different lengths, for no
-    rows, for a batch size below 1, and if ``drop_last`` leaves no batch.
+    rows, for a batch size below 1, if ``drop_last`` leaves no batch, and for a batch that cannot be divided into n
+    equal parts.
 
     >>> x, y = torch.arange(5.0), torch.arange(5)
     >>> [labels.tolist() for _, labels in batches((x, y), 2)]
@@ -85,11 +95,27 @@ def batches(arrays: Tree | Stream[Any], batch_size: int, key: Tensor | None = No
     order = None if key is None else random.permutation(key, rows)
     stop = rows - rows % batch_size if drop_last else rows
     cuts = [(start, min(start + batch_size, stop)) for start in range(0, stop, batch_size)]
+    cuts = [(start + s, start + e) for start, end in cuts for s, e in [part_of(end - start, *part)]]
     if isinstance(arrays, Stream):
         numbers = range(rows) if order is None else order.tolist()
         return Batches(_read_ahead(arrays, [numbers[start:end] for start, end in cuts]), len(cuts))
     order = None if order is None else order.to(_tree.leaves(arrays)[0].device)
     return Batches(_cut(arrays, order, cuts), len(cuts))
+
+
+def part_of(rows: int, number: int, count: int) -> tuple[int, int]:
+    """The first row, and the one after the last, of one of ``count`` equal parts of a batch.
+
+    >>> part_of(6, 1, 3)
+    (2, 4)
+    """
+    if rows % count:
+        raise ValueError(
+            f"a batch of {rows} rows cannot be divided among {count} processes; write a batch size that is a multiple "
+            f"of {count}, and drop_last=True where the last batch is smaller"
+        )
+    size = rows // count
+    return number * size, (number + 1) * size
 
 
 def _cut(arrays: Tree, order: Tensor | None, cuts: list[tuple[int, int]]) -> Iterator[Tree]:

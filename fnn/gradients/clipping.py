@@ -199,6 +199,8 @@ def gradient_noise_scale(
 def _prepare(args: tuple, kwargs: dict, batch_argnums: Argnums) -> Call:
     call = prepare(args, kwargs, 0, batch_argnums)
     check_params_are_shared(call.batches)
+    if not _tree.leaves(args[0]):
+        raise ValueError(f"params has no leaves, only {args[0]!r}, so the samples have no gradients with a norm")
     return call
 
 

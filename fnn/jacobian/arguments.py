@@ -14,7 +14,10 @@ from fnn.tree import Tree, describe
 
 
 def check_primals(primals: Any, name: str, complex_too: bool = False) -> None:
-    """Raise ``TypeError`` unless the primals are a tuple of trees of floating (or complex) tensors."""
+    """Raise ``TypeError`` unless the primals are a tuple of trees of floating (or complex) tensors.
+
+    Raises ``ValueError`` for trees without leaves.
+    """
     if not isinstance(primals, (tuple, list)) or not primals:
         raise TypeError(
             f"{name} takes its primals as a tuple, one tree for each argument of the function, got "
@@ -22,6 +25,16 @@ def check_primals(primals: Any, name: str, complex_too: bool = False) -> None:
         )
     for i, primal in enumerate(primals):
         check_floating(primal, f"primals[{i}]", name, complex_too)
+    check_not_empty(primals, name)
+
+
+def check_not_empty(tree: Tree, name: str) -> None:
+    """Raise ``ValueError`` for a tree without leaves, such as the params ``{}`` of a layer without parameters."""
+    if not _tree.leaves(tree):
+        raise ValueError(
+            f"{name} got no tensor to differentiate with respect to, only {tree!r}; params without a leaf have no "
+            "derivative"
+        )
 
 
 def check_floating(tree: Tree, what: str, name: str, complex_too: bool = False) -> None:

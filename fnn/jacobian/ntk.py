@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fnn import tree as _tree
-from fnn.jacobian.arguments import check_floating
+from fnn.jacobian.arguments import check_floating, check_not_empty
 from fnn.jacobian.products import bounds
 from fnn.linalg.vector_space import one_hot
 from fnn.tree import Tree
@@ -41,6 +41,7 @@ def ntk(
             [1., 5.]])
     """
     check_floating(params, "params", "ntk")
+    check_not_empty(params, "ntk")
     if mode not in _SUMS:
         raise ValueError(f"ntk: mode is one of {list(_SUMS)}, got {mode!r}")
     if method not in ("contraction", "product"):

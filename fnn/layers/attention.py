@@ -15,6 +15,7 @@ from fnn.layers.base import (
     check_dtype,
     check_mapping,
     check_params,
+    check_real,
     check_tensor,
     factory,
 )
@@ -209,7 +210,7 @@ def multi_head_attention(
 def _check_inputs(query: Tensor, keys: Tensor, values: Tensor, embed_dim: int, kdim: int, vdim: int) -> None:
     layer = "multi_head_attention"
     for x, size, name in ((query, embed_dim, "inputs"), (keys, kdim, "keys"), (values, vdim, "values")):
-        check_tensor(layer, x)
+        check_real(layer, x)
         if x.dim() not in (2, 3) or x.shape[-1] != size:
             raise ShapeError(f"{layer} expects {name} of shape (batch, sequence, {size}), got {tuple(x.shape)}")
     if query.shape[:-2] != keys.shape[:-2] or keys.shape[:-1] != values.shape[:-1]:

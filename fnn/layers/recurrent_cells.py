@@ -20,6 +20,7 @@ from fnn.layers.base import (
     check_tensor,
     factory,
 )
+from fnn.layers.piecewise import relu
 
 Step = Callable[[Tensor, tuple[Tensor, ...], Mapping[str, Tensor]], tuple[Tensor, ...]]
 
@@ -57,7 +58,7 @@ def cell_of(
 
 def tanh_or_relu_step(name: str, nonlinearity: str) -> Step:
     """h = tanh(W_ih x + b_ih + W_hh h + b_hh), or with relu."""
-    known = {"tanh": torch.tanh, "relu": torch.relu}
+    known = {"tanh": torch.tanh, "relu": relu}
     if nonlinearity not in known:
         raise ValueError(f"{name} expects nonlinearity as 'tanh' or 'relu', got {nonlinearity!r}")
     function = known[nonlinearity]

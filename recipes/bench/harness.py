@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, peak memory, and the report in docs/performance.md."""
+"""What the benchmarks share: interleaved timing, peak memory, and the report in docs/performance_tables.md."""
 
 import argparse
 import ctypes
@@ -17,7 +17,7 @@ import torch
 
 import fnn
 
-REPORT = Path(__file__).parents[2] / "docs" / "performance.md"
+REPORT = Path(__file__).parents[2] / "docs" / "performance_tables.md"
 
 
 def begin(keep_memory: bool = True) -> None:
@@ -192,8 +192,10 @@ def section(bench: str, part: str, options: argparse.Namespace) -> str:
     return " ".join([bench, *part.split(), *words])
 
 
-def report(name: str, title: str, body: str, packages: Sequence[str] = ()) -> None:
-    """Print the section and write it to docs/performance.md, where it replaces the section of the same name.
+def report(name: str, title: str, body: str, packages: Sequence[str] = (), page: Path | None = None) -> None:
+    """Print the section and write it to a page, where it replaces the section of the same name.
+
+    The page is docs/performance_tables.md unless another is given.
 
     The first word of ``name`` is the name of the module.
     """
@@ -201,13 +203,14 @@ def report(name: str, title: str, body: str, packages: Sequence[str] = ()) -> No
     section = f"## {title}\n\n`{command}`\n\n{machine(packages)}\n\n{body.strip()}\n"
     print(section)
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-    text = REPORT.read_text() if REPORT.exists() else "# Performance\n"
+    page = REPORT if page is None else page
+    text = page.read_text() if page.exists() else "# Tables of performance\n"
     block = f"{begin}\n{section}{end}\n"
     if begin in text:
         before, rest = text.split(begin, 1)
         text = before + block + rest.split(end + "\n", 1)[1]
     else:
         text = text.rstrip("\n") + "\n\n" + block
-    part = REPORT.with_suffix(".part")
+    part = page.with_suffix(".part")
     part.write_text(text)
-    os.replace(part, REPORT)
+    os.replace(part, page)
