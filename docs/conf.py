@@ -46,12 +46,15 @@ UNDER_BRACE = re.compile(
     re.MULTILINE,
 )
 
+# commands that docutils does not know, and what it calls them
+SAME = {"dots": r"\ldots", "big": r"\bigr", "Big": r"\Bigr", "bigg": r"\biggr", "Bigg": r"\Biggr"}
+
 
 def mathml(node, **options):
     """Formulas as MathML, which browsers draw by themselves: no script, and no request to another host."""
     try:
-        formula = tex2mathml(node.astext().replace(r"\dots", r"\ldots"), **options)
-        return UNDER_BRACE.sub(r"\1<munder>\n\2\1</munder>", formula)
+        formula = re.sub(r"\\(dots|[Bb]igg?)(?![A-Za-z])", lambda name: SAME[name[1]], node.astext())
+        return UNDER_BRACE.sub(r"\1<munder>\n\2\1</munder>", tex2mathml(formula, **options))
     except MathError as error:
         logger.warning("%s in the formula %s", error, node.astext(), location=node)
         return ""
@@ -67,6 +70,13 @@ def block_math(writer, node):
     raise nodes.SkipNode
 
 
+def back_links(app, pagename, templatename, context, doctree):
+    """Pages of sources link back as if all names of a file had one room; those of the top level have none."""
+    if pagename.startswith("_modules/"):
+        context["body"] = re.sub(r'(top_level\.html#fnn\.)(?:\w+\.)+(\w+")', r"\1\2", context["body"])
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", escape, priority=900)
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
+    app.connect("html-page-context", back_links)
