@@ -8,56 +8,21 @@ from torch import Tensor
 
 import fnn
 from drawings.style import BLUE, FAINT, GREEN, INK, ORANGE, VERMILION, bare, picture
+from drawings.training_memory import MEASURED, STEPS
 
 COLOURS = (BLUE, ORANGE, GREEN)
-
-
-def live_bytes(call) -> int:
-    """The largest number of bytes that one call had allocated at once, from torch's profiler."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        call()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
 
 
 @picture
 def training_memory() -> Figure:
     """Memory for the derivative of the loss after training by the learning rate, over the number of steps."""
-    images, labels = fnn.data.load_dataset("digits").train
-    batch = images[:1024].flatten(1), labels[:1024]
-    model = fnn.models.mlp(64, 16, 10, activation=fnn.layers.tanh)
-    params = model.init(fnn.random.key(0))
-
-    def loss(params):
-        return fnn.losses.cross_entropy(model.apply(params, batch[0]), batch[1])
-
-    def final(rate: Tensor, steps: int, remat: bool = False) -> Tensor:
-        step = lambda p: fnn.tree.sub(p, fnn.tree.scale(rate, fnn.grad(loss)(p)))
-        step = fnn.layers.remat(step) if remat else step
-        p = params
-        for _ in range(steps):
-            p = step(p)
-        return loss(p)
-
-    rate = torch.tensor(0.5)
-    ways = {
-        "reverse": (VERMILION, lambda n: fnn.grad(lambda r: final(r, n))(rate)),
-        "reverse, recomputed": (BLUE, lambda n: fnn.grad(lambda r: final(r, n, True))(rate)),
-        "forward": (GREEN, lambda n: fnn.jvp(lambda r: final(r, n), (rate,), (torch.ones(()),))),
-    }
-    counts = [5, 20, 50]
+    looks = {"reverse": (VERMILION, -2.2), "reverse, recomputed": (BLUE, 0.5), "forward": (GREEN, -1.1)}
     figure, axes = plt.subplots(figsize=(5.2, 3.2))
-    for name, (colour, call) in ways.items():
-        call(2)  # what is made at the first call only
-        megabytes = [live_bytes(lambda n=n, call=call: call(n)) / 1e6 for n in counts]
-        axes.plot(counts, megabytes, "o-", ms=4, color=colour)
-        above = {"reverse": -2.2, "reverse, recomputed": 0.5, "forward": -0.9}[name]
+    for name, (colour, above) in looks.items():
+        megabytes = MEASURED[name]
+        axes.plot(STEPS, megabytes, "o-", ms=4, color=colour)
         axes.text(50, megabytes[-1] + above, name, color=colour, ha="right")
-    axes.set(xlabel="steps of training", ylabel="largest memory alive, MB", ylim=(-0.8, None), xticks=counts)
+    axes.set(xlabel="steps of training", ylabel="largest memory alive, MB", ylim=(-1, 13), xticks=STEPS)
     axes.grid(True)
     return figure
 
@@ -113,7 +78,7 @@ def edges() -> Figure:
         panels[1].plot(x, f(x) + height, color=colour)
         panels[1].plot(near, slope * near + height, color=VERMILION, lw=1.2)
         panels[1].text(-1.2, height + (0.25 if name != "abs" else -0.4), f"{name}: {float(slope):g}", color=colour)
-    panels[1].set_ylim(-1.7, 2.6)
+    panels[1].set(ylim=(-1.7, 2.6), yticks=[])
 
     panels[2].set_title(r"$\sqrt{x}$ where $x > 0$, else 0")
 
@@ -127,7 +92,7 @@ def edges() -> Figure:
         panels[2].plot(x[part], slope[part], color=ORANGE)
     panels[2].axvspan(-1.2, 0, color=VERMILION, alpha=0.18, lw=0)
     panels[2].set_ylim(-0.3, 3)
-    panels[2].text(0.65, 0.4, "value", color=BLUE)
+    panels[2].text(0.72, 1.12, "value", color=BLUE)
     panels[2].text(0.3, 1.5, "derivative,\nguarded", color=ORANGE)
     panels[2].text(-1.15, 1.8, "nan without\nthe guard", color=VERMILION)
     for axes in panels:
