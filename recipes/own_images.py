@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import fnn
-from recipes import command_line, files, plots, training
+from recipes import command_line, files, plots, resume, training
 from recipes.training import Batch
 
 SIZE = 32  # LeNet takes images of 32x32 pixels
@@ -143,7 +143,7 @@ def train(
     )
     for epoch in epochs:
         history.append({"epoch": epoch.number, **epoch.metrics})
-        print(training.describe(history[-1]), flush=True)
+        print(resume.describe(history[-1]), flush=True)
         state = epoch.state
     return state[0], history
 
