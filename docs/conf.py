@@ -40,10 +40,21 @@ def escape(app, what, name, obj, options, lines):
             lines[i] = "".join(p if p.startswith("``") else re.sub(r"([|*])", r"\\\1", p) for p in pieces)
 
 
+# docutils puts what stands under a brace to the right of it
+UNDER_BRACE = re.compile(
+    r"^( *)<msub>\n(\1  <munder>\n(?:\1    .*\n)+?\1    <mo>⏟</mo>\n\1  </munder>\n(?:\1  .*\n)+?)\1</msub>",
+    re.MULTILINE,
+)
+
+# commands that docutils does not know, and what it calls them
+SAME = {"dots": r"\ldots", "big": r"\bigr", "Big": r"\Bigr", "bigg": r"\biggr", "Bigg": r"\Biggr"}
+
+
 def mathml(node, **options):
     """Formulas as MathML, which browsers draw by themselves: no script, and no request to another host."""
     try:
-        return tex2mathml(node.astext().replace(r"\dots", r"\ldots"), **options)
+        formula = re.sub(r"\\(dots|[Bb]igg?)(?![A-Za-z])", lambda name: SAME[name[1]], node.astext())
+        return UNDER_BRACE.sub(r"\1<munder>\n\2\1</munder>", tex2mathml(formula, **options))
     except MathError as error:
         logger.warning("%s in the formula %s", error, node.astext(), location=node)
         return ""
@@ -59,6 +70,13 @@ def block_math(writer, node):
     raise nodes.SkipNode
 
 
+def back_links(app, pagename, templatename, context, doctree):
+    """Pages of sources link back as if all names of a file had one room; those of the top level have none."""
+    if pagename.startswith("_modules/"):
+        context["body"] = re.sub(r'(top_level\.html#fnn\.)(?:\w+\.)+(\w+")', r"\1\2", context["body"])
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", escape, priority=900)
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
+    app.connect("html-page-context", back_links)

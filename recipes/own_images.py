@@ -142,7 +142,8 @@ def train(
         evaluate=lambda params, opt_state: training.evaluate(model.apply, params, test_data),
     )
     for epoch in epochs:
-        history.append({"epoch": epoch.number, **epoch.metrics})
+        shown = {name: epoch.metrics[name] for name in ("train_loss", "test_loss", "test_accuracy")}
+        history.append({"epoch": epoch.number, **shown})
         print(training.describe(history[-1]), flush=True)
         state = epoch.state
     return state[0], history

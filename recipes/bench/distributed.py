@@ -84,7 +84,8 @@ def torch_sharded(name: str, start: dict[str, Tensor], batch: tuple, backend: st
     for part in module.modules():
         if part is not module and next(part.parameters(recurse=False), None) is not None:
             fully_shard(part, mesh=mesh)
-    return _torch_steps(fully_shard(module, mesh=mesh), batch)
+    fully_shard(module, mesh=mesh)  # in place
+    return _torch_steps(module, batch)
 
 
 def _torch_steps(network: torch.nn.Module, batch: tuple) -> Step:
