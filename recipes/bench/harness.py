@@ -84,7 +84,7 @@ def wait(value: object) -> None:
     getattr(value, "block_until_ready", lambda: None)()
 
 
-def plan(rivals: dict[str, Callable[[], object]], seconds: float) -> dict[str, int]:
+def plan(rivals: dict[str, Callable[[], object]], seconds: float) -> dict[str, Any]:
     """Settings of :func:`interleave` that take about ``seconds``, for rivals that have been called before.
 
     There are 5 to 21 rounds of 1 to 10 calls; 5 rounds may take longer than ``seconds``.
