@@ -460,6 +460,14 @@ def shared_store(prefix: str) -> Any:
     return torch.distributed.PrefixStore(prefix, torch.distributed.distributed_c10d._get_default_store())
 
 
+def part_of_a_tensor(part: Tensor, axis: int, group: str) -> Tensor:
+    """A DTensor made of the equal parts along an axis that the processes of a group hold."""
+    from torch.distributed.tensor import DeviceMesh, DTensor, Shard
+
+    mesh = DeviceMesh.from_group(torch.distributed.distributed_c10d._resolve_process_group(group), part.device.type)
+    return DTensor.from_local(part, mesh, [Shard(axis)], run_check=False)
+
+
 def all_reduce(tensor: Tensor, group: str) -> Tensor:
     """The sum of the tensors of all processes of a group."""
     operations = _collectives()
@@ -575,6 +583,7 @@ __all__ = [
     "onednn_linear",
     "operation_name",
     "outside_transforms",  # noqa: F822
+    "part_of_a_tensor",
     "peek_interpreter_stack",
     "pytree_containers",
     "readable",

@@ -1,8 +1,8 @@
 """Saving and loading trees as safetensors files with dotted paths as names.
 
 Saving is atomic. The metadata of a file hold a checksum of all its bytes under ``fnn.sha256``, and loading refuses a
-file that was altered or truncated. Files of other programs have no checksum and are read without this check, and so
-are ``state_dict``s that ``torch.save`` wrote. No file is ever run as code.
+file that was altered or truncated. Files of ``torch.save`` have checksums of their own, which are compared too;
+safetensors files of other programs have none and are read without this check. No file is ever run as code.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import pickle
 import re
 import secrets
 import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,8 +101,8 @@ def _copied(path: str | Path, tree: Tree, metadata: dict[str, str] | None) -> Ca
     target = Path(os.path.realpath(_checked_path(path, "save")))
     flat = _tree.to_state_dict(tree)
     for name, leaf in flat.items():
-        _check_leaf(name, leaf)
-    strings = _checked_metadata(metadata)
+        check_leaf(name, leaf)
+    strings = checked_metadata(metadata)
     # safetensors refuses tensors that share memory, so each leaf is copied
     copies = {name: leaf.detach().cpu().contiguous().clone() for name, leaf in flat.items()}
 
@@ -166,7 +167,7 @@ def _checked_path(path: str | Path, name: str) -> Path:
     return path
 
 
-def _check_leaf(name: str, leaf: object) -> None:
+def check_leaf(name: str, leaf: object) -> None:
     if not isinstance(leaf, Tensor):
         raise TypeError(f"save: {name!r} is {leaf!r}, not a tensor; put strings into metadata, numbers as torch.tensor")
     if name == _RESERVED:
@@ -185,7 +186,7 @@ def _check_leaf(name: str, leaf: object) -> None:
         raise TypeError(f"save: {name!r} is of {leaf.dtype}, which safetensors does not have; write {line}") from None
 
 
-def _checked_metadata(metadata: object) -> dict[str, str]:
+def checked_metadata(metadata: object) -> dict[str, str]:
     if metadata is None:
         return {}
     if not isinstance(metadata, dict):
@@ -248,6 +249,7 @@ def _is_of_torch(path: Path) -> bool:
 def _read_torch(path: str | Path) -> list[tuple[str, Tensor]]:
     """Read a ``state_dict`` that ``torch.save`` wrote. Raises ``ValueError`` for anything else."""
     place = _checked_path(path, "load")
+    check_archive(place)
     try:
         found = torch.load(place, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -264,6 +266,22 @@ def _read_torch(path: str | Path) -> list[tuple[str, Tensor]]:
             "torch.save(module.state_dict(), path), or read it with torch.load(path, weights_only=True)"
         )
     return sorted((str(name), leaf.detach()) for name, leaf in found.items())
+
+
+def check_archive(path: Path) -> None:
+    """Raise ``ValueError`` if a file of ``torch.save`` was altered or cut.
+
+    ``torch.load`` does not look at the checksums of the entries of such a zip archive.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.CRC:  # 0 where torch was told not to compute it
+                    with archive.open(entry) as file:
+                        while file.read(1 << 20):  # raises an error at the end if the checksum differs
+                            pass
+    except Exception as error:  # zipfile raises errors of many types for damaged files
+        raise ValueError(f"{path} was altered or is damaged, or torch.save did not write it: {error}") from error
 
 
 def _metadata(contents: bytearray) -> dict[str, str]:

@@ -146,7 +146,8 @@ def spectra(flags: Flags) -> dict:
             top = " ".join(f"{value:.4g}" for value in row[name]["top"])
             print("  {:13s} largest {}   smallest {smallest:.2g}   trace {trace:.4g}".format(name, top, **row[name]))
     files.write_metrics(output, result)
-    plots.spectra(output / "spectrum.png", densities)
+    largest = {(name, moment): result[moment][name]["top"] for name, moment in densities}
+    plots.spectra(output / "spectrum.png", densities, largest, fnn.tree.size(before))
     print(f"wrote {output}")
     return result
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import fnn
-from recipes import command_line, files, plots, training
+from recipes import command_line, files, plots, resume, training
 from recipes.training import Batch
 
 SIZE = 32  # LeNet takes images of 32x32 pixels
@@ -142,9 +142,8 @@ def train(
         evaluate=lambda params, opt_state: training.evaluate(model.apply, params, test_data),
     )
     for epoch in epochs:
-        shown = {name: epoch.metrics[name] for name in ("train_loss", "test_loss", "test_accuracy")}
-        history.append({"epoch": epoch.number, **shown})
-        print(training.describe(history[-1]), flush=True)
+        history.append({"epoch": epoch.number, **epoch.metrics})
+        print(resume.describe(history[-1]), flush=True)
         state = epoch.state
     return state[0], history
 

@@ -70,11 +70,13 @@ def sweep(path: Path, rates: Tensor, losses: Tensor, guessing: float) -> None:
     best = losses.nan_to_num(float("inf")).argmin()
     axes.plot(rates[best], losses[best], "o", color="tab:orange", label=f"best: {float(rates[best]):.2g}")
     axes.axhline(guessing, color="gray", linestyle=":", linewidth=1)
-    axes.text(float(rates[0]), guessing, "guessing", fontsize=8, color="gray", va="bottom")
+    axes.text(float(rates[0] * rates[-1]) ** 0.5, guessing, "guessing", fontsize=8, color="gray", va="bottom")
     if not good.all():
         top = 3 * guessing  # losses above it, and those that are not finite, are drawn there
         shown = losses[~good].nan_to_num(float("inf"), float("inf")).clamp(max=top)
-        label = f"diverged: {int((~good).sum())} rates (at the top: loss above {top:.1f} or nan)"
+        label = f"diverged: {int((~good).sum())} rates"
+        if (shown == top).any():
+            label += f" (at the top: loss above {top:.1f} or not finite)"
         axes.plot(rates[~good], shown, "x", color="tab:red", markersize=4, label=label)
     axes.set(xlabel="learning rate", ylabel="final training loss (nats)", ylim=(None, 4 * guessing))
     axes.legend(frameon=False, fontsize=8)
@@ -139,18 +141,36 @@ def heat(path: Path, found: Tensor, truth: Tensor, duration: float, rows: list[d
     save(figure, path)
 
 
-def spectra(path: Path, densities: dict[tuple[str, str], Density]) -> None:
-    """Spectral densities: a panel for each matrix, with a curve before and a curve after training."""
+def spectra(
+    path: Path, densities: dict[tuple[str, str], Density], largest: dict[tuple[str, str], list[float]], count: int
+) -> None:
+    """The spectra of matrices with ``count`` eigenvalues: a panel for each, with a curve before and one after training.
+
+    Eigenvalues span orders of magnitude on both sides of zero, so the axis and the smoothing are uniform in
+    t = asinh(eigenvalue / scale). Both curves of a panel have one width, which is larger than the distance of the nodes
+    of Lanczos; triangles are single eigenvalues.
+    """
     names = list(dict.fromkeys(name for name, _ in densities))
-    figure, panels = plt.subplots(1, len(names), figsize=(5.5 * len(names), 3.5), layout="constrained", squeeze=False)
+    figure, panels = plt.subplots(1, len(names), figsize=(5.5 * len(names), 3.8), layout="constrained", squeeze=False)
     for axes, name in zip(panels.flat, names, strict=True):
-        for (matrix, moment), density in densities.items():
-            if matrix == name:
-                low, high = float(density.nodes.min()), float(density.nodes.max())
-                grid = torch.linspace(low - 0.05 * (high - low), high + 0.05 * (high - low), 1000)
-                axes.semilogy(grid, density.smooth(grid, 0.005 * (high - low)), label=f"{moment} training")
-        axes.set(xlabel="eigenvalue", ylabel="density", title=name, ylim=(1e-5, None))
-        axes.legend(frameon=False)
+        chosen = {moment: density for (matrix, moment), density in densities.items() if matrix == name}
+        nodes = torch.cat([density.nodes for density in chosen.values()])
+        scale = 0.01 * float(nodes.abs().max())
+        ends = torch.asinh(nodes / scale)
+        grid = torch.linspace(float(ends.min()) - 0.6, float(ends.max()) + 0.6, 1000)
+        for color, (moment, density) in zip(("tab:blue", "tab:orange"), chosen.items(), strict=True):
+            heights = count * Density(torch.asinh(density.nodes / scale), density.weights).smooth(grid, 0.15)
+            axes.plot(scale * grid.sinh(), heights, color=color, label=f"{moment} training")
+            found = largest[name, moment]
+            axes.plot(found, [0.07] * len(found), "^", color=color, markersize=4)
+        axes.set_xscale("asinh", linear_width=scale)
+        low, high = float(nodes.min()), float(nodes.max())
+        ticks = [sign * 10.0**power for power in range(-6, 7) for sign in (-1, 1)]
+        ticks = [0.0, *(tick for tick in ticks if abs(tick) > 2 * scale and low < tick < 2 * high)]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set(xlabel="eigenvalue λ", ylabel=f"eigenvalues per unit of asinh(λ / {scale:.2g})")
+        axes.set(title=name, yscale="log", ylim=(0.05, None))
+        axes.legend(frameon=False, title=f"triangles: the {len(found)} largest")
         axes.spines[["top", "right"]].set_visible(False)
     save(figure, path)
 
@@ -158,7 +178,9 @@ def spectra(path: Path, densities: dict[tuple[str, str], Density]) -> None:
 def race(path: Path, rows: dict[str, list[dict[str, float]]]) -> None:
     """Training loss of several methods, against steps and against time."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 3.5), layout="constrained", sharey=True)
-    for axes, by, label in zip(panels, ("step", "time"), ("steps", "time (Adam steps of 64 samples)"), strict=True):
+    for axes, by, label in zip(
+        panels, ("step", "time"), ("steps", "time without tracing (median Adam steps of 64 samples)"), strict=True
+    ):
         for name, history in rows.items():
             axes.loglog([row[by] for row in history[1:]], [row["loss"] for row in history[1:]], label=name)
         axes.set(xlabel=label)

@@ -27,9 +27,9 @@ class Flags(command_line.ImageFlags):
     """Train from several seeds until the test accuracies are reached, one after the other and all together."""
 
     model: Literal["lenet", "mlp"] = "lenet"
-    targets: list[float] = field(default_factory=lambda: [0.9, 0.97])
+    targets: list[float] = field(default_factory=lambda: [0.9, 0.95])
     """Test accuracies; a run ends when it has reached them all."""
-    seeds: command_line.Count = 10
+    seeds: command_line.Count = 3
     """Number of networks that are trained; their keys are derived from --seed."""
     epochs: command_line.Count = 60
     """Maximum number of epochs; a target that is not reached by then counts as not reached."""

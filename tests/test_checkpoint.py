@@ -231,6 +231,88 @@ def test_an_altered_or_cut_file_is_refused(tmp_path: Path) -> None:
     assert json.loads(good[8 : 8 + length])["__metadata__"]["epoch"] == "3"
 
 
+def flipped(good: bytes, generator: random.Random, stop: int) -> bytes:
+    """One bit before ``stop`` is another."""
+    bad = bytearray(good)
+    bad[generator.randrange(stop)] ^= 1 << generator.randrange(8)
+    return bytes(bad)
+
+
+def blank(good: bytes, generator: random.Random, stop: int) -> bytes:
+    """A block of zeros, as a crash of the machine can leave."""
+    start = generator.randrange(stop)
+    return good[:start] + bytes(len(good[start : start + 512])) + good[start + 512 :]
+
+
+def swapped(good: bytes, generator: random.Random, stop: int) -> bytes:
+    bad = bytearray(good)
+    one, other = generator.randrange(stop), generator.randrange(stop)
+    bad[one], bad[other] = bad[other], bad[one]
+    return bytes(bad)
+
+
+DAMAGES = {
+    "flipped": flipped,
+    "cut": lambda good, generator, stop: good[: generator.randrange(stop)],
+    "blank": blank,
+    "swapped": swapped,
+    "a byte more": lambda good, generator, stop: good[: (at := generator.randrange(stop))] + b"\x00" + good[at:],
+    "a byte less": lambda good, generator, stop: good[: (at := generator.randrange(stop))] + good[at + 1 :],
+}
+
+
+READERS = {  # who wrote the file, and what reads it
+    "fnn": ("fnn", load),
+    "torch": ("torch", load),
+    "torch, by interop": ("torch", fnn.interop.read_state_dict),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_two_hundred_damages_none_of_which_is_loaded(name: str, tmp_path: Path) -> None:
+    writer, read = READERS[name]
+    params = fnn.models.mlp(8, 16, 4).init(fnn.random.key(0))
+    state = {"params": params, "opt": fnn.optim.adam(1e-3).init(params), "key": fnn.random.key(1)}
+    if writer == "fnn":
+        save(tmp_path / "good", state, {"progress": "{}", "flags": '{"epochs": 3}'})
+    else:
+        torch.save(fnn.tree.to_state_dict(state), tmp_path / "good")
+    good = (tmp_path / "good").read_bytes()
+    whole = fnn.tree.to_state_dict(load(tmp_path / "good"))
+    header = 8 + int.from_bytes(good[:8], "little") if writer == "fnn" else len(good)
+    generator, tried, alike = random.Random(0), 0, 0
+    while tried < 200:
+        kind = list(DAMAGES)[tried % len(DAMAGES)]
+        stop = (len(good), header, 8)[tried // len(DAMAGES) % 3]  # anywhere, in the header, in its length
+        bad = DAMAGES[kind](good, generator, stop)
+        if bad == good:
+            continue
+        tried += 1
+        (tmp_path / "bad").write_bytes(bad)
+        message = ""
+        try:
+            found = fnn.tree.to_state_dict(read(tmp_path / "bad"))
+        except ValueError as error:
+            message = str(error)
+        if message:
+            assert str(tmp_path / "bad") in message
+        else:  # the archives of torch have bytes that nothing reads
+            assert writer == "torch", kind
+            assert sorted(found) == sorted(whole)
+            assert all(torch.equal(found[name], whole[name]) for name in whole)
+            alike += 1
+    assert alike < 50
+
+
+def test_archives_of_torch_without_checksums_are_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"w": torch.arange(3.0)}, tmp_path / "t")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert load(tmp_path / "t")["w"].tolist() == [0.0, 1.0, 2.0]
+
+
 LIKE = {"a": torch.ones(2), "b": {"c": torch.ones(3), "d": torch.ones(1, dtype=torch.int64)}}
 MISFITS = {
     "missing": ({"a": LIKE["a"]}, [r"missing \['b.c', 'b.d'\]"]),
@@ -315,7 +397,7 @@ def test_what_torch_save_should_not_write_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "both.pth")
     whole = (tmp_path / "both.pth").read_bytes()
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match="was altered or is damaged"):
         load(tmp_path / "cut.pth")
 
 

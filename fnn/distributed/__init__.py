@@ -2,6 +2,7 @@
 
 from fnn._processes import rank, world_size
 from fnn.distributed.batch_statistics import sync_batch_norm
+from fnn.distributed.checkpoints import load, load_metadata, save
 from fnn.distributed.parts import local, local_batches
 from fnn.distributed.processes import Processes, init
 from fnn.distributed.reduction import data_parallel, reduce
@@ -16,10 +17,13 @@ __all__ = [
     "gather",
     "global_norm",
     "init",
+    "load",
+    "load_metadata",
     "local",
     "local_batches",
     "rank",
     "reduce",
+    "save",
     "shard",
     "sync_batch_norm",
     "world_size",

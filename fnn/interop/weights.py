@@ -66,8 +66,11 @@ def _read_index(index: Path, device: torch.device | str) -> dict[str, Tensor]:
 
 def _read_saved(path: Path, entry: str | None, device: torch.device | str) -> dict[str, Tensor]:
     with path.open("rb") as file:
-        if file.read(2)[:2] not in (b"PK", b"\x80\x02"):  # an archive, or the pickles of torch before 1.6
-            raise ValueError(f"{path} is not a file of torch.save, nor a safetensors file named so")
+        start = file.read(2)
+    if start not in (b"PK", b"\x80\x02"):  # an archive, or the pickles of torch before 1.6
+        raise ValueError(f"{path} is not a file of torch.save, nor a safetensors file named so")
+    if start == b"PK":
+        checkpoint.check_archive(path)
     try:
         found = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
