@@ -30,7 +30,9 @@ class SparseJacobian(NamedTuple):
 
     def to_sparse(self) -> Tensor:
         """A ``torch.sparse_coo`` tensor."""
-        return torch.sparse_coo_tensor(torch.stack([self.rows, self.columns]), self.values, self.shape)
+        return torch.sparse_coo_tensor(
+            torch.stack([self.rows, self.columns]), self.values, self.shape, check_invariants=False
+        )
 
 
 def colours(pattern: Tensor) -> Tensor:
