@@ -1,21 +1,18 @@
-"""Count what each call on the sheet of the Jacobian book costs: ``python docs/cost_sheet.py [--time]``.
+"""Count what each call on the sheet of the Jacobian book costs: ``python docs/cost_sheet.py``.
 
 The page ``docs/jacobians/sheet.md`` lists the calls. Its first block makes the names that the calls use, here for a
 perceptron of eight equal layers, so that no single layer decides; the tests run the calls for the page's own network.
 Costs are in calls of f: the floating-point operations of matrix products, as torch counts them, over those of f.
-``--time`` measures the calls whose cost does not grow with n or m, in processor time of one thread, the best of seven.
+``python -m recipes.bench jacobian_costs`` measures the products, too.
 """
 
-import argparse
 import ast
 import re
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 DOCS = Path(__file__).resolve().parent
@@ -115,38 +112,14 @@ def claimed(cost: str, names: dict[str, Any]) -> float:
     return eval(re.sub(r"(\d) ([kmn])", r"\1 * \2", cost), names)
 
 
-def measured(call: str, names: dict[str, Any], rounds: int = 7) -> float:
-    """The processor time of a call over that of f, the best of several rounds in turns."""
-    code = compile(call, "sheet", "eval")
-    best = [float("inf"), float("inf")]
-    for _ in range(rounds):
-        for place, run in enumerate((lambda: names["f"](names["x"]), lambda: eval(code, names))):
-            start = time.process_time()
-            run()
-            best[place] = min(best[place], time.process_time() - start)
-    return best[1] / best[0]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Count what each call on the sheet of the Jacobian book costs.")
-    parser.add_argument("--time", action="store_true", help="measure the products, too")
-    measure = parser.parse_args().time
-    small = names_of_the_page(*[5] * 9, samples=3)
-    large = names_of_the_page(*[384] * 9, samples=128) if measure else {}
-    if measure:
-        torch.set_num_threads(1)
-        fnn.keep_freed_memory()
-    print("| call | by params: stated | counted | measured | by inputs: stated | counted | measured |")
-    print("|---|---|---|---|---|---|---|")
+    names = names_of_the_page(*[6] * 9, samples=4)
+    print("| call | by params: stated | counted | by inputs: stated | counted |")
+    print("|---|---|---|---|---|")
     for row in rows():
         cells = [f"`{row.call}`"]
-        for cost, names, big in (
-            (row.by_params, small, large),
-            (row.by_inputs, by_inputs(small), by_inputs(large) if measure else {}),
-        ):
-            cells += [cost, f"{counted(row.call, names):.1f}" if cost else ""]
-            timed = measure and cost and not set(cost) & {"n", "m"}
-            cells.append(f"{measured(row.call, big):.1f}" if timed else "")
+        for cost, given in ((row.by_params, names), (row.by_inputs, by_inputs(names))):
+            cells += [cost, f"{counted(row.call, given):.1f}" if cost else ""]
         print("| " + " | ".join(cells) + " |", flush=True)
 
 

@@ -5,6 +5,7 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch.distributed
 
@@ -58,8 +59,8 @@ def check_agreement(what: str, lines: Sequence[str]) -> None:
         if not other:
             return
         store.set(f"lines of {rank()}", mine)
-        texts = [store.get(f"lines of {number}").decode() for number in ("0", other)]
-    raise ValueError(_difference(*texts, other))
+        first, second = (store.get(f"lines of {number}").decode() for number in ("0", other))
+    raise ValueError(_difference(first, second, other))
 
 
 def _difference(text: str, other_text: str, other: str) -> str:
@@ -85,3 +86,17 @@ def explained_failures() -> Iterator[None]:
             "come to the same communication within the time-out of fnn.distributed.init(timeout=...). If none of them "
             f"shows an error, they do not run the same code. ({str(error).splitlines()[0]})"
         ) from error
+
+
+def all_values(value: Any) -> list[Any]:
+    """The values, which can be pickled, that all processes give to this function, in the order of the processes.
+
+    >>> all_values(3)
+    [3]
+    """
+    if world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * world_size()
+    with explained_failures():
+        torch.distributed.all_gather_object(found, value)
+    return found

@@ -80,6 +80,7 @@ foreach = {
 }  # fmt: skip
 foreach_add_scalar = torch.ops.aten._foreach_add.Tensor  # torch._foreach_add reads the value of a 0-d tensor
 fused_adam = torch._fused_adam_
+to_copy = torch.ops.aten._to_copy.default
 unsafe_view = torch.ops.aten._unsafe_view.default
 zero_symbol = torch.ops.aten._efficientzerotensor.default
 
@@ -459,6 +460,14 @@ def shared_store(prefix: str) -> Any:
     return torch.distributed.PrefixStore(prefix, torch.distributed.distributed_c10d._get_default_store())
 
 
+def part_of_a_tensor(part: Tensor, axis: int, group: str) -> Tensor:
+    """A DTensor made of the equal parts along an axis that the processes of a group hold."""
+    from torch.distributed.tensor import DeviceMesh, DTensor, Shard
+
+    mesh = DeviceMesh.from_group(torch.distributed.distributed_c10d._resolve_process_group(group), part.device.type)
+    return DTensor.from_local(part, mesh, [Shard(axis)], run_check=False)
+
+
 def all_reduce(tensor: Tensor, group: str) -> Tensor:
     """The sum of the tensors of all processes of a group."""
     operations = _collectives()
@@ -574,6 +583,7 @@ __all__ = [
     "onednn_linear",
     "operation_name",
     "outside_transforms",  # noqa: F822
+    "part_of_a_tensor",
     "peek_interpreter_stack",
     "pytree_containers",
     "readable",
@@ -590,6 +600,7 @@ __all__ = [
     "storage_id",
     "storage_users",
     "swap_tensors",
+    "to_copy",
     "track_tensor_tree",  # noqa: F822
     "tree_leaves",
     "tree_map",

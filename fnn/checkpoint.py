@@ -101,8 +101,8 @@ def _copied(path: str | Path, tree: Tree, metadata: dict[str, str] | None) -> Ca
     target = Path(os.path.realpath(_checked_path(path, "save")))
     flat = _tree.to_state_dict(tree)
     for name, leaf in flat.items():
-        _check_leaf(name, leaf)
-    strings = _checked_metadata(metadata)
+        check_leaf(name, leaf)
+    strings = checked_metadata(metadata)
     # safetensors refuses tensors that share memory, so each leaf is copied
     copies = {name: leaf.detach().cpu().contiguous().clone() for name, leaf in flat.items()}
 
@@ -167,7 +167,7 @@ def _checked_path(path: str | Path, name: str) -> Path:
     return path
 
 
-def _check_leaf(name: str, leaf: object) -> None:
+def check_leaf(name: str, leaf: object) -> None:
     if not isinstance(leaf, Tensor):
         raise TypeError(f"save: {name!r} is {leaf!r}, not a tensor; put strings into metadata, numbers as torch.tensor")
     if name == _RESERVED:
@@ -186,7 +186,7 @@ def _check_leaf(name: str, leaf: object) -> None:
         raise TypeError(f"save: {name!r} is of {leaf.dtype}, which safetensors does not have; write {line}") from None
 
 
-def _checked_metadata(metadata: object) -> dict[str, str]:
+def checked_metadata(metadata: object) -> dict[str, str]:
     if metadata is None:
         return {}
     if not isinstance(metadata, dict):

@@ -1,6 +1,7 @@
 """What all recipes share: flags and their limits, the choice of the device, loading of data, and progress bars."""
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -83,8 +84,12 @@ def main(run: Callable[[Any], object], defaults: Any) -> None:
             raise SystemExit(f"stopped: {error}{place}") from error
 
 
-def begin(flags: CommonFlags) -> torch.device:
-    """Check the flags, prepare the process, and return the chosen device. Raises ``SystemExit`` for an invalid flag."""
+def begin(flags: CommonFlags, many: bool = False) -> torch.device:
+    """Check the flags, prepare the process, and return the chosen device. Raises ``SystemExit`` for an invalid flag.
+
+    A recipe that ``torchrun`` has started in several processes is connected to the others if ``many`` says that it can
+    use them, and is ended otherwise. Only the first process prints.
+    """
     hints = get_type_hints(type(flags), include_extras=True)
     for field in fields(flags):
         value = getattr(flags, field.name)
@@ -92,10 +97,15 @@ def begin(flags: CommonFlags) -> torch.device:
             if isinstance(limit, Limit) and not limit.holds(value):
                 raise SystemExit(f"--{field.name.replace('_', '-')} {value}: give a value that is {limit.words}")
     fnn.keep_freed_memory()
+    if not many and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SystemExit("this recipe runs in one process; torchrun serves mlp, lenet, resnet and transformer")
     try:
-        return fnn.device(flags.device)
+        rank, _, device = fnn.distributed.init(flags.device)
     except ValueError as error:
         raise SystemExit(f"--device {flags.device}: {error}") from error
+    if rank > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    return device
 
 
 def load_images(flags: ImageFlags, device: torch.device, size: int | None = None) -> fnn.data.Images:

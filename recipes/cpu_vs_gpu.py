@@ -173,7 +173,7 @@ def draw(path: Path, rows: list[Row]) -> None:
     for axes, words in zip(panels, ("ms per step", "seconds per epoch"), strict=True):
         sizes = sorted({row.batch_size for row in rows})
         axes.set_xticks(sizes, map(str, sizes))
-        axes.minorticks_off()
+        axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         axes.set(xlabel="batch size", ylabel=words)
         axes.spines[["top", "right"]].set_visible(False)
     panels[1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

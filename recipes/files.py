@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import fnn
 from recipes.command_line import CommonFlags
 
 
@@ -18,6 +19,7 @@ def open_output(flags: CommonFlags, name: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         found = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
+        found = found if fnn.distributed.rank() == 0 else []  # the first of several processes decides, and writes
     except OSError as error:
         raise SystemExit(f"--output {folder}: no folder can be made there ({error.strerror})") from error
     if not os.access(folder, os.W_OK | os.X_OK):

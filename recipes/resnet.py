@@ -27,8 +27,9 @@ class Flags(training.TrainFlags):
 
 def train(flags: Flags) -> dict[str, float]:
     """Train, write the files, and return the metrics of the last epoch."""
-    device = command_line.begin(flags)
+    device = command_line.begin(flags, many=True)
     data = command_line.load_images(flags, device, flags.size)
+    flags = resume.restarted(flags, f"resnet-{flags.dataset}")
     output = resume.open_run(flags, f"resnet-{flags.dataset}")
     model = fnn.models.resnet18(len(data.classes), in_channels=1)
     init_key, order_key = fnn.random.split(fnn.random.key(flags.seed))
@@ -42,9 +43,13 @@ def train(flags: Flags) -> dict[str, float]:
         logits, state = model.apply(params, state, images, train=True)
         return fnn.losses.cross_entropy(logits, labels), state
 
+    # of all processes, if there are several, and with the statistics of the whole batch
+    value_and_grads = fnn.value_and_grad(fnn.distributed.sync_batch_norm(loss), has_aux=True)
+    value_and_grads = fnn.distributed.data_parallel(value_and_grads, (("mean", "state"), "mean"))
+
     def train_step(network: fnn.tree.Tree, opt_state: fnn.tree.Tree, batch: Batch) -> tuple:
         params, state = split(network)
-        (value, state), grads = fnn.value_and_grad(loss, has_aux=True)(params, state, batch)
+        (value, state), grads = value_and_grads(params, state, batch)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return fnn.tree.combine(fnn.optim.apply_updates(params, updates), state), opt_state, value
 
@@ -58,12 +63,14 @@ def train(flags: Flags) -> dict[str, float]:
     metadata = {"recipe": "resnet", "classes": json.dumps(data.classes), "size": str(flags.size)}
     test = lambda network, opt_state: training.evaluate(predict, network, data.test)
     print(f"device {device}, ResNet-18 with {fnn.tree.size(params):,} parameters")
+    rows = []
     with resume.resumable(output):
-        for _ in resume.fit(flags, output, step, start, batches, samples, test, metadata):
-            pass
-    network, history = resume.finished(output, device)
-    training.draw(output, history, data, lambda images: predict(network, images))
-    return history[-1]
+        for row in resume.fit(flags, output, step, start, batches, samples, test, metadata):
+            rows.append(row)
+    if fnn.distributed.rank() == 0:
+        network, rows = resume.finished(output, device)
+        training.draw(output, rows, data, lambda images: predict(network, images))
+    return rows[-1]
 
 
 if __name__ == "__main__":

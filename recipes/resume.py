@@ -2,12 +2,13 @@
 
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -17,10 +18,22 @@ from fnn.data.batches import Batches
 from recipes import files
 from recipes.command_line import RunFlags
 
+Flags = TypeVar("Flags", bound=Any)
 PARAMS, METRICS = "params.safetensors", "metrics.jsonl"
 FILES = ("checkpoint-*.safetensors", PARAMS, METRICS, "nan-batch.safetensors", "events.out.tfevents.*")
 # flags that may differ between the first and the resumed run
 FREE = ("epochs", "output", "overwrite", "resume", "tensorboard", "data_root", "device", "compile")
+
+
+def restarted(flags: Flags, name: str) -> Flags:
+    """The flags with which ``torchrun --max-restarts`` starts a recipe again after the end of one of its processes.
+
+    The run goes on from its last checkpoint, or starts anew if it has none.
+    """
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return flags
+    kept = ((flags.output or Path("runs") / name) / PARAMS).exists()
+    return replace(flags, resume=kept, overwrite=not kept)
 
 
 def open_run(flags: Any, name: str) -> Path:
@@ -33,7 +46,7 @@ def open_run(flags: Any, name: str) -> Path:
         raise SystemExit("--tensorboard needs the package of this name: pip install tensorboard")
     if not flags.resume:
         output = files.open_output(flags, name)
-        for pattern in FILES:
+        for pattern in FILES if fnn.distributed.rank() == 0 else ():
             for old in output.glob(pattern):
                 old.unlink()
         return output

@@ -56,10 +56,11 @@ def run(name: str, make_model: Callable[[int], fnn.Layer], size: int, flags: Fla
 
     ``make_model(classes)`` returns the network for a number of classes.
     """
-    device = command_line.begin(flags)
+    device = command_line.begin(flags, many=True)
     data = own_images(flags.images, size, device) if flags.images else command_line.load_images(flags, device, size)
     model = make_model(len(data.classes))
     label = flags.images.stem if flags.images else flags.dataset
+    flags = resume.restarted(flags, f"{name}-{label}")
     output = resume.open_run(flags, f"{name}-{label}")
     init_key, order_key = fnn.random.split(fnn.random.key(flags.seed))
     params = fnn.tree.to(model.init(init_key), device)
@@ -70,8 +71,10 @@ def run(name: str, make_model: Callable[[int], fnn.Layer], size: int, flags: Fla
         images, labels = batch
         return fnn.losses.cross_entropy(model.apply(params, images), labels)
 
+    value_and_grads = fnn.distributed.data_parallel(fnn.value_and_grad(loss))  # of all processes, if there are several
+
     def train_step(params: fnn.tree.Tree, opt_state: fnn.tree.Tree, batch: Batch) -> tuple:
-        value, grads = fnn.value_and_grad(loss)(params, batch)
+        value, grads = value_and_grads(params, batch)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return fnn.optim.apply_updates(params, updates), opt_state, value
 
@@ -85,12 +88,14 @@ def run(name: str, make_model: Callable[[int], fnn.Layer], size: int, flags: Fla
     }
     test = lambda params, opt_state: evaluate(model.apply, params, data.test)
     print(f"device {device}\n{model}\n{fnn.summary(model, params, data.test[0][:1])}")
+    rows = []
     with resume.resumable(output):
-        for _ in resume.fit(flags, output, step, (params, optimizer.init(params)), batches, samples, test, metadata):
-            pass
-    params, history = resume.finished(output, device)
-    draw(output, history, data, lambda images: model.apply(params, images))
-    return history[-1]
+        for row in resume.fit(flags, output, step, (params, optimizer.init(params)), batches, samples, test, metadata):
+            rows.append(row)
+    if fnn.distributed.rank() == 0:
+        params, rows = resume.finished(output, device)
+        draw(output, rows, data, lambda images: model.apply(params, images))
+    return rows[-1]
 
 
 def own_images(path: Path, size: int, device: torch.device) -> fnn.data.Images:
@@ -134,19 +139,24 @@ def augmented(data: Batch, size: int, flags: TrainFlags, order_key: Tensor | Non
     """Return the function from the number of an epoch to its batches, whose images are augmented by the flags.
 
     All random numbers come from keys, so that a resumed run sees the same images as an unbroken one. Without a key for
-    the order, samples come in stored order.
+    the order, samples come in stored order. Several processes share each batch; a last, short one that they cannot
+    share is left out. Raises ``SystemExit`` if they cannot share the others.
     """
     augment = command_line.jit(make_augmentation(size, flags), flags)
     augment_key = fnn.random.fold_in(fnn.random.key(flags.seed), 1)
+    count = fnn.distributed.world_size()
+    if flags.batch_size % count:
+        raise SystemExit(f"--batch-size {flags.batch_size}: give a multiple of {count}, the number of processes")
+    uneven = fnn.data.length(data) % flags.batch_size % count > 0
 
     def batches(epoch: int) -> Batches:
         key = None if order_key is None else fnn.random.fold_in(order_key, epoch)
-        taken = fnn.data.batches(data, flags.batch_size, key)
         if not flags.augment:
-            return taken
+            return fnn.distributed.local_batches(data, flags.batch_size, key, drop_last=uneven)
+        taken = fnn.data.batches(data, flags.batch_size, key, drop_last=uneven)
         keys = fnn.random.split(fnn.random.fold_in(augment_key, epoch), len(taken)).to(data[0].device)
         changed = ((augment(images, key=key), labels) for key, (images, labels) in zip(keys, taken, strict=True))
-        return Batches(changed, len(taken))
+        return Batches(map(fnn.distributed.local, changed), len(taken))
 
     return batches
 

@@ -53,7 +53,10 @@ class Flags(command_line.RunFlags):
 
 def train(flags: Flags) -> dict[str, Any]:
     """Train, write the files, and return what is in metrics.json."""
-    device = command_line.begin(flags)
+    device = command_line.begin(flags, many=True)
+    if flags.batch_size % fnn.distributed.world_size():
+        count = fnn.distributed.world_size()
+        raise SystemExit(f"--batch-size {flags.batch_size}: give a multiple of {count}, the number of processes")
     if flags.width % flags.heads:
         raise SystemExit(f"--heads {flags.heads}: give a number that divides --width {flags.width}")
     characters, learned, held_out = read(flags, device)
@@ -70,11 +73,13 @@ def train(flags: Flags) -> dict[str, Any]:
         logits = model.apply(params, passages[:, :-1], key=key)
         return fnn.losses.cross_entropy(logits.flatten(0, 1), passages[:, 1:].flatten())
 
+    gradient = fnn.distributed.data_parallel(fnn.grad(loss))  # of all processes, if there are several
+
     def train_step(params: fnn.tree.Tree, opt_state: fnn.tree.Tree, text: Tensor, key: Tensor) -> tuple:
         place_key, dropout_key = fnn.random.split(key)
         starts = fnn.random.randint(place_key, (flags.batch_size, 1), 0, len(text) - flags.length)
         passages = text[starts + torch.arange(flags.length + 1, device=text.device)]
-        grads = fnn.grad(loss)(params, passages, dropout_key)
+        grads = gradient(params, fnn.distributed.local(passages), dropout_key)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return fnn.optim.apply_updates(params, updates), opt_state
 
@@ -88,11 +93,13 @@ def train(flags: Flags) -> dict[str, Any]:
             for name, text in (("train_loss", learned), ("held_out_loss", held_out)):
                 row[name] = float(value(params, in_passages(text, flags.length)))
             history.append(row)
-            if row == min(history, key=lambda row: row["held_out_loss"]):
+            if row == min(history, key=lambda row: row["held_out_loss"]) and fnn.distributed.rank() == 0:
                 fnn.checkpoint.save(output / "params.safetensors", params)
             print("step {step:5d}  train loss {train_loss:.3f}  held-out loss {held_out_loss:.3f}".format(**row))
         if number < flags.steps:
             params, opt_state = step(params, opt_state, learned, fnn.random.fold_in(step_key, number))
+    if fnn.distributed.rank() > 0:
+        return {"history": history}
     params = fnn.checkpoint.load(output / "params.safetensors", params, str(device))
     start = torch.full((flags.samples, 1), max(0, characters.find("\n")), device=device)
     samples = [

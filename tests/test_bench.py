@@ -12,7 +12,20 @@ import torch
 
 import fnn
 import recipes.bench
-from recipes.bench import ensemble, floor, gradients, harness, memory, models, rivals, scan, start, step, tree
+from recipes.bench import (
+    ensemble,
+    floor,
+    gradients,
+    harness,
+    jacobian_costs,
+    memory,
+    models,
+    rivals,
+    scan,
+    start,
+    step,
+    tree,
+)
 
 
 @pytest.fixture
@@ -258,3 +271,14 @@ def test_models_of_torch_and_of_fnn_take_the_same_steps(
     run(monkeypatch, models, *flags)  # rivals.agree compares the losses
     check(rows(report), [models.BASE, "fnn, eager", models.REPLAY, "fnn.jit, inductor"], 2)
     assert "<!-- begin models tiny -->" in report.read_text()
+
+
+def test_products_cost_the_operations_that_the_chapter_derives() -> None:
+    layers, calls = jacobian_costs.LAYERS, jacobian_costs.products(width=4, batch=3, vectors=2)
+    counts = {name: jacobian_costs.eager_flops(f, args) for name, (f, args) in calls.items()}
+    counted = harness.ratios(counts, jacobian_costs.CALL)
+    inner = layers - 1
+    assert counted["gradient, params"] == (3 * inner + 2) / layers
+    assert counted["H v, reverse over reverse, params"] == (9 * inner + 4) / layers
+    assert counted["J' u, inputs"] == 2
+    assert counted["H v, reverse over reverse, inputs"] == 4

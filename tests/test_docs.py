@@ -21,6 +21,7 @@ def load_script() -> ModuleType:
 
 script = load_script()
 PAGES = script.PAGES
+NEEDS = {"from_jax": ("jax", "optax")}  # what pages show beside fnn
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if script.blocks(page)], ids=lambda page: page.stem)
@@ -28,6 +29,8 @@ def test_python_blocks_run_and_print_what_the_page_says(
     page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    for library in NEEDS.get(page.stem, ()):
+        pytest.importorskip(library)
     assert script.rewritten(page) == page.read_text(), f"run python docs/run_pages.py {page}"
     for name in script.pictures(page):
         assert (tmp_path / name).stat().st_size > 0
@@ -43,6 +46,18 @@ def test_every_page_is_reached_from_a_table_of_contents() -> None:
                 names = "\n".join(listed).split()
                 assert {page.stem, f"{page.parent.name}/{page.stem}"} & set(names), page.name
                 break
+
+
+def test_code_lines_fit_the_column_of_the_site() -> None:
+    for page in PAGES:
+        for block in script.blocks(page):
+            assert max(map(len, block["code"].splitlines())) <= 120, page.name
+
+
+def test_readme_and_site_open_with_the_same_program() -> None:
+    readme, front = (script.blocks(page)[0] for page in (ROOT / "README.md", ROOT / "docs" / "index.md"))
+    assert readme.group() == front.group()
+    assert len([line for line in readme["code"].splitlines() if line]) <= 30
 
 
 def test_no_block_escapes() -> None:

@@ -1,6 +1,7 @@
 """The public face: each name in one place, and all of them in docs/names.md."""
 
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -55,6 +56,14 @@ def test_every_public_name_has_a_docstring(room: str) -> None:
         value = getattr(module, name)
         if callable(value) and typing.get_origin(value) is None:  # not the alias of a type
             assert (value.__doc__ or "").strip(), f"{room}.{name}"
+
+
+@pytest.mark.parametrize("room", PUBLIC)
+def test_every_public_function_has_an_example(room: str) -> None:
+    module = fnn if room == "fnn" else importlib.import_module(f"fnn.{room}")
+    functions = {name for name in PUBLIC[room] if inspect.isfunction(getattr(module, name))}
+    without = {name for name in functions if ">>>" not in (getattr(module, name).__doc__ or "")}
+    assert not without
 
 
 def test_importing_fnn_imports_no_extra_and_not_the_compiler() -> None:

@@ -21,21 +21,28 @@ from PIL import Image
 
 import fnn
 from recipes import (
+    autograd_basics,
+    class_weights,
     command_line,
+    cpu_vs_gpu,
     dp_sgd,
     heat_equation,
     hessian_spectrum,
     lora,
     lr_sweep,
     natural_gradient,
+    own_images,
+    pitfalls,
     predict,
     resnet,
     resume,
     sample_difficulty,
+    tensors,
     time_to_accuracy,
     training,
     transfer,
     transformer,
+    vgg_weights,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +56,29 @@ class Recipe(NamedTuple):
     short: dict[str, Any]
 
 
+def small_vgg() -> fnn.Layer:
+    """A network with the names of the first and last layers of VGG-16."""
+    layers = fnn.layers
+    return layers.sequential(
+        features=layers.sequential(layers.conv2d(3, 4, 3, padding=1), layers.relu, layers.max_pool2d(2)),
+        avgpool=layers.adaptive_avg_pool2d(2),
+        flatten=layers.flatten,
+        classifier=layers.sequential(layers.linear(16, 10)),
+    )
+
+
 RECIPES = {
+    "autograd_basics": Recipe(autograd_basics.explain, autograd_basics.Flags, {"steps": 3}),
+    "class_weights": Recipe(class_weights.compare, class_weights.Flags, {"epochs": 1, "batch_size": 256, "seeds": 1}),
+    "cpu_vs_gpu": Recipe(cpu_vs_gpu.measure, cpu_vs_gpu.Flags, {"batch_sizes": [719], "widths": [4], "epochs": 1}),
+    "own_images": Recipe(
+        own_images.run, own_images.Flags, {"dataset": "digits", "each": 5, "epochs": 1, "batch_size": 20}
+    ),
+    "pitfalls": Recipe(pitfalls.compare, pitfalls.Flags, {"epochs": 1, "batch_size": 256, "width": 4, "seeds": 1}),
+    "tensors": Recipe(tensors.tour, tensors.Flags, {}),
+    "vgg_weights": Recipe(
+        lambda flags: vgg_weights.measure(small_vgg(), flags), vgg_weights.Flags, {"rounds": 1, "image_size": 32}
+    ),
     "mlp": Recipe(
         lambda flags: training.run("mlp", lambda classes: fnn.models.mlp(784, 16, classes), 28, flags),
         training.Flags,
@@ -179,6 +208,14 @@ def test_mistakes_with_predictions_are_sentences(mistake: str, trained: Path, tm
     assert not (tmp_path / "out").exists()
 
 
+# what is the same in each run of the recipes that measure times
+UNTIMED: dict[str, Callable[[Any], Any]] = {
+    "cpu_vs_gpu": lambda rows: [row.loss for row in rows],
+    "natural_gradient": lambda found: [[row["loss"] for row in rows] for rows in found["rows"].values()],
+    "vgg_weights": lambda found: found["logits"],
+}
+
+
 @every_recipe
 def test_a_short_run_is_the_same_again_and_is_not_overwritten(name: str, tmp_path: Path) -> None:
     first = short(name, tmp_path / "first")
@@ -189,8 +226,8 @@ def test_a_short_run_is_the_same_again_and_is_not_overwritten(name: str, tmp_pat
         short(name, tmp_path / "first", seed=1)
     assert written(tmp_path / "first") == files
     again = short(name, tmp_path / "first", overwrite=True)
-    if name == "natural_gradient":  # whose times differ
-        first, again = ([[row["loss"] for row in rows] for rows in found["rows"].values()] for found in (first, again))
+    if name in UNTIMED:
+        first, again = (UNTIMED[name](found) for found in (first, again))
     if name in ("lr_sweep", "heat_equation"):
         assert written(tmp_path / "first") == files
     if name in ("mlp", "lenet", "resnet"):
@@ -201,7 +238,7 @@ def test_a_short_run_is_the_same_again_and_is_not_overwritten(name: str, tmp_pat
     else:
         assert first == again
         other = short(name, tmp_path / "other", seed=1)
-        assert first != other
+        assert first != (UNTIMED[name](other) if name in UNTIMED else other)
 
 
 @every_recipe
@@ -300,7 +337,10 @@ def test_control_c_while_libraries_are_imported(seconds: float, tmp_path: Path) 
 @pytest.mark.slow
 @every_recipe
 def test_control_c_in_the_middle(name: str, tmp_path: Path) -> None:
-    forever = "steps" if name in ("heat_equation", "lr_sweep", "natural_gradient", "transformer") else "epochs"
+    if name == "tensors":
+        pytest.skip("it ends within seconds")
+    fields = RECIPES[name].flags.__dataclass_fields__
+    forever = next(flag for flag in ("epochs", "steps", "rounds") if flag in fields)
     status, errors = interrupt(name, 15.0, f"--{forever}", "1000000", "--output", str(tmp_path))
     assert status == 130
     assert len([line for line in errors.splitlines() if "stopped" in line]) == 1
@@ -686,3 +726,127 @@ def test_adapted_weights_are_those_of_the_module_that_is_written(tmp_path: Path)
     images, labels = fnn.data.load_dataset("digits").test
     found = fnn.metrics.accuracy(module(images.rot90(1, (2, 3))), labels)
     assert float(found) == pytest.approx(result["rank 16"]["accuracy"])
+
+
+def test_the_gradients_of_the_five_rows_are_those_of_backward(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    result = autograd_basics.explain(autograd_basics.Flags(output=tmp_path, steps=20))
+    w_key, b_key = fnn.random.split(fnn.random.key(0))
+    w = fnn.random.normal(w_key, (5, 3)).requires_grad_()
+    b = fnn.random.normal(b_key, (3,)).requires_grad_()
+    torch.nn.functional.binary_cross_entropy_with_logits(torch.ones(5) @ w + b, torch.zeros(3)).backward()
+    assert result["gradients"]["w"] == [pytest.approx(row) for row in w.grad.tolist()]
+    assert result["gradients"]["b"] == result["stopped"]["b"] == pytest.approx(b.grad.tolist())
+    assert not torch.tensor(result["stopped"]["w"]).any()
+    first, second = map(torch.tensor, result["products"])
+    assert torch.equal(first, 2 + 2 * torch.eye(5))
+    assert torch.equal(second, 2 * first)
+    both, bias = result["losses"].values()
+    assert both[0] == bias[0] == result["loss"]
+    assert both == sorted(both, reverse=True)
+    assert both[-1] < bias[-1] < bias[0]
+    assert "False" not in capsys.readouterr().out
+    for name in ("loss", "step"):
+        assert (tmp_path / f"{name}.svg").read_text().startswith("<svg")
+    assert "mm" in (tmp_path / "step.txt").read_text()
+    assert is_picture(tmp_path / "autograd.png")
+
+
+def test_the_tour_shows_what_python_shows(tmp_path: Path) -> None:
+    assert tensors.session("x = 1\nx + 1\nNone", {}) == ">>> x = 1\n>>> x + 1\n2\n>>> None"
+    chapters = tensors.tour(tensors.Flags(output=tmp_path))
+    text = (tmp_path / "tour.txt").read_text()
+    assert all(chapter in text for chapter in chapters.values())
+    assert "no exception" not in text
+    assert "ValueError: vmap: the function writes in place" in text
+    assert (
+        "tensor([[5., 6., 7.],\n        [3., 4., 5.]])"
+        in chapters["A change in place reaches whoever holds the tensor"]
+    )
+    shown = chapters["The bridges to NumPy share memory"]
+    assert ">>> shared\ntensor([2., 2., 2.], dtype=torch.float64)" in shown
+    assert ">>> copied\ntensor([1., 1., 1.], dtype=torch.float64)" in shown
+    assert is_picture(tmp_path / "einops.png")
+
+
+def test_weights_of_classes_find_the_rare_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    result = class_weights.compare(class_weights.Flags(seeds=1, output=tmp_path))
+    labels = fnn.data.load_dataset("digits").train[1]
+    of_each = [int((labels == digit).sum()) for digit in range(10)]
+    assert result["counts"] == [round(0.05 * n) if digit == 8 else n for digit, n in enumerate(of_each)]
+    assert result["weights"] == pytest.approx([sum(result["counts"]) / (10 * n) for n in result["counts"]])
+    plain, mild, full = (row["recall"][8] for row in result["scores"].values())
+    assert plain < 0.2 < mild < full
+    assert full > 0.5
+    assert is_picture(tmp_path / "recall.png")
+    with pytest.raises(SystemExit, match=r"^--rare 10: the classes are 0 to 9"):
+        short("class_weights", tmp_path / "none", rare=10)
+
+
+def test_pitfalls_cost_what_the_recipe_says(tmp_path: Path) -> None:
+    result = pitfalls.compare(pitfalls.Flags(seeds=1, output=tmp_path))
+    right, softmax, relu, stored, with_zero, without_zero = (row[0] for row in result["accuracies"].values())
+    assert min(right, with_zero) > 0.85
+    assert right == pytest.approx(with_zero, abs=0.01)  # torch.nn takes the same steps
+    assert max(softmax, without_zero) < 0.6
+    assert relu < right - 0.1
+    assert stored < 0.2
+    true, over_batches, over_samples = result["losses"].values()
+    assert over_samples * 359 == pytest.approx(over_batches * 23)  # 22 batches of 16 and one of 7
+    assert over_batches == pytest.approx(true, rel=0.2)
+    assert over_batches != pytest.approx(true, rel=1e-4)
+    assert is_picture(tmp_path / "pitfalls.png")
+
+
+def test_two_devices_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    rows = short("cpu_vs_gpu", tmp_path / "cpu", device="cpu", batch_sizes=[256, 719], widths=[4, 8])
+    assert [(row.width, row.batch_size) for row in rows] == [(4, 256), (4, 719), (8, 256), (8, 719)]
+    assert rows[0].parameters == 784 * 4 + 4 + 4 * 4 + 4 + 4 * 10 + 10
+    assert min(row.step_seconds for row in rows) > 0
+    assert "Only the CPU was measured" in capsys.readouterr().out
+    other = [row._replace(device="mps", step_seconds=row.step_seconds / row.width) for row in rows]
+    said = cpu_vs_gpu.conclusion(rows + other, [torch.device("cpu"), torch.device("mps")])
+    assert "was compared with mps" in said
+    assert "mps gains most at width 8, batches of" in said
+    assert "8.00 times the CPU's speed" in said
+    assert "mps gains least at width 4" in said
+    cpu_vs_gpu.draw(tmp_path / "times.png", rows + other)
+    assert is_picture(tmp_path / "times.png")
+    for flag in ("batch_sizes", "widths"):
+        with pytest.raises(SystemExit, match=f"^--{flag.replace('_', '-')} 0: give numbers that are at least 1"):
+            short("cpu_vs_gpu", tmp_path / "none", **{flag: [0]})
+
+
+def test_a_labelled_folder_is_written_and_learned(tmp_path: Path) -> None:
+    result = own_images.run(own_images.Flags(dataset="digits", each=30, epochs=8, output=tmp_path))
+    assert result["images"] == 300
+    assert result["same"]
+    assert result["history"][-1]["test_accuracy"] > 0.7
+    lines = (tmp_path / "labels.csv").read_text().splitlines()
+    assert lines[:2] == ["file,label", "0/0000.png,0"]
+    assert len(lines) == 301
+    assert sorted(path.name for path in (tmp_path / "photos").iterdir()) == list("0123456789")
+    for picture in ("grid.png", "predictions.png"):
+        assert is_picture(tmp_path / picture)
+    params = fnn.checkpoint.load(tmp_path / "params.safetensors")
+    read = fnn.data.from_csv(tmp_path / "labels.csv", tmp_path / "photos", size=32, channels=1)
+    held = [tensor[4::5] for tensor in read.data]
+    found = fnn.metrics.accuracy(fnn.models.lenet().apply(params, held[0]), held[1])
+    assert float(found) == pytest.approx(result["history"][-1]["test_accuracy"])
+    with pytest.raises(SystemExit, match="is not a file that this run writes; remove the folder photos"):
+        short("own_images", tmp_path, overwrite=True)
+
+
+def test_weights_are_read_from_a_file_and_fit(tmp_path: Path) -> None:
+    first = short("vgg_weights", tmp_path / "first")
+    assert first["parameters"] == 4 * 27 + 4 + 160 + 10
+    assert first["tensors"] == 4
+    assert all(row["same_outputs"] and row["bytes"] > 4 * first["parameters"] for row in first["files"].values())
+    assert not (tmp_path / "first" / "vgg16.pth").exists()
+    assert is_picture(tmp_path / "first" / "vgg.png")
+    weights = tmp_path / "first" / "vgg16.safetensors"
+    assert short("vgg_weights", tmp_path / "again", weights=weights)["logits"] == first["logits"]
+    torch.save({"fc.weight": torch.ones(2)}, tmp_path / "other.pt")
+    for wrong, sentence in (("other.pt", "does not fit the tree"), ("none.pt", "no checkpoint at")):
+        with pytest.raises(SystemExit, match=rf"^--weights .*{wrong}: .*{sentence}"):
+            short("vgg_weights", tmp_path / "wrong", weights=tmp_path / wrong)
+    assert not (tmp_path / "wrong").exists()

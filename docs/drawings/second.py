@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 from matplotlib import pyplot as plt
@@ -20,10 +21,18 @@ from fnn.jacobian import blocks_to_matrix, dense_jacobian
 from fnn.linalg import estimate_trace
 
 # Zero is transparent, so that a matrix reads on any ground.
-SIGNED = LinearSegmentedColormap.from_list("signed", [to_rgba(BLUE), to_rgba(INK, 0.0), to_rgba(VERMILION)])
+SIGNED = LinearSegmentedColormap.from_list(
+    "signed", [(0.0, BLUE), (0.5, to_rgba(BLUE, 0.0)), (0.5, to_rgba(VERMILION, 0.0)), (1.0, VERMILION)]
+)
 
 
-def show(axes: Axes, matrix: Tensor, limit: float | None = None, power: float = 0.5, aspect: str = "equal") -> None:
+def show(
+    axes: Axes,
+    matrix: Tensor,
+    limit: float | None = None,
+    power: float = 0.5,
+    aspect: Literal["equal", "auto"] = "equal",
+) -> None:
     """A matrix as coloured squares: blue is negative, vermilion positive, the colour grows with the entry's power."""
     limit = float(matrix.abs().max()) if limit is None else limit
     coloured = matrix.sign() * (matrix.abs() / limit).clamp(max=1.0) ** power
@@ -55,6 +64,12 @@ def named_columns(params: fnn.tree.Tree) -> list[tuple[str, int]]:
     return [(path, leaf.numel()) for path, leaf in fnn.tree.items(params)]
 
 
+def joint_places(start: int, rows: int, columns: int) -> Tensor:
+    """The places in the flat params of a layer's [weight, bias], row after row; the bias comes first in a tree."""
+    weight = start + rows + torch.arange(rows * columns).reshape(rows, columns)
+    return torch.cat([weight, start + torch.arange(rows)[:, None]], 1).flatten()
+
+
 @picture
 def blocks() -> Figure:
     """The Jacobian of the logits of four images by the params, block by block."""
@@ -84,8 +99,9 @@ def saliency() -> Figure:
     params = fnn.tree.cast(model.init(fnn.random.key(0)), torch.float64)
     optimizer = fnn.optim.adam(2e-3)
     opt_state = optimizer.init(params)
-    for images, labels in fnn.data.batches((digits.train[0][:1024], digits.train[1][:1024]), 32):
-        loss = lambda p, x=images.double(), y=labels: fnn.losses.cross_entropy(model.apply(p, x), y)
+    first = digits.train[0][:1024].double(), digits.train[1][:1024]
+    for images, labels in fnn.data.batches(first, 32):
+        loss = lambda p, x=images, y=labels: fnn.losses.cross_entropy(model.apply(p, x), y)
         updates, opt_state = optimizer.update(fnn.grad(loss)(params), opt_state, params)
         params = fnn.optim.apply_updates(params, updates)
     image = digits.test[0][0].double()
@@ -105,19 +121,22 @@ def saliency() -> Figure:
 def frontier() -> Figure:
     """The measured time of reverse mode over that of forward mode, over inputs n and outputs m."""
     found = json.loads((Path(__file__).parent / "frontier.json").read_text())
-    ratios = torch.tensor(found["reverse over forward"])
-    figure, axes = plt.subplots(figsize=(4.6, 3.8))
-    show(axes, ratios.log2().double(), 5.0, 0.6)
-    axes.invert_yaxis()
-    for i, row in enumerate(ratios.tolist()):
-        for j, ratio in enumerate(row):
-            axes.text(j, i, f"{ratio:.2g}", ha="center", va="center", color=INK, fontweight="bold")
-    last = len(ratios) - 0.5
-    axes.plot([-0.5, last], [-0.5, last], color=INK, ls="--", lw=1)
-    axes.set_xticks(range(len(found["n"])), [f"{n:,}" for n in found["n"]])
-    axes.set_yticks(range(len(found["m"])), [f"{m:,}" for m in found["m"]])
-    axes.tick_params(length=0)
-    axes.set(xlabel="inputs n", ylabel="outputs m", title="time of reverse over forward mode")
+    sizes = found["sizes"]
+    figure, panels = plt.subplots(1, 2, figsize=(7.6, 3.5), gridspec_kw={"wspace": 0.1})
+    for axes, kind in zip(panels, ("eager", "replay"), strict=True):
+        ratios = torch.tensor(found[kind], dtype=torch.float64)
+        show(axes, ratios.log2(), 5.0, 0.6)
+        axes.invert_yaxis()
+        for i, row in enumerate(ratios.tolist()):
+            for j, ratio in enumerate(row):
+                colour = "white" if abs(math.log2(ratio)) > 2 else INK
+                axes.text(j, i, f"{ratio:.2g}", ha="center", va="center", color=colour, fontweight="bold")
+        axes.plot([-0.5, len(sizes) - 0.5], [-0.5, len(sizes) - 0.5], color=FAINT, lw=3)
+        axes.set_xticks(range(len(sizes)), [f"{n:,}" for n in sizes])
+        axes.tick_params(length=0)
+        axes.set(xlabel="inputs n", title={"eager": "eager", "replay": "in fnn.jit"}[kind])
+    panels[0].set_yticks(range(len(sizes)), [f"{m:,}" for m in sizes])
+    panels[0].set_ylabel("outputs m")
     return figure
 
 
@@ -137,12 +156,12 @@ def five_matrices() -> Figure:
         "empirical Fisher": empirical_fisher_operator(losses, params, batch),
         "KFAC": kfac(predict, params, batch, likelihood="categorical"),
     }
-    matrices = {name: operator.dense() for name, operator in operators.items()}
-    limit = float(matrices["Hessian"].abs().max())
-    first = sum(size for path, size in named_columns(params) if path.startswith("0"))
+    places = torch.cat([joint_places(0, 4, 4), joint_places(20, 3, 4)])
+    matrices = {name: operator.dense()[places][:, places] for name, operator in operators.items()}
+    limit, first = 0.7 * float(matrices["Hessian"].abs().max()), 20
     figure, panels = plt.subplots(1, 5, figsize=(9.5, 2.3), gridspec_kw={"wspace": 0.08})
     for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):
-        show(axes, matrix, limit)
+        show(axes, matrix, limit, 0.6)
         axes.axhline(first - 0.5, color=INK, lw=0.6)
         axes.axvline(first - 0.5, color=INK, lw=0.6)
         axes.set_title(name)
@@ -156,15 +175,15 @@ def kronecker() -> Figure:
     model, params, batch = little(4, 5, 3)
     params = descend(lambda p: fnn.losses.cross_entropy(model.apply(p, batch[0]), batch[1]), params, 0.5, 20)
     K = kfac(model.apply, params, batch[0], likelihood="categorical").factors["0.weight"]
-    places = torch.cat([5 + torch.arange(20).reshape(5, 4), torch.arange(5)[:, None]], 1).flatten()
+    places = joint_places(0, 5, 4)
     F = fisher_operator(model.apply, params, batch[0], likelihood="categorical")
     true = F.restrict(lambda path: path.startswith("0")).dense()[places][:, places]
     approximation = torch.kron(K.output, K.input)
     limit = float(true.abs().max())
     panels_of = {
-        "$A$, 5 × 5": (K.input, float(K.input.abs().max())),
-        "$B$, 5 × 5": (K.output, float(K.output.abs().max())),
-        "$B \\otimes A$, 25 × 25": (approximation, limit),
+        "$A$, 5 x 5": (K.input, float(K.input.abs().max())),
+        "$B$, 5 x 5": (K.output, float(K.output.abs().max())),
+        "$B \\otimes A$, 25 x 25": (approximation, limit),
         "true block": (true, limit),
         "difference": (true - approximation, limit),
     }
@@ -183,28 +202,29 @@ def kronecker() -> Figure:
 
 @picture
 def estimators() -> Figure:
-    """The error of three estimates of the trace of the Gauss-Newton matrix against the number of products."""
+    """The error of three estimates of the trace of a layer's Gauss-Newton matrix against the number of products."""
     given = running_model()
     compare = lambda logits, batch: fnn.losses.cross_entropy(logits, batch[1])
     predict = lambda params, batch: given.model.apply(params, batch[0])
-    matrix = ggn_operator(predict, compare, given.params, given.batch).dense(chunk_size=128)
+    operator = ggn_operator(predict, compare, given.params, given.batch)
+    matrix = operator.restrict(lambda path: path.startswith("2")).dense()  # (170, 170)
     exact = float(matrix.trace())
-    counts, keys = [8, 16, 32, 64, 128], fnn.random.split(fnn.random.key(1), 12)
+    counts, keys = [8, 16, 32, 64, 128], fnn.random.split(fnn.random.key(1), 20)
     figure, axes = plt.subplots(figsize=(4.8, 3.2))
+    off_diagonal = float((matrix - matrix.diag().diag()).norm())
+    expected = [math.sqrt(2 / count) * off_diagonal / exact for count in counts]
+    axes.loglog(counts, expected, color=INK, ls=":", lw=1.2, label="hutchinson, formula")
     for method, colour, marker in (("hutchinson", BLUE, "o"), ("hutch++", ORANGE, "s"), ("xtrace", GREEN, "^")):
         errors = []
         for count in counts:
             found = [float(estimate_trace(matrix, key, count, method).value) for key in keys]  # type: ignore[arg-type]
             errors.append(math.sqrt(sum((value - exact) ** 2 for value in found) / len(found)) / exact)
         axes.loglog(counts, errors, marker=marker, color=colour, label=method)
-        if method == "hutchinson":
-            start = 1.6 * errors[0] * math.sqrt(counts[0])
-            axes.loglog(counts, [start / math.sqrt(n) for n in counts], color=INK, ls=":", lw=1, label="slope $-1/2$")
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.minorticks_off()
     axes.set(xlabel="products", ylabel="relative error of the trace")
     axes.grid(True)
-    axes.legend()
+    axes.legend(loc="lower left", fontsize=9)
     return figure
 
 
@@ -224,10 +244,10 @@ def spectrum() -> Figure:
         for (name, operator), colour in zip(operators.items(), (BLUE, ORANGE), strict=True):
             values = torch.linalg.eigvalsh(operator.dense(chunk_size=128))
             width = 0.02
-            bins = torch.arange(-20, 160) * width - width / 2  # zero is in the middle of a bin
+            bins = torch.arange(-40, 120) * width - width / 2  # zero is in the middle of a bin
             axes.hist(values.numpy(), bins=bins.tolist(), histtype="step", color=colour, lw=1.3, label=name)
         axes.set_yscale("log")
-        axes.set(title=title, xlabel="eigenvalue")
+        axes.set(title=title, xlabel="eigenvalue", xlim=(-0.7, 2.2))
     panels[0].set_ylabel("eigenvalues in a bin")
     panels[0].legend()
     return figure
@@ -240,7 +260,7 @@ def paths() -> Figure:
     y = 1.2 * torch.tanh(1.8 * x)
     model = lambda w: w[1] * torch.tanh(w[0] * x)
     loss = lambda w: 0.5 * (model(w) - y).square().mean()
-    damped = 1e-3 * torch.eye(2, dtype=torch.float64)
+    damped = 0.05 * torch.eye(2, dtype=torch.float64)
 
     def natural(w: Tensor) -> Tensor:
         J = fnn.jacfwd(model)(w)
@@ -249,12 +269,12 @@ def paths() -> Figure:
     steps = {
         "gradient": (lambda w: 0.4 * fnn.grad(loss)(w), 60, BLUE, "o"),
         "Newton": (lambda w: torch.linalg.solve(fnn.hessian(loss)(w), fnn.grad(loss)(w)), 6, VERMILION, "X"),
-        "natural gradient": (lambda w: 0.7 * natural(w), 15, GREEN, "s"),
+        "natural gradient": (lambda w: 0.6 * natural(w), 25, GREEN, "s"),
     }
-    figure, axes = plt.subplots(figsize=(5.6, 3.8))
+    figure, axes = plt.subplots(figsize=(5.4, 3.6))
     across, up = torch.linspace(-0.4, 2.6, 61).double(), torch.linspace(-0.4, 1.8, 45).double()
     plane = torch.stack([torch.stack([loss(torch.stack([a, b])) for a in across]) for b in up])
-    levels = (torch.linspace(0.02, 1.0, 12) ** 2 * float(plane.max())).tolist()
+    levels = (torch.linspace(0.03, 1.0, 16) ** 2 * float(plane.max())).tolist()
     axes.contour(across, up, plane, levels=levels, colors=FAINT, linewidths=0.9)
     for name, (step, count, colour, marker) in steps.items():
         points = [torch.tensor([0.35, 0.2], dtype=torch.float64)]
@@ -265,7 +285,7 @@ def paths() -> Figure:
     axes.plot(1.8, 1.2, marker="*", ms=12, color=ORANGE, ls="", label="minimum")
     axes.plot(0, 0, marker="+", ms=11, mew=2, color=INK, ls="", label="saddle")
     axes.set(xlabel="$w_1$", ylabel="$w_2$", xlim=(-0.4, 2.6), ylim=(-0.4, 1.8))
-    axes.legend(loc="lower right")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
@@ -279,7 +299,7 @@ def samples_by_params() -> Figure:
     figure, grid = plt.subplots(
         2, 2, figsize=(7.6, 3.4), width_ratios=[6, 1], height_ratios=[6, 0.7], gridspec_kw={"wspace": 0.04}
     )
-    limit = float(rows.abs().max())
+    limit = 0.5 * float(rows.abs().max())
     show(grid[0, 0], rows, limit, 0.6, "auto")
     show(grid[1, 0], mean, limit, 0.6, "auto")
     grid[0, 0].set_ylabel("32 samples")
@@ -290,13 +310,12 @@ def samples_by_params() -> Figure:
             for axes in grid[:, 0]:
                 axes.axvline(start - 0.5, color=INK, lw=0.8)
         if size > 100:
-            grid[1, 0].text(start + size / 2, 0.8, f"{path}, {size:,}", ha="center", va="top")
+            grid[1, 0].text(start + size / 2, 0.7, f"{path}\n{size:,}", ha="center", va="top")
         start += size
     bars = grid[0, 1]
     bars.barh(range(32), rows.norm(dim=1).tolist(), color=BLUE, height=0.8)
     bars.set_ylim(31.5, -0.5)
-    bars.set_yticks([])
-    bars.set_title("norms")
+    bars.set(yticks=[], xticks=[], title="norms")
     grid[1, 1].barh([0], mean.norm(dim=1).tolist(), color=ORANGE, height=0.8)
-    grid[1, 1].set(xlim=bars.get_xlim(), ylim=(-0.5, 0.5), yticks=[])
+    grid[1, 1].set(xlim=bars.get_xlim(), ylim=(-0.5, 0.5), yticks=[], xticks=[0, 2])
     return figure

@@ -56,6 +56,10 @@ def save_compiled(path: str | os.PathLike) -> None:
 
     ``jitted.save(path)`` writes what it has compiled for one function. Graphs that torch cannot store, such as those
     with loops, are left out and compiled again. Raises ``ValueError`` if nothing is left to write.
+
+    >>> step = fnn.jit(train_step, backend="inductor", donate_argnums=(0, 1))  # doctest: +SKIP
+    >>> params, opt_state, value = step(params, opt_state, batch)  # doctest: +SKIP
+    >>> save_compiled("step.bin")  # doctest: +SKIP
     """
     write(path, _made)
 
@@ -98,6 +102,10 @@ def load_compiled(path: str | os.PathLike) -> None:
     compiler; everything else is compiled as usual. The file holds machine code, so load only files that you trust:
     the checksum detects damage, but not malice. Raises ``FileNotFoundError`` if the file does not exist, and
     ``ValueError`` if it is a file of another kind, or was truncated or altered.
+
+    >>> load_compiled("no_such_file.bin")
+    Traceback (most recent call last):
+    FileNotFoundError: ...
     """
     path = Path(path).expanduser()
     try:

@@ -20,6 +20,7 @@ from fnn import tree as _tree
 from fnn._tracing import record
 from fnn.compile import loops
 from fnn.compile.functional_graph import DECOMPOSITIONS, hoist_constants, without_writes, without_zero_tangents
+from fnn.compile.gather_order import reorder
 from fnn.tree import Tree, TreeDef
 
 aten = torch.ops.aten
@@ -90,6 +91,8 @@ def trace_function(
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     graph.eliminate_dead_code()
+    if any(_torch.is_collective(node.target) for node in graph.nodes):
+        reorder(graph)
     results_in_graph: Any = _output(graph).args[0]
     nodes = iter(results_in_graph)
     return Trace(

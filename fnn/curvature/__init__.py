@@ -12,6 +12,7 @@ from fnn.curvature.products import (
     hvp_mode,
     vhp,
 )
+from fnn.curvature.sparse_hessian import sparse_hessian
 
 __all__ = [
     "KroneckerEigen",
@@ -31,5 +32,6 @@ __all__ = [
     "hvp",
     "hvp_mode",
     "kfac",
+    "sparse_hessian",
     "vhp",
 ]

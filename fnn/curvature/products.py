@@ -45,7 +45,7 @@ def hvp(f: Callable, primals: tuple, tangents: tuple, mode: Mode = "auto", has_a
     other two modes are missing for ``torch.nn.functional.mse_loss`` and others and wrong for its ``layer_norm`` and
     ``batch_norm``. The other modes refuse such operations by name.
 
-    Cost about 8 calls (11 in the other modes), memory twice that of a gradient.
+    Cost about 8 calls (12 in the other modes), memory twice that of a gradient.
     Raises ``ValueError`` for a value that is not a scalar, another mode, and tangents that do not fit (with the path);
     ``TypeError`` for an integer or complex leaf, and for an operation without the rule that the mode needs (with its
     name).
@@ -102,7 +102,7 @@ def ggn_product(
     take. Positive semidefinite where the loss is convex in the output. ``(output, product, aux)`` where ``model``
     returns ``(output, aux)``.
 
-    Reverse mode alone, as in :func:`hvp`: cost about 6 calls of the model (8 for convolutions), memory twice its
+    Reverse mode alone, as in :func:`hvp`: cost about 7 calls of the model (8 for convolutions), memory twice its
     activations. Raises what :func:`hvp` raises.
 
     >>> ggn_product(torch.sin, lambda y: (y**2).sum(), (torch.zeros(2),), (torch.ones(2),))[1]

@@ -78,22 +78,18 @@ def _reduced(name: str, tree: Tree, reduction: Any) -> Tree:
     agree(name, treedef, leaves, kinds)
     groups: dict[tuple, list[int]] = {}
     for i, (leaf, kind) in enumerate(zip(leaves, kinds, strict=True)):
-        inexact = leaf.is_floating_point() or leaf.is_complex()
-        if kind != "state" or inexact:
-            groups.setdefault(("mean" if kind == "state" else kind, _wire(leaf).dtype, leaf.device), []).append(i)
+        if kind != "state":
+            groups.setdefault((kind, _wire(leaf, kind).dtype, leaf.device), []).append(i)
+        elif leaf.is_floating_point() or leaf.is_complex():
+            groups.setdefault(("mean", _wire(leaf, "mean").dtype, leaf.device), []).append(i)
     results = list(leaves)
     buffers = []
-    group = _torch.default_group()
     for (kind, _, _), places in groups.items():
-        wires = [_wire(leaves[i]) for i in places]
+        wires = [_wire(leaves[i], kind) for i in places]
         sent = torch.cat([wire.reshape(-1) for wire in wires])
-        if kind == "concat":
-            with explained_failures():
-                received = _torch.all_gather(sent, world_size(), group).view(world_size(), -1)
-        else:
-            with explained_failures():
-                received = _torch.all_reduce(sent, group)
-            received = received / world_size() if kind == "mean" else received
+        with explained_failures():
+            received = gather_rows(sent) if kind == "concat" else _torch.all_reduce(sent, _torch.default_group())
+        received = received / world_size() if kind == "mean" else received
         buffers.append(received)
         for i, wire, piece in zip(places, wires, received.split([wire.numel() for wire in wires], -1), strict=True):
             shape = wire.shape if kind != "concat" else (world_size() * wire.shape[0], *wire.shape[1:])
@@ -117,15 +113,17 @@ def _check(name: str, place: str, leaf: Any, kind: Any) -> None:
         raise ValueError(f"{name}: {place} is a 0-d tensor and has no rows to concatenate; write x[None]")
 
 
-def _wire(leaf: Tensor) -> Tensor:
-    """The leaf as it is sent: real, and of a dtype in which sums keep their digits."""
+def _wire(leaf: Tensor, kind: str) -> Tensor:
+    """The leaf as it is sent: for a sum, real, and of a dtype that keeps digits and that all backends add."""
+    if kind == "concat":
+        return leaf
     if leaf.is_complex():
         return torch.view_as_real(leaf.resolve_conj())
-    return leaf.to(torch.uint8) if leaf.dtype == torch.bool else widen(leaf)
+    return widen(leaf) if leaf.is_floating_point() or leaf.dtype == torch.int32 else leaf.to(torch.int64)
 
 
 def _unwire(wire: Tensor, like: Tensor) -> Tensor:
-    return torch.view_as_complex(wire) if like.is_complex() else wire.to(like.dtype)
+    return torch.view_as_complex(wire) if like.is_complex() and not wire.is_complex() else wire.to(like.dtype)
 
 
 # Shared by the other files of this room
@@ -154,3 +152,9 @@ def agree(name: str, treedef: _tree.TreeDef, leaves: Sequence[Tensor], words: Se
             [f"result{path} of shape {shape}, {dtype} ({word})" for path, (shape, dtype, word) in described],
         )
         _agreed.add(key)
+
+
+def gather_rows(flat: Tensor, size: int | None = None, group: str | None = None) -> Tensor:
+    """The flat tensors of all processes of a group, or of all, as rows. They are sent as bytes, of any dtype."""
+    size, group = size or world_size(), group or _torch.default_group()
+    return _torch.all_gather(flat.view(torch.uint8), size, group).view(flat.dtype).view(size, -1)

@@ -103,6 +103,11 @@ def torchvision_weights(name: str, progress: bool = False) -> dict[str, Tensor]:
     name: a model, such as "resnet18", for its best weights, or one of its weights, such as
     "ResNet18_Weights.IMAGENET1K_V1". Raises ``ImportError`` without torchvision, ``ValueError`` for a name that it does
     not have, and ``OSError`` where the file can neither be found nor downloaded.
+
+    >>> weights = torchvision_weights("resnet18")  # doctest: +SKIP
+    >>> torchvision_weights("resnet17")
+    Traceback (most recent call last):
+    ValueError: torchvision has no weights 'resnet17'; write the name of a model, such as ['resnet18', ...]
     """
     try:
         from torchvision import models

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from fnn import tree as _tree
-from fnn.gradients.value_and_grad import check_differentiable
-from fnn.jacobian.arguments import check_not_empty
+from fnn.jacobian.arguments import check_floating, check_not_empty
 from fnn.jacobian.products import bounds
 from fnn.linalg.vector_space import one_hot
 from fnn.tree import Tree
@@ -33,14 +32,15 @@ def ntk(
     outputs^2 P multiplications and (n + m) outputs P numbers for P params. ``"product"`` applies J(x1) to one row of
     J(x2) after the other: m outputs forward passes of x1, ``chunk_size`` (default all) at once, memory chunk_size
     (P + activations); for large networks and few samples. Chunks of the contraction are samples of x2.
-    Raises ``ValueError`` for another mode or method and for outputs that are not (batch, outputs).
+    Raises ``ValueError`` for another mode or method and for outputs that are not (batch, outputs), ``TypeError`` for
+    complex or integer params and outputs.
 
     >>> x = torch.tensor([[1.0, 0.0], [1.0, 2.0]])
     >>> ntk(lambda w, x: x @ w[:, None], torch.zeros(2), x, mode="trace")
     tensor([[1., 1.],
             [1., 5.]])
     """
-    check_differentiable(params)
+    check_floating(params, "params", "ntk")
     check_not_empty(params, "ntk")
     if mode not in _SUMS:
         raise ValueError(f"ntk: mode is one of {list(_SUMS)}, got {mode!r}")
@@ -101,4 +101,5 @@ def _outputs(apply: Callable, params: Tree, x: Tensor) -> Tensor:
             f"ntk needs a model with outputs of shape ({len(x)}, outputs), got {given}; write "
             "lambda params, x: apply(params, x).flatten(1)"
         )
+    check_floating(output, "the model's output", "ntk")
     return output

@@ -65,7 +65,7 @@ def mjp(
     and each leaf (k, ...); ``(output, products, aux)`` where ``f`` returns ``(output, aux)``. For complex numbers
     U^T is the transpose without conjugation, as in ``jax.vjp``; ``torch.func.vjp`` conjugates.
 
-    Cost 1 + 2 k calls; memory the activations and k times the largest of them; ``chunk_size`` cotangents at a time
+    Cost 2 + 2 k calls; memory the activations and k times the largest of them; ``chunk_size`` cotangents at a time
     replace k by chunk_size. Raises what :func:`jmp` raises.
 
     >>> mjp(lambda x: x**2, (torch.tensor([1.0, 2.0]),), torch.ones(1, 2))[1]

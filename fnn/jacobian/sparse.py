@@ -30,7 +30,9 @@ class SparseJacobian(NamedTuple):
 
     def to_sparse(self) -> Tensor:
         """A ``torch.sparse_coo`` tensor."""
-        return torch.sparse_coo_tensor(torch.stack([self.rows, self.columns]), self.values, self.shape)
+        return torch.sparse_coo_tensor(
+            torch.stack([self.rows, self.columns]), self.values, self.shape, check_invariants=False
+        )
 
 
 def colours(pattern: Tensor) -> Tensor:
@@ -42,7 +44,7 @@ def colours(pattern: Tensor) -> Tensor:
     >>> colours(torch.eye(4) + torch.diag(torch.ones(3), 1) + torch.diag(torch.ones(3), -1))
     tensor([0, 1, 2, 0])
     """
-    rows, columns = _entries(pattern)
+    rows, columns = entries_of(pattern)
     return _colours(rows, columns, pattern.shape[0], pattern.shape[1])
 
 
@@ -51,18 +53,20 @@ def detect_pattern(f: Callable, x: Tree, key: Tensor | None = None, chunk_size: 
 
     It is that of the dense Jacobians at x and at two random points near it (x times 1 + w / 10 and plus w / 10 with
     w from ``key``), so an entry that vanishes at all three is missed: a branch that is not taken, for example. Costs
-    three dense Jacobians, once. Raises what ``dense_jacobian`` raises.
+    three dense Jacobians, once. Raises what ``dense_jacobian`` raises, and ``TypeError`` for complex numbers.
 
     >>> detect_pattern(lambda x: x[1:] * x[:-1], torch.tensor([0.0, 1.0, 2.0]))
     tensor([[ True,  True, False],
             [False,  True,  True]])
     """
+    check_primals((x,), "detect_pattern")
+    jacobian = dense_jacobian(differentiable_output(f, "detect_pattern"), chunk_size=chunk_size)
     pattern = None
     points = [x]
     for draw in random.split(random.key(0) if key is None else key, 2):
         points.append(_tree.map(lambda leaf, w: leaf * (1.0 + 0.1 * w) + 0.1 * w, x, random.like(draw, x)))
     for point in points:
-        found = blocks_to_matrix(dense_jacobian(f, chunk_size=chunk_size)(point), point) != 0  # true where nan
+        found = blocks_to_matrix(jacobian(point), point) != 0  # true where nan
         pattern = found if pattern is None else pattern | found
     assert pattern is not None
     return pattern
@@ -77,7 +81,8 @@ def sparse_jacobian(
     """The function ``x -> `` :class:`SparseJacobian` of ``f(x)`` for a pattern that holds all non-zero entries.
 
     pattern: (m, n), dense or sparse, true where J may differ from zero; m and n count the numbers of output and input.
-    With ``"detect"`` the first call finds it by :func:`detect_pattern` at its own x, and it is kept.
+    With ``"detect"`` the first call finds it by :func:`detect_pattern` at its own x, and it is kept; a later x at which
+    the check finds it too small adds what is found there. It cannot be combined with ``check=False``.
 
     The pattern is coloured by columns (forward mode) and by rows (reverse mode), once, and the fewer colours are taken:
     a tridiagonal Jacobian of any size takes three products. Cost one product for each colour, memory chunk_size of
@@ -96,19 +101,12 @@ def sparse_jacobian(
     if isinstance(pattern, str):
         if pattern != "detect":
             raise ValueError(f"sparse_jacobian: pattern is a matrix or 'detect', got {pattern!r}")
-        found: list[Callable] = []
-
-        def detecting(x: Tree) -> SparseJacobian:
-            if not found:
-                if not all(_torch.readable(leaf) for leaf in _tree.leaves(x)):
-                    raise ValueError(
-                        "sparse_jacobian: a pattern cannot be detected under vmap or in a traced function; call "
-                        "detect_pattern(f, x) before, and give its result as pattern"
-                    )
-                found.append(sparse_jacobian(f, detect_pattern(f, x, chunk_size=chunk_size), chunk_size, check))
-            return found[0](x)
-
-        return detecting
+        return detecting(
+            "sparse_jacobian",
+            lambda x: detect_pattern(f, x, chunk_size=chunk_size),
+            lambda found: sparse_jacobian(f, found, chunk_size),
+            check,
+        )
     coloured = _Coloured(pattern)
     return lambda x: coloured.jacobian(f, x, chunk_size, check)
 
@@ -117,7 +115,7 @@ class _Coloured:
     """A pattern with the colours of its columns or of its rows, whichever are fewer."""
 
     def __init__(self, pattern: Tensor) -> None:
-        self.rows, self.columns = _entries(pattern)
+        self.rows, self.columns = entries_of(pattern)
         self.shape = (pattern.shape[0], pattern.shape[1])
         by_column = _colours(self.rows, self.columns, *self.shape)
         by_row = _colours(self.columns, self.rows, *reversed(self.shape))
@@ -131,7 +129,8 @@ class _Coloured:
         _check_size("input", inputs.size, self.shape[1])
         if self.forward:
             seeds = self._seeds(inputs, chunk_size, check)
-            output, products = push(f, (x,), [(part,) for part in seeds], "sparse_jacobian")
+            real = differentiable_output(f, "sparse_jacobian")
+            output, products = push(real, (x,), [(part,) for part in seeds], "sparse_jacobian")
             outputs = VectorSpace(output)
         else:
             result: tuple = torch.func.vjp(differentiable_output(f, "sparse_jacobian"), x)
@@ -145,7 +144,9 @@ class _Coloured:
         rows, columns, colour = (t.to(flat.device, copy=True) for t in (self.rows, self.columns, self.colour))
         values = flat[colour[columns], rows] if self.forward else flat[colour[rows], columns]
         if check:
-            values = self._checked(values, rows, columns, _probe(seen), flat[-1])
+            to, along = (rows, columns) if self.forward else (columns, rows)
+            side = "row" if self.forward else "column"
+            values = checked_values("sparse_jacobian", values, to, along, probe_of(seen), flat[-1], side)
         return SparseJacobian(values, rows, columns, self.shape)
 
     def _seeds(self, space: VectorSpace, chunk_size: int | None, check: bool) -> list[Tree]:
@@ -154,36 +155,73 @@ class _Coloured:
         numbers = torch.arange(self.count, device=space.device)
         vectors = (colour == numbers[:, None]).to(space.dtype)
         if check:
-            vectors = torch.cat([vectors, _probe(space)[None]])
+            vectors = torch.cat([vectors, probe_of(space)[None]])
         return [torch.func.vmap(space.unravel)(vectors[a:b]) for a, b in bounds(len(vectors), chunk_size)]
 
-    def _checked(self, values: Tensor, rows: Tensor, columns: Tensor, probe: Tensor, product: Tensor) -> Tensor:
-        """The values, if the sparse matrix times the probe equals the product that the function itself gives."""
-        to, along = (rows, columns) if self.forward else (columns, rows)
-        terms = values.detach() * probe.to(values.dtype)[along]
-        total = torch.zeros_like(product).index_add(0, to, terms)
-        size = torch.zeros_like(product).index_add(0, to, terms.abs()) + product.detach().abs()
-        eps = torch.finfo(product.dtype).eps
-        right = ((total - product.detach()).abs() <= eps**0.5 * size + 100.0 * eps * size.max()) | ~product.isfinite()
-        if not _torch.readable(right):
-            return torch.where(right.all(), values, torch.nan)
-        if not bool(right.all()):
-            place = int((~right).nonzero()[0])
-            side = "row" if self.forward else "column"
+
+def detecting(name: str, detect: Callable, make: Callable[[Tensor], Callable], check: bool) -> Callable:
+    """The function ``x -> make(pattern)(x)`` with the pattern found at the x where it was missing or too small."""
+    if not check:
+        raise ValueError(
+            f"{name}: a pattern that is detected at one x may be too small for another, so pattern='detect' needs the "
+            "check; write pattern=detect_pattern(f, x), which you may have looked at, with check=False"
+        )
+    known: list[Any] = []  # the pattern, and the function made with it
+
+    def found(x: Tree) -> SparseJacobian:
+        readable = all(_torch.readable(leaf) for leaf in _tree.leaves(x))
+        if known:
+            try:
+                return known[1](x)
+            except PatternError:
+                pattern = known[0] | detect(x)
+        elif readable:
+            pattern = detect(x)
+        else:
             raise ValueError(
-                f"sparse_jacobian: the pattern is too small for this x: {side} {place} of the Jacobian has non-zero "
-                "entries outside it; write pattern=detect_pattern(f, x), or check=False to leave them out"
+                f"{name}: a pattern cannot be detected under vmap or in a traced function; call "
+                "detect_pattern(f, x) before, and give its result as pattern"
             )
-        return values
+        known[:] = pattern, make(pattern)
+        return known[1](x)
+
+    return found
 
 
-def _probe(space: VectorSpace) -> Tensor:
+class PatternError(ValueError):
+    """A pattern lacks an entry that differs from zero."""
+
+
+def checked_values(
+    name: str, values: Tensor, to: Tensor, along: Tensor, probe: Tensor, product: Tensor, side: str
+) -> Tensor:
+    """The values, if the sparse matrix times the probe equals the product that the function itself gives.
+
+    ``to`` and ``along`` are the places of the values in the product and in the probe.
+    """
+    terms = values.detach() * probe.to(values.dtype)[along]
+    total = torch.zeros_like(product).index_add(0, to, terms)
+    size = torch.zeros_like(product).index_add(0, to, terms.abs()) + product.detach().abs()
+    eps = torch.finfo(product.dtype).eps
+    right = ((total - product.detach()).abs() <= eps**0.5 * size + 100.0 * eps * size.max()) | ~product.isfinite()
+    if not _torch.readable(right):
+        return torch.where(right.all(), values, torch.nan)
+    if not bool(right.all()):
+        place = int((~right).nonzero()[0])
+        raise PatternError(
+            f"{name}: the pattern is too small for this x: {side} {place} of the matrix has non-zero "
+            "entries outside it; write pattern=detect_pattern(f, x), or check=False to leave them out"
+        )
+    return values
+
+
+def probe_of(space: VectorSpace) -> Tensor:
     """Numbers of magnitude 0.5 to 1.5 with random signs, the same in every call."""
     draws = random.uniform(random.key(1), (space.size,), minval=-1.0, maxval=1.0).to(space.device)
     return (draws + 0.5 * torch.where(draws < 0, -1.0, 1.0)).to(space.dtype)
 
 
-def _entries(pattern: Any) -> tuple[Tensor, Tensor]:
+def entries_of(pattern: Any) -> tuple[Tensor, Tensor]:
     """Rows and columns of the entries of a pattern that are true."""
     if not isinstance(pattern, Tensor) or pattern.dim() != 2 or pattern.numel() == 0:
         given = f"shape {tuple(pattern.shape)}" if isinstance(pattern, Tensor) else type(pattern).__name__

@@ -1,5 +1,8 @@
 """Normalisation with running statistics, which are state."""
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, overload
 
 import torch
@@ -24,6 +27,26 @@ from fnn.layers.norm import affine_shapes, by_groups, scale_and_shift, scaled
 from fnn.random.arguments import device_of
 
 
+class _Running(threading.local):
+    total: Callable[[Tensor], Tensor] | None = None
+
+
+_running = _Running()
+
+
+@contextmanager
+def statistics_of_all(total: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within this context :func:`batch_norm` takes its sums over the batches of all processes.
+
+    ``total`` is the sum of a tensor over processes, as a differentiable function.
+    """
+    before, _running.total = _running.total, total
+    try:
+        yield
+    finally:
+        _running.total = before
+
+
 @factory
 def batch_norm(
     num_features: int,
@@ -43,6 +66,9 @@ def batch_norm(
     ``weight`` and, with ``bias``, ``bias`` (num_features,). State: ``running_mean`` and ``running_var``
     (num_features,), and ``num_batches_tracked``, an int64 count; it is not differentiated. Without
     ``track_running_stats`` the state is empty, and the statistics of the batch are used in evaluation too, as in torch.
+    Of several processes each takes the statistics of its own part of the batch; see
+    :func:`fnn.distributed.sync_batch_norm`.
+
     Raises ``ShapeError`` for another number of channels and for a training batch with a single value per channel,
     ``TypeError`` for integers and complex numbers, and ``ValueError`` in training inside a per-sample gradient.
 
@@ -79,11 +105,11 @@ def batch_norm(
         if not train and track_running_stats:
             return _normalised(x, state["running_mean"], state["running_var"], eps, params), state
         refuse_samples_apart("batch_norm")
-        mean, var = _batch_statistics(x)
+        mean, var, count = _batch_statistics(x)
         if track_running_stats:
             batches = state["num_batches_tracked"] + 1
             share = 1.0 / batches.to(state["running_mean"].dtype) if momentum is None else momentum
-            state = state | _mixed(state, share, mean, var, x.numel() // channels) | {"num_batches_tracked": batches}
+            state = state | _mixed(state, share, mean, var, count) | {"num_batches_tracked": batches}
         return _normalised(x, mean, var, eps, params), state
 
     return StatefulLayer(init, apply)
@@ -202,20 +228,28 @@ def _first_statistics(key: Any, channels: int, dtype: torch.dtype) -> dict[str, 
     }
 
 
-def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and the biased variance of each channel."""
+def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+    """Return the mean and the biased variance of each channel, and of how many values they are."""
+    dims = [dim for dim in range(x.dim()) if dim != 1]
+    wide = widen(x)
+    if (total := _running.total) is not None:
+        count = torch.full((1,), x.numel() // x.shape[1], dtype=wide.dtype, device=x.device)
+        sums = total(torch.cat([wide.sum(dims), count]))
+        mean, count = sums[:-1] / sums[-1], sums[-1].detach()
+        centred = wide - mean.view(1, -1, *[1] * (x.dim() - 2))
+        return mean, total(centred.square().sum(dims)) / count, count
     if x.numel() <= x.shape[1]:
         raise ShapeError(
             f"batch_norm in training mode needs more than one value per channel, got inputs of {tuple(x.shape)}; "
             "train on larger batches (batches(..., drop_last=True)) or apply with train=False"
         )
-    dims = [dim for dim in range(x.dim()) if dim != 1]
-    wide = widen(x)
     mean = wide.mean(dims, keepdim=True)
-    return mean.flatten(), (wide - mean).square().mean(dims)
+    return mean.flatten(), (wide - mean).square().mean(dims), x.numel() // x.shape[1]
 
 
-def _mixed(state: dict[str, Tensor], share: float | Tensor, mean: Tensor, var: Tensor, count: int) -> dict[str, Tensor]:
+def _mixed(
+    state: dict[str, Tensor], share: float | Tensor, mean: Tensor, var: Tensor, count: float | Tensor
+) -> dict[str, Tensor]:
     """Return the running statistics after one more batch, of which each variance is of ``count`` values."""
 
     def mix(old: Tensor, new: Tensor) -> Tensor:

@@ -97,7 +97,13 @@ def resnet18(num_classes: int = 1000, in_channels: int = 3) -> StatefulLayer:
 
 @factory
 def resnet34(num_classes: int = 1000, in_channels: int = 3) -> StatefulLayer:
-    """ResNet with 34 layers; see :func:`resnet18`. 21,797,672 parameters."""
+    """ResNet with 34 layers; see :func:`resnet18`. 21,797,672 parameters.
+
+    >>> import fnn
+    >>> params, state = resnet34().init(fnn.random.key(0, "meta"))
+    >>> fnn.tree.size(params)
+    21797672
+    """
     return _resnet("basic", (3, 4, 6, 3), num_classes, in_channels)
 
 
@@ -106,29 +112,58 @@ def resnet50(num_classes: int = 1000, in_channels: int = 3) -> StatefulLayer:
     """ResNet with 50 layers, in blocks of three convolutions whose middle one is narrow; see :func:`resnet18`.
 
     25,557,032 parameters. The stride is in the middle convolution, as in torchvision ("ResNet V1.5").
+
+    >>> import fnn
+    >>> params, state = resnet50().init(fnn.random.key(0, "meta"))
+    >>> fnn.tree.size(params)
+    25557032
     """
     return _resnet("bottleneck", (3, 4, 6, 3), num_classes, in_channels)
 
 
 @factory
 def resnet101(num_classes: int = 1000, in_channels: int = 3) -> StatefulLayer:
-    """ResNet with 101 layers; see :func:`resnet50`. 44,549,160 parameters."""
+    """ResNet with 101 layers; see :func:`resnet50`. 44,549,160 parameters.
+
+    >>> import fnn
+    >>> params, state = resnet101().init(fnn.random.key(0, "meta"))
+    >>> fnn.tree.size(params)
+    44549160
+    """
     return _resnet("bottleneck", (3, 4, 23, 3), num_classes, in_channels)
 
 
 @factory
 def resnet152(num_classes: int = 1000, in_channels: int = 3) -> StatefulLayer:
-    """ResNet with 152 layers; see :func:`resnet50`. 60,192,808 parameters."""
+    """ResNet with 152 layers; see :func:`resnet50`. 60,192,808 parameters.
+
+    >>> import fnn
+    >>> params, state = resnet152().init(fnn.random.key(0, "meta"))
+    >>> fnn.tree.size(params)
+    60192808
+    """
     return _resnet("bottleneck", (3, 8, 36, 3), num_classes, in_channels)
 
 
 @factory
 def wide_resnet50_2(num_classes: int = 1000, in_channels: int = 3) -> StatefulLayer:
-    """:func:`resnet50` with twice as many channels in the middle of each block. 68,883,240 parameters."""
+    """:func:`resnet50` with twice as many channels in the middle of each block. 68,883,240 parameters.
+
+    >>> import fnn
+    >>> params, state = wide_resnet50_2().init(fnn.random.key(0, "meta"))
+    >>> fnn.tree.size(params)
+    68883240
+    """
     return _resnet("bottleneck", (3, 4, 6, 3), num_classes, in_channels, base_width=128)
 
 
 @factory
 def wide_resnet101_2(num_classes: int = 1000, in_channels: int = 3) -> StatefulLayer:
-    """:func:`resnet101` with twice as many channels in the middle of each block. 126,886,696 parameters."""
+    """:func:`resnet101` with twice as many channels in the middle of each block. 126,886,696 parameters.
+
+    >>> import fnn
+    >>> params, state = wide_resnet101_2().init(fnn.random.key(0, "meta"))
+    >>> fnn.tree.size(params)
+    126886696
+    """
     return _resnet("bottleneck", (3, 4, 23, 3), num_classes, in_channels, base_width=128)

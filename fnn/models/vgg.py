@@ -42,13 +42,25 @@ def _vgg(name: str, norm: bool, num_classes: int, in_channels: int, p: float) ->
 
 @factory
 def vgg11(num_classes: int = 1000, in_channels: int = 3, p: float = 0.5) -> Layer:
-    """VGG with 11 layers; see :func:`vgg16`. 132,863,336 parameters."""
+    """VGG with 11 layers; see :func:`vgg16`. 132,863,336 parameters.
+
+    >>> import fnn
+    >>> params = vgg11().init(fnn.random.key(0, "meta"))
+    >>> fnn.tree.size(params)
+    132863336
+    """
     return _vgg("vgg11", False, num_classes, in_channels, p)
 
 
 @factory
 def vgg13(num_classes: int = 1000, in_channels: int = 3, p: float = 0.5) -> Layer:
-    """VGG with 13 layers; see :func:`vgg16`. 133,047,848 parameters."""
+    """VGG with 13 layers; see :func:`vgg16`. 133,047,848 parameters.
+
+    >>> import fnn
+    >>> params = vgg13().init(fnn.random.key(0, "meta"))
+    >>> fnn.tree.size(params)
+    133047848
+    """
     return _vgg("vgg13", False, num_classes, in_channels, p)
 
 
@@ -71,19 +83,37 @@ def vgg16(num_classes: int = 1000, in_channels: int = 3, p: float = 0.5) -> Laye
 
 @factory
 def vgg19(num_classes: int = 1000, in_channels: int = 3, p: float = 0.5) -> Layer:
-    """VGG with 19 layers; see :func:`vgg16`. 143,667,240 parameters."""
+    """VGG with 19 layers; see :func:`vgg16`. 143,667,240 parameters.
+
+    >>> import fnn
+    >>> params = vgg19().init(fnn.random.key(0, "meta"))
+    >>> fnn.tree.size(params)
+    143667240
+    """
     return _vgg("vgg19", False, num_classes, in_channels, p)
 
 
 @factory
 def vgg11_bn(num_classes: int = 1000, in_channels: int = 3, p: float = 0.5) -> StatefulLayer:
-    """VGG with 11 layers and batch normalisation; see :func:`vgg16_bn`. 132,868,840 parameters."""
+    """VGG with 11 layers and batch normalisation; see :func:`vgg16_bn`. 132,868,840 parameters.
+
+    >>> import fnn
+    >>> params, state = vgg11_bn().init(fnn.random.key(0, "meta"))
+    >>> fnn.tree.size(params)
+    132868840
+    """
     return _vgg("vgg11", True, num_classes, in_channels, p)
 
 
 @factory
 def vgg13_bn(num_classes: int = 1000, in_channels: int = 3, p: float = 0.5) -> StatefulLayer:
-    """VGG with 13 layers and batch normalisation; see :func:`vgg16_bn`. 133,053,736 parameters."""
+    """VGG with 13 layers and batch normalisation; see :func:`vgg16_bn`. 133,053,736 parameters.
+
+    >>> import fnn
+    >>> params, state = vgg13_bn().init(fnn.random.key(0, "meta"))
+    >>> fnn.tree.size(params)
+    133053736
+    """
     return _vgg("vgg13", True, num_classes, in_channels, p)
 
 
@@ -101,5 +131,11 @@ def vgg16_bn(num_classes: int = 1000, in_channels: int = 3, p: float = 0.5) -> S
 
 @factory
 def vgg19_bn(num_classes: int = 1000, in_channels: int = 3, p: float = 0.5) -> StatefulLayer:
-    """VGG with 19 layers and batch normalisation; see :func:`vgg16_bn`. 143,678,248 parameters."""
+    """VGG with 19 layers and batch normalisation; see :func:`vgg16_bn`. 143,678,248 parameters.
+
+    >>> import fnn
+    >>> params, state = vgg19_bn().init(fnn.random.key(0, "meta"))
+    >>> fnn.tree.size(params)
+    143678248
+    """
     return _vgg("vgg19", True, num_classes, in_channels, p)

@@ -1,5 +1,6 @@
 """Different optimizers, or none, for different parts of the params."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -118,7 +119,8 @@ def _chosen(choice: Any, layout: Layout, name: str) -> list[bool]:
     found = _values(choice, layout, name)
     if not callable(choice):
         for place, value in zip(layout.treedef.keystrs, found, strict=True):
-            if not isinstance(value, bool) and getattr(value, "dtype", None) not in (torch.bool, bool):
+            of_bools = isinstance(value, bool) or getattr(value, "dtype", None) in (torch.bool, bool)
+            if not of_bools or math.prod(getattr(value, "shape", ())) != 1:
                 raise TypeError(f"{name} must be a tree of True and False, but for the leaf {place} it is {value!r}")
     return [bool(value) for value in found]
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fnn import tree as _tree
+from fnn._processes import all_values, check_agreement, rank, world_size
 from fnn.layers.base import as_size
 from fnn.training.evaluate import add
 from fnn.training.run_folder import RunFolder
@@ -67,13 +69,17 @@ def fit(
     an epoch too, with the numbers of an unbroken run; without one it starts anew. ``tensorboard`` writes event files
     into the folder. ``progress`` shows a bar with the loss and the speed on a terminal (needs tqdm).
 
+    In several processes (:mod:`fnn.distributed`) all of them call this with the same state, whose step combines the
+    results of all, and with their parts of the batches; the first one writes the files. They are resumed together, by
+    any number of processes that see the folder. Ctrl-C stops them at once, so the last checkpoint is what remains.
+
     ``check_finite`` looks at the metrics of every step, which waits for the device, and stops at the first that is not
     finite with ``FloatingPointError``; it names the step and the path of the first such leaf of the state, and the
     batch is kept in the folder. Ctrl-C ends the step that is running, writes a checkpoint and raises
     ``KeyboardInterrupt``. Raises ``FileExistsError`` if the folder holds a run that is not to be resumed,
     ``PermissionError`` if it cannot be written, ``ValueError`` for a checkpoint that does not fit, for an epoch without
-    batches, and for arguments out of range, and ``TypeError`` if the step does not return the parts of the state and
-    the metrics.
+    batches, for arguments out of range, and for a state that differs between processes, and ``TypeError`` if the step
+    does not return the parts of the state and the metrics.
 
     >>> import fnn
     >>> model, optimizer = fnn.models.mlp(4, 3), fnn.optim.sgd(0.1)
@@ -100,7 +106,7 @@ def fit(
     files = None if folder is None else RunFolder(folder, keep, metadata or {})
     if files:
         files.open()
-    if files and files.steps() and not resume:
+    if files and all_values(bool(files.steps()) and not resume)[0]:
         raise FileExistsError(f"fit: {files.path} holds a run; give resume=True to go on with it, or another folder")
     loop = _Loop(step, state, batches, epochs, evaluate, files, save_every, score, patience, check_finite)
     return loop.run(resume, progress, tensorboard)
@@ -135,8 +141,14 @@ class _Loop:
     def run(self, resume: bool, progress: bool, tensorboard: bool) -> Iterator[Epoch]:
         if resume and self.files:
             self._resume()
+        if world_size() > 1:
+            check_agreement(
+                "the state of fit, which every process holds whole (fnn.distributed.save writes parts),",
+                [f"step {self.steps}", *_digests(self.state)],
+            )
         with ExitStack() as stack:
-            writer = stack.enter_context(_tensorboard(self.files.path)) if tensorboard and self.files else None
+            events = self.files.path if tensorboard and self.files and rank() == 0 else None
+            writer = stack.enter_context(_tensorboard(events)) if events else None
             if self.files:
                 stack.callback(self.files.finish)
             while self.epoch < self.epochs and not self._is_enough():
@@ -188,7 +200,7 @@ class _Loop:
         *parts, metrics = results
         self.state = tuple(parts)
         metrics = metrics if isinstance(metrics, Mapping) else {"loss": metrics}
-        count = _tree.leaves(batch)[0].shape[0]
+        count = _tree.leaves(batch)[0].shape[0] * world_size()
         self.totals = add(self.totals, metrics, count)
         self.steps, self.batch, self.samples = self.steps + 1, self.batch + 1, self.samples + count
         if self.check_finite:
@@ -233,11 +245,21 @@ class _Loop:
         return bool(self.patience and self.rows and len(self.rows) - 1 - self._best() >= self.patience)
 
 
+def _digests(state: Tree) -> list[str]:
+    """A line for each leaf, which is the same for the same bits."""
+    leaves = zip(_tree.keystrs(state), _tree.leaves(state), strict=True)
+    contents = ((path, leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8)) for path, leaf in leaves)
+    return [f"state{path} with the digest {sha256(x.numpy()).hexdigest()[:16]}" for path, x in contents]
+
+
 @contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """Note Ctrl-C, so that the loop ends after a whole step. A second Ctrl-C interrupts at once."""
+    """Note Ctrl-C, so that the loop ends after a whole step. A second Ctrl-C interrupts at once.
+
+    One of several processes is interrupted at once: the others may have stopped already, and it would wait for them.
+    """
     seen = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or world_size() > 1:
         yield seen
         return
     before = signal.getsignal(signal.SIGINT)
@@ -261,7 +283,7 @@ def _bar(progress: bool, label: str, total: int | None, taken: int) -> Iterator[
         from tqdm import tqdm
     except ImportError:
         progress = False
-    if not progress or not sys.stderr.isatty():
+    if not progress or not sys.stderr.isatty() or rank() > 0:
         yield lambda totals, samples: None
         return
     with tqdm(total=total, desc=label, initial=taken, leave=False, unit="batch") as bar:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fnn import checkpoint
 from fnn import tree as _tree
+from fnn._processes import rank, world_size
 from fnn.tree import Tree
 
 PARAMS, BEST = "params.safetensors", "best.safetensors"
@@ -43,10 +44,12 @@ class RunFolder:
         return sorted(int(found[1]) for found in map(_NAME.fullmatch, os.listdir(self.path)) if found)
 
     def save(self, state: tuple, totals: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
-        """Write a checkpoint in the background, after an earlier one is written.
+        """Write a checkpoint in the background, after an earlier one is written. Of several processes, one writes.
 
         totals: the sums of the metrics of this epoch. progress: where the run stands, as JSON can hold it.
         """
+        if rank() > 0:
+            return
         self._wait()
         step = progress["step"]
         text = self.metadata | {"progress": json.dumps(progress)}
@@ -74,9 +77,12 @@ class RunFolder:
         self._wait()
 
     def save_best(self, params: Tree, row: Mapping[str, float]) -> None:
-        checkpoint.save(self.path / BEST, params, self.metadata | {"metrics": json.dumps(row)})
+        if rank() == 0:
+            checkpoint.save(self.path / BEST, params, self.metadata | {"metrics": json.dumps(row)})
 
     def write_metrics(self, rows: list[dict[str, float]]) -> None:
+        if rank() > 0:
+            return
         part = self.path / (METRICS + ".part")
         try:
             part.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -85,8 +91,10 @@ class RunFolder:
             part.unlink(missing_ok=True)  # of a full disk
 
     def keep_batch(self, batch: Tree) -> Path:
-        checkpoint.save(self.path / BATCH, batch)
-        return self.path / BATCH
+        """Write this process's part of a batch."""
+        file = self.path / (BATCH if world_size() == 1 else BATCH.replace(".", f"-{rank()}."))
+        checkpoint.save(file, batch)
+        return file
 
     def load(self, state: tuple) -> tuple[tuple, dict[str, Tensor], dict[str, Any]] | None:
         """The state, the sums of the metrics of this epoch, and the progress of the last checkpoint, if there is one.

@@ -2,16 +2,18 @@
 
 The function is a perceptron of eight equal layers with tanh. Floating-point operations are counted, in eager code by
 ``torch.utils.flop_counter`` and in compiled code from the graph of ``fnn.trace``; both, and the times, are divided by
-those of one call of the function. The flags are ``--widths 256 512 1024``, ``--batch 128``, ``--rounds 7``,
-``--vectors 8``, and ``--eager`` to leave out the compilation. ``--frontier`` measures forward against reverse mode for
-whole Jacobians of n inputs and m outputs instead, and writes what ``docs/drawings/second.py`` draws.
+those of one call of the function. Time is the processor's, so that other processes disturb it little. The flags are
+``--widths 256 512 1024``, ``--batch 256``, ``--rounds 5``, ``--vectors 8``, and ``--backends eager replay inductor``
+(without the last by default). ``--frontier`` measures forward against reverse mode for whole Jacobians of n inputs and
+m outputs instead, and writes what ``docs/drawings/second.py`` draws.
 """
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -93,18 +95,22 @@ def eager_flops(function: Callable, args: tuple) -> float:
     return counter.get_total_flops()
 
 
+def measure(rivals: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    return harness.interleave(rivals, rounds, warm=1, clock=time.process_time)
+
+
 def costs(options: argparse.Namespace) -> str:
     """The table: counted and measured costs in calls of the function, a row for each product."""
     columns: dict[str, dict[str, object]] = {}
 
     def add(title: str, values: dict[str, float]) -> None:
-        columns[title] = harness.ratios(values, CALL)
+        columns[title] = dict(harness.ratios(values, CALL))
 
-    for compiled in (False,) if options.eager else (False, True):
-        kind = "compiled" if compiled else "eager"
+    for kind in options.backends:
+        compiled = kind != "eager"
         for i, width in enumerate(options.widths):
             calls = products(width, options.batch, options.vectors)
-            if i == 0:
+            if i == 0 and f"counted, {kind}" not in columns:
                 counts = {
                     name: float(fnn.trace(f)(*args).flops if compiled else eager_flops(f, args))
                     for name, (f, args) in calls.items()
@@ -112,52 +118,56 @@ def costs(options: argparse.Namespace) -> str:
                 add(f"counted, {kind}", counts)
             rivals = {}
             for name, (f, args) in calls.items():
-                g = fnn.jit(f, backend="inductor") if compiled else f
+                g = fnn.jit(f, backend=kind) if compiled else f
                 rivals[name] = lambda g=g, args=args: g(*args)
-            add(f"{width}, {kind}", harness.interleave(rivals, rounds=options.rounds))
+            add(f"{width}, {kind}", measure(rivals, options.rounds))
     # memory: a large batch, beside which the params are small, in activations of one layer
     width, batch = 16, 4096
     one = batch * width * 4
-    memory = {}
+    memory: dict[str, float] = {}
     for name, (f, args) in products(width, batch, options.vectors).items():
         memory[name] = fnn.trace(f)(*args).peak_memory / one
-    columns["memory"] = memory
+    columns["memory"] = dict(memory)
     return harness.columns_table(columns)
 
 
 def frontier(options: argparse.Namespace) -> dict:
-    """The time of reverse mode over that of forward mode for whole Jacobians of n inputs and m outputs."""
+    """The time of reverse mode over that of forward mode for whole Jacobians of n inputs and m outputs, by backend."""
     sizes, hidden = options.sizes, 256
-    ratios = []
-    for m in sizes:
-        row = []
-        for n in sizes:
-            model = fnn.models.mlp(n, hidden, hidden, m, activation=fnn.layers.tanh)
-            params, x = model.init(fnn.random.key(0)), fnn.random.normal(fnn.random.key(1), (n,))
-            rivals = {
-                mode: lambda mode=mode, model=model, params=params, x=x: dense_jacobian(
-                    lambda x: model.apply(params, x), mode=mode
-                )(x)
-                for mode in ("forward", "reverse")
-            }
-            seconds = harness.interleave(rivals, rounds=options.rounds)
-            row.append(round(seconds["reverse"] / seconds["forward"], 2))
-        ratios.append(row)
-    return {"machine": harness.machine(), "hidden": hidden, "n": sizes, "m": sizes, "reverse over forward": ratios}
+    found: dict = {"machine": harness.machine(), "hidden": hidden, "sizes": sizes}
+    for kind in options.backends:
+        ratios = []
+        for m in sizes:
+            row = []
+            for n in sizes:
+                model = fnn.models.mlp(n, hidden, hidden, m, activation=fnn.layers.tanh)
+                params, x = model.init(fnn.random.key(0)), fnn.random.normal(fnn.random.key(1), (n,))
+                rivals = {}
+                modes: tuple[Literal["forward", "reverse"], ...] = ("forward", "reverse")
+                for mode in modes:
+                    jacobian = dense_jacobian(model.apply, argnums=1, mode=mode)
+                    g = jacobian if kind == "eager" else fnn.jit(jacobian, backend=kind)
+                    rivals[mode] = lambda g=g, params=params, x=x: g(params, x)
+                seconds = measure(rivals, options.rounds)
+                row.append(round(seconds["reverse"] / seconds["forward"], 2))
+            ratios.append(row)
+        found[kind] = ratios  # a row for each m
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--widths", nargs="+", type=int, default=[256, 512, 1024])
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--vectors", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--backends", nargs="+", default=["eager", "replay"], choices=["eager", "replay", "inductor"])
     parser.add_argument("--frontier", action="store_true")
     parser.add_argument("--sizes", nargs="+", type=int, default=[4, 16, 64, 256, 1024])
     options = parser.parse_args()
     if options.frontier:
-        FRONTIER.write_text(json.dumps(frontier(options), indent=1) + "\n")
+        lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in frontier(options).items()]
+        FRONTIER.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         return
     body = (
         f"CPU, float32, a perceptron of {LAYERS} equal layers with tanh, batch {options.batch}. Everything is divided "

@@ -7,7 +7,11 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-_SLOW_IMPORTS = ("torch.fx.experimental.proxy_tensor", "torch.distributed._functional_collectives")
+_SLOW_IMPORTS = (
+    "torch.fx.experimental.symbolic_shapes",
+    "torch.fx.experimental.proxy_tensor",
+    "torch.distributed._functional_collectives",
+)
 
 
 class Group:
@@ -20,7 +24,6 @@ class Group:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.timeout = timeout
         self.pipes, self.processes = [], []
         for rank in range(count):
             mine, theirs = context.Pipe()
@@ -32,13 +35,17 @@ class Group:
 
     def run(self, function: Callable, *args: Any) -> list[Any]:
         """The results of all processes; an exception of one of them stands in the place of its result."""
+        self.send(function, *args)
+        return [self.result(number) for number in range(len(self.pipes))]
+
+    def send(self, function: Callable, *args: Any) -> None:
         for pipe in self.pipes:
             pipe.send_bytes(pickle.dumps((function, args)))
-        results = []
-        for pipe in self.pipes:
-            assert pipe.poll(2 * self.timeout), "a process hangs"
-            results.append(pickle.loads(pipe.recv_bytes()))
-        return results
+
+    def result(self, number: int) -> Any:
+        """What a process returns to the last call."""
+        assert self.pipes[number].poll(200), "a process hangs"
+        return pickle.loads(self.pipes[number].recv_bytes())
 
     def __call__(self, function: Callable, *args: Any) -> Any:
         """The result of process 0, after a look at the others for exceptions."""

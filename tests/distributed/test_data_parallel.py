@@ -1,31 +1,70 @@
 """Steps of several processes, each on its part of a batch, against the same steps of one process."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-import torch
 
 from tests.distributed import jobs
 from tests.distributed.launcher import Group
 
+QUICK = [  # (processes, (network, optimizer, backend))
+    (2, ("mlp", "sgd", "eager")), (4, ("mlp", "adam", "replay")), (2, ("lenet", "sgd", "replay")),
+    (2, ("transformer", "adam", "replay")),
+]  # fmt: skip
+ALL = [
+    (network, optimizer, backend)
+    for network in ("mlp", "lenet", "transformer")
+    for optimizer in ("sgd", "adam")
+    for backend in ("eager", "replay")
+]
 
-@pytest.fixture(scope="module", params=[2, 4])
-def group(request: pytest.FixtureRequest) -> Iterator[Group]:
-    group = Group(request.param)
+
+@pytest.fixture(scope="module")
+def groups() -> Iterator[Callable[[int], Group]]:
+    made: dict[int, Group] = {}
+
+    def group(count: int) -> Group:
+        if count not in made:
+            made[count] = Group(count)
+        return made[count]
+
     yield group
-    group.close()
+    for each in made.values():
+        each.close()
 
 
-def close(first: dict, second: dict, tolerance: float = 1e-6) -> bool:
-    return all(torch.allclose(first[name], second[name], rtol=0, atol=tolerance) for name in first)
-
-
-@pytest.mark.parametrize("backend", ["eager", "replay"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("network", ["mlp", "lenet", "transformer"])
-def test_several_processes_train_as_one(group: Group, network: str, optimizer: str, backend: str) -> None:
-    steps = 50 if network == "mlp" else 5
-    losses, params = group(jobs.train_data_parallel, network, optimizer, backend, steps)
-    expected_losses, expected = jobs.train_data_parallel(network, optimizer, "eager", steps)
+def assert_as_one_process(group: Group, job: Callable, row: tuple[str, str, str], steps: int) -> tuple:
+    losses, params, *more = group(job, *row, steps)
+    expected_losses, expected = jobs.train_data_parallel(row[0], row[1], "eager", steps)
     assert losses == pytest.approx(expected_losses, abs=1e-6)
-    assert close(params, expected)
+    assert max(float((params[name] - expected[name]).abs().max()) for name in expected) < 1e-6
+    return tuple(more)
+
+
+@pytest.mark.parametrize(("count", "row"), QUICK)
+def test_several_processes_train_as_one(groups: Callable, count: int, row: tuple[str, str, str]) -> None:
+    assert_as_one_process(groups(count), jobs.train_data_parallel, row, 10 if row[0] == "mlp" else 3)
+
+
+@pytest.mark.parametrize(("count", "row"), QUICK)
+def test_fully_sharded_processes_train_as_one(groups: Callable, count: int, row: tuple[str, str, str]) -> None:
+    (share,) = assert_as_one_process(groups(count), jobs.train_fully_sharded, row, 10 if row[0] == "mlp" else 3)
+    assert share < 1.2 / count  # of the memory of params and optimizer state; 0.3 on four processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("job", [jobs.train_data_parallel, jobs.train_fully_sharded], ids=["parallel", "sharded"])
+@pytest.mark.parametrize("row", [*ALL, ("mlp", "adam", "inductor"), ("lenet", "sgd", "inductor")], ids="-".join)
+def test_fifty_steps(groups: Callable, count: int, row: tuple[str, str, str], job: Callable) -> None:
+    assert_as_one_process(groups(count), job, row, 50)
+
+
+def test_layers_are_gathered_where_they_are_used(groups: Callable) -> None:
+    order, peak, together = groups(2)(jobs.order_of_a_sharded_step)
+    layers = 4
+    # gathered and used one after the other in the forward pass; in the backward pass gathered again, all but the last
+    # layer, which is still there, and the first, whose weight no gradient needs, and scattered at once
+    forward, backward = ["gather", "product"], ["product", "product", "scatter"]
+    assert order == forward * layers + backward + ["gather", *backward] * (layers - 2) + ["product", "scatter"]
+    assert peak < 0.75 * together

@@ -10,13 +10,19 @@ from fnn.jacobian import (
     blocks_to_matrix,
     check_grads,
     colours,
+    custom_jvp,
     dense_jacobian,
+    detect_pattern,
     directional_derivatives,
+    fixed_point,
     jacobian_operator,
     jmp,
     laplacian,
+    linear_solve,
     linearize_by_vjp,
     mjp,
+    ntk,
+    root,
     sparse_jacobian,
 )
 
@@ -316,3 +322,42 @@ DRAWS = {
 def test_a_function_that_draws_from_torch_is_refused(name):
     with pytest.raises(TypeError, match=r"draws random numbers from torch's generator.* key of fnn.random"):
         DRAWS[name]()
+
+
+REFUSED = {
+    "ntk": lambda f, x: ntk(lambda p, x: f(p)[None] * x, x, torch.ones(1, 1)),
+    "ntk, product": lambda f, x: ntk(lambda p, x: f(p)[None] * x, x, torch.ones(1, 1), method="product"),
+    "detect_pattern": detect_pattern,
+    "sparse_jacobian": lambda f, x: sparse_jacobian(f, torch.eye(3))(x),
+    "sparse_jacobian by rows": lambda f, x: sparse_jacobian(lambda x: f(x).sum()[None], torch.ones(1, 3))(x),
+    "laplacian": lambda f, x: laplacian(f)(x),
+    "directional_derivatives": lambda f, x: directional_derivatives(f, (x,), (x,)),
+    "jacobian_operator": jacobian_operator,
+    "check_grads": lambda f, x: check_grads(f, (x,)),
+    "root": lambda f, x: root(f, x),
+    "fixed_point": lambda f, x: fixed_point(f, x),
+    "linear_solve": lambda f, x: linear_solve(f, x),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_complex_numbers_that_have_no_meaning_here_are_refused_on_both_sides(name):
+    x = X[0, :3].contiguous()
+    for f, at in ((torch.sin, x.to(torch.complex128)), (lambda x: torch.exp(1.0j * x), x)):
+        with pytest.raises((TypeError, ValueError), match="complex128"):
+            REFUSED[name](f, at)
+
+
+def test_derivatives_of_ones_own_take_complex_numbers_as_torch_does():
+    z, x, u = COMPLEX, X[0], torch.complex(X[2], X[3])
+    plain = {
+        "holomorphic": (lambda z: z**2, lambda z, v: 2 * z * v, z),
+        "conjugate": (lambda z: (2 + 1j) * z.conj(), lambda z, v: (2 + 1j) * v.conj(), z),
+        "complex output": (lambda x: torch.exp(1j * x), lambda x, v: 1j * torch.exp(1j * x) * v, x),
+        "real output": (lambda z: z.abs() ** 2, lambda z, v: 2 * (z.conj() * v).real, z),
+    }
+    for f, slope, at in plain.values():
+        own = custom_jvp(f, lambda p, t, f=f, slope=slope: (f(*p), slope(*p, *t)))
+        back = u if f(at).is_complex() else u.real
+        close(torch.func.vjp(own, at)[1](back)[0], torch.func.vjp(f, at)[1](back)[0])
+        close(torch.func.jvp(own, (at,), (at,))[1], torch.func.jvp(f, (at,), (at,))[1])

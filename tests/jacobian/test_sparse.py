@@ -130,3 +130,12 @@ def test_an_entry_that_differs_from_zero_at_one_of_the_points_is_in_the_pattern(
     assert torch.equal(detect_pattern(here, X), torch.eye(9) == 1)
     assert torch.equal(detect_pattern(near, X), torch.eye(9) == 1)
     assert torch.equal(detect_pattern(both, X), (torch.eye(9) + torch.eye(9).flip(0)) > 0)
+
+
+def test_a_detected_pattern_grows_where_it_is_too_small():
+    branch = lambda x: torch.where(x > 10.0, x.flip(0) ** 2, x)
+    found = sparse_jacobian(branch, "detect")
+    for x in (X, X + 100.0, X):
+        torch.testing.assert_close(found(x).dense(), dense_jacobian(branch)(x))
+    with pytest.raises(ValueError, match="pattern='detect' needs the check"):
+        sparse_jacobian(branch, "detect", check=False)

@@ -1,0 +1,103 @@
+"""Bad input, processes that differ, and processes that end: each is a sentence, and none waits for ever."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import fnn
+from tests.distributed import jobs
+from tests.distributed.launcher import Group
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[Group]:
+    group = Group(2)
+    yield group
+    group.close()
+
+
+def test_trees_that_differ_between_processes(group: Group) -> None:
+    for found in group.run(jobs.other_trees):
+        assert re.match(
+            r"ValueError: the tree that reduce takes differs between processes: process 1 has result\['grads'\]\['w'\] "
+            r"of shape \(4,\), float32 \(mean\) where process 0 has result\['grads'\]\['w'\] of shape \(3,\)",
+            found,
+        )
+
+
+def test_code_that_differs_between_processes(group: Group) -> None:
+    for found in group.run(jobs.other_code):
+        assert found.startswith("ValueError: the graph of step differs between processes: process 1 has aten.relu")
+
+
+REFUSALS = [
+    "ValueError: a batch of 5 rows cannot be divided among 2 processes; write a batch size that is a multiple of 2",
+    "ValueError: a batch of 3 rows cannot be divided among 2 processes",
+    "ValueError: a batch of 3 rows cannot be divided among 2 processes",
+    *["ValueError: reduce is called inside grad, vmap or another transform"] * 5,
+    "ValueError: reduce: result['count'] is a torch.int64 tensor, and the mean of integers need not be one",
+    "ValueError: reduce: result['right'] is a bool tensor, whose sum is a count",
+    "ValueError: reduce: result is a 0-d tensor and has no rows to concatenate",
+    "ValueError: reduce: a reduction is one of 'mean', 'sum', 'concat', 'state', got 'average'",
+    "TypeError: reduce: result['x'] is 1.0, not a tensor",
+    "ValueError: shard: axis 1 of tree['w'] has length 3, which 2 processes do not divide",
+    "ValueError: shard: tree['w'] has shape (4, 3) and no axis 2",
+    "ValueError: shard: tree['w'] is complex",
+    "ValueError: gather: parts['w'] has shape (4, 3), expected (2, 3), the part of process 0",
+    "ValueError: fully_sharded: parts['w'] has shape (4, 3), expected (2, 3), the part of process 0",
+]
+
+
+def test_refusals_are_sentences(group: Group) -> None:
+    found = group(jobs.refusals)
+    for text, expected in zip(found, REFUSALS, strict=True):
+        assert text.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments"), [(jobs.one_stays_away, ["eager"]), (jobs.one_stays_away, ["replay"]),
+                           (jobs.one_does_not_trace, []), (jobs.one_dies, [])],
+)  # fmt: skip
+def test_a_process_that_does_not_come_is_an_error(job: Callable, arguments: list) -> None:
+    group = Group(2, timeout=10.0)
+    start = time.monotonic()
+    group.send(job, *arguments)
+    found = group.result(0)
+    assert found.startswith("RuntimeError: process 0 of 2 has waited in vain for the others")
+    assert time.monotonic() - start < 180
+    group.close()
+
+
+def test_an_incomplete_environment_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match="has RANK but not WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; start"):
+        fnn.distributed.init("cpu")
+    with pytest.raises(ValueError, match="timeout is a positive number of seconds, got 0"):
+        fnn.distributed.init("cpu", timeout=0)
+
+
+SCRIPT = """
+import torch, fnn
+rank, world_size, device = fnn.distributed.init("cpu", timeout=60)
+x = torch.ones(3 + rank)
+fnn.distributed.reduce(x)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_of_torchrun_ends_with_an_error(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": root}, check=False
+    )
+    assert done.returncode != 0
+    assert "the tree that reduce takes differs between processes" in done.stderr
