@@ -18,7 +18,22 @@ RECIPES = {
     "mlp": ["--epochs", "2"],
     "lenet": ["--epochs", "1", "--batch-size", "240"],
     "resnet": ["--epochs", "1", "--batch-size", "480", "--size", "8"],
-    "transformer": ["--steps", "3", "--every", "3", "--length", "8", "--width", "8", "--heads", "2", "--layers", "1", "--samples", "1"],
+    "transformer": [
+        "--steps",
+        "3",
+        "--every",
+        "3",
+        "--length",
+        "8",
+        "--width",
+        "8",
+        "--heads",
+        "2",
+        "--layers",
+        "1",
+        "--samples",
+        "1",
+    ],
 }
 
 
