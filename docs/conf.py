@@ -2,34 +2,34 @@
 
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
-
-from docutils import nodes
-from docutils.utils.math import MathError
-from docutils.utils.math.latex2mathml import tex2mathml
-from sphinx.util import logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the library of this clone, installed or not
 
-logger = logging.getLogger(__name__)
+# MathJax as files of a package, so that formulas need no other host
+package = find_spec("sphinx-mathjax-offline")
+if package is None or package.origin is None:
+    raise ModuleNotFoundError('the site needs sphinx-mathjax-offline; write pip install ".[docs]"')
+MATHJAX = Path(package.origin).parent / "static"
 
 project = "fnn"
 author = "The fnn authors"
 copyright = "2026, The fnn authors"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 toc_object_entries_show_parents = "hide"
 maximum_signature_line_length = 88
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "mathjax/a11y", "mathjax/sre", "mathjax/*svg*", "mathjax/*full*", "mathjax/mml*"]
 html_theme = "furo"
 html_title = "fnn"
-html_static_path = ["_static"]
+html_static_path = ["_static", str(MATHJAX)]
+mathjax_path = "mathjax/tex-chtml.js"
 html_css_files = ["site.css"]
-html_math_renderer = "mathml"
 
 
 def escape(app, what, name, obj, options, lines):
@@ -40,36 +40,6 @@ def escape(app, what, name, obj, options, lines):
             lines[i] = "".join(p if p.startswith("``") else re.sub(r"([|*])", r"\\\1", p) for p in pieces)
 
 
-# docutils puts what stands under a brace to the right of it
-UNDER_BRACE = re.compile(
-    r"^( *)<msub>\n(\1  <munder>\n(?:\1    .*\n)+?\1    <mo>⏟</mo>\n\1  </munder>\n(?:\1  .*\n)+?)\1</msub>",
-    re.MULTILINE,
-)
-
-# commands that docutils does not know, and what it calls them
-SAME = {"dots": r"\ldots", "big": r"\bigr", "Big": r"\Bigr", "bigg": r"\biggr", "Bigg": r"\Biggr"}
-
-
-def mathml(node, **options):
-    """Formulas as MathML, which browsers draw by themselves: no script, and no request to another host."""
-    try:
-        formula = re.sub(r"\\(dots|[Bb]igg?)(?![A-Za-z])", lambda name: SAME[name[1]], node.astext())
-        return UNDER_BRACE.sub(r"\1<munder>\n\2\1</munder>", tex2mathml(formula, **options))
-    except MathError as error:
-        logger.warning("%s in the formula %s", error, node.astext(), location=node)
-        return ""
-
-
-def inline_math(writer, node):
-    writer.body.append(mathml(node))
-    raise nodes.SkipNode
-
-
-def block_math(writer, node):
-    writer.body.append(f'<div class="math">{mathml(node, as_block=True)}</div>\n')
-    raise nodes.SkipNode
-
-
 def back_links(app, pagename, templatename, context, doctree):
     """Pages of sources link back as if all names of a file had one room; those of the top level have none."""
     if pagename.startswith("_modules/"):
@@ -78,5 +48,4 @@ def back_links(app, pagename, templatename, context, doctree):
 
 def setup(app):
     app.connect("autodoc-process-docstring", escape, priority=900)
-    app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     app.connect("html-page-context", back_links)

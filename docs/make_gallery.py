@@ -21,6 +21,9 @@ Programs that run from a clone of the repository as `python -m recipes.NAME`, af
 has `--help`, writes its pictures and numbers into a folder in `runs`, and takes at most a few minutes on a laptop's
 CPU. The outputs here are real: `python docs/make_gallery.py` runs the commands and writes this page. Times in them are
 those of one machine.
+
+The tutorial shows four more: [a tour of tensors](tutorial/tensors.md), [own images](tutorial/data.md) step by step,
+[the weights of VGG-16](tutorial/saving.md) and [CPU beside GPU](tutorial/optimisation.md).
 """
 
 
@@ -155,24 +158,38 @@ ENTRIES = [
 ]
 
 
-def run(entry: Entry) -> str:
-    """Run a recipe, keep its picture, and return its section of the page."""
+def section(entry: Entry, printed: str, folder: Path) -> str:
+    """Keep the picture of a run, and return its section of the page."""
+    picture = Image.open(folder / entry.picture).convert("RGB")
+    picture.thumbnail((1200, 1200))
+    picture.quantize(128).save(DOCS / "pictures" / f"gallery_{entry.name}.png", optimize=True)
+    printed = printed.replace(str(folder), f"runs/{entry.name}")
+    shown = [line.rstrip() for line in printed.splitlines() if line.strip()][-entry.lines :]
     command = f"python -m recipes.{entry.name} {entry.flags}".strip()
-    with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, *command.split()[1:], "--output", f"{folder}/run", "--device", "cpu"]
-        done = subprocess.run(words, cwd=DOCS.parent, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{command}\n{done.stderr}")
-        picture = Image.open(f"{folder}/run/{entry.picture}").convert("RGB")
-        picture.thumbnail((1200, 1200))
-        picture.quantize(128).save(DOCS / "pictures" / f"gallery_{entry.name}.png", optimize=True)
-        printed = done.stdout.replace(f"{folder}/run", f"runs/{entry.name}")
-    output = "\n".join(line.rstrip() for line in printed.splitlines() if line.strip())
-    shown = output.splitlines()[-entry.lines :]
     return (
         f"## {entry.title}\n\n{entry.text}\n\n```sh\n{command}\n```\n\n"
         f"![{entry.shows}](pictures/gallery_{entry.name}.png)\n\n```text\n" + "\n".join(shown) + "\n```\n"
     )
+
+
+def run(entry: Entry) -> str:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "run"
+        flags = [*entry.flags.split(), "--output", str(folder), "--device", "cpu"]
+        words = [sys.executable, "-m", f"recipes.{entry.name}", *flags]
+        done = subprocess.run(words, cwd=DOCS.parent, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(words)}\n{done.stderr}")
+        return section(entry, done.stdout, folder)
+
+
+def write(new: dict[str, str]) -> None:
+    """Put sections into the page, in the place of those of the same recipes."""
+    text = PAGE.read_text() if PAGE.exists() else ""
+    pieces = re.split(r"^(?=## )", text, flags=re.MULTILINE)[1:]
+    old = {match[1]: piece for piece in pieces if (match := re.search(r"pictures/gallery_(\w+)\.png", piece))}
+    sections = old | new
+    PAGE.write_text("\n".join([HEAD, *(sections[e.name].strip() + "\n" for e in ENTRIES if e.name in sections)]))
 
 
 def main() -> None:
@@ -180,16 +197,9 @@ def main() -> None:
     unknown = set(chosen) - {entry.name for entry in ENTRIES}
     if unknown:
         raise SystemExit(f"the gallery has no {sorted(unknown)}; its recipes are {[e.name for e in ENTRIES]}")
-    text = PAGE.read_text() if PAGE.exists() else ""
-    sections = {
-        m[1]: m[0]
-        for m in re.finditer(r"^## [^\n]*\n.*?pictures/gallery_(\w+)\.png.*?\n```\n(?=\n## |\Z)", text, re.S | re.M)
-    }
     for entry in ENTRIES:
         if entry.name in chosen:
-            sections[entry.name] = run(entry)
-            kept = [sections[e.name] for e in ENTRIES if e.name in sections]
-            PAGE.write_text("\n".join([HEAD, *kept]))
+            write({entry.name: run(entry)})
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ def check_agreement(what: str, lines: Sequence[str]) -> None:
         if not other:
             return
         store.set(f"lines of {rank()}", mine)
-        texts = [store.get(f"lines of {number}").decode() for number in ("0", other)]
-    raise ValueError(_difference(*texts, other))
+        first, second = (store.get(f"lines of {number}").decode() for number in ("0", other))
+    raise ValueError(_difference(first, second, other))
 
 
 def _difference(text: str, other_text: str, other: str) -> str:

@@ -81,6 +81,7 @@ foreach = {
 }  # fmt: skip
 foreach_add_scalar = torch.ops.aten._foreach_add.Tensor  # torch._foreach_add reads the value of a 0-d tensor
 fused_adam = torch._fused_adam_
+to_copy = torch.ops.aten._to_copy.default
 unsafe_view = torch.ops.aten._unsafe_view.default
 zero_symbol = torch.ops.aten._efficientzerotensor.default
 
@@ -608,6 +609,7 @@ __all__ = [
     "storage_id",
     "storage_users",
     "swap_tensors",
+    "to_copy",
     "track_tensor_tree",  # noqa: F822
     "tree_leaves",
     "tree_map",

@@ -415,3 +415,22 @@ def test_saving_in_the_background_keeps_what_was_given(tmp_path: Path) -> None:
     wait = save_in_background(tmp_path / "file" / "below", {"w": torch.ones(1)})
     with pytest.raises(OSError, match="file"):
         wait()
+
+
+def test_a_save_reaches_the_disk_before_its_name_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes are flushed, then the file gets its name, then the folder is flushed, so that no power cut tears it."""
+    order = []
+    flush, rename = os.fsync, os.replace
+
+    def fsync(descriptor: int) -> None:
+        order.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        flush(descriptor)
+
+    def replace(source: object, target: object) -> None:
+        order.append("name")
+        rename(source, target)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    save(tmp_path / "x.safetensors", {"w": torch.ones(2)})
+    assert order == ["file", "name", "folder"]

@@ -90,9 +90,10 @@ curvature.hessian_diagonal | argnums=0, mode='auto'
 curvature.hvp | mode='auto', has_aux=False
 curvature.hvp_mode | has_aux=False
 curvature.kfac | likelihood='categorical', draws=1
+curvature.sparse_hessian | mode='auto', check=True
 curvature.vhp | has_aux=False
 data.Stream | workers=4
-data.batches | drop_last=False
+data.batches | drop_last=False, part=(0, 1)
 data.from_csv | columns=(0, 1), stream=False
 data.from_dataset | progress=False
 data.from_folder | stream=False
@@ -104,6 +105,12 @@ data.transforms.random_crop | padding=0
 data.transforms.random_flip | probability=0.5, vertical=False
 data.transforms.resize | mode='bilinear', antialias=True
 device | name='auto'
+distributed.Sharding | copies=1, copies_group=''
+distributed.data_parallel | reduction='mean'
+distributed.fully_sharded | reduction='mean'
+distributed.init | device='auto', timeout=600.0
+distributed.local_batches | drop_last=False
+distributed.reduce | reduction='mean'
 fori_loop | unroll=1
 grad | argnums=0, has_aux=False
 gradients.accumulate_grad | batch_argnums=1
@@ -131,10 +138,13 @@ jacobian.custom_jvp | check=True
 jacobian.custom_vjp | check=True
 jacobian.dense_jacobian | argnums=0, mode='auto', has_aux=False, holomorphic=False
 jacobian.directional_derivatives | order=2
+jacobian.fixed_point | symmetric=False, max_iterations=1000
 jacobian.jmp | has_aux=False
 jacobian.laplacian | argnums=0
+jacobian.linear_solve | symmetric=False
 jacobian.mjp | has_aux=False
 jacobian.ntk | mode='full', method='contraction'
+jacobian.root | symmetric=False, max_iterations=20
 jacobian.sparse_jacobian | check=True
 jacobian.straight_through | surrogate=<lambda>
 jacrev | argnums=0, has_aux=False

@@ -2,6 +2,7 @@
 
 # ruff: noqa: E501 (one argument a line)
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,13 @@ KEY = random.key(0)
 ONES = torch.ones
 DIAGONAL = linalg.matrix_operator(torch.diag(torch.arange(1.0, 7.0)))
 SMALLEST = 5e-324  # the smallest positive float64
+
+
+BETAS = {
+    name: inspect.signature(getattr(optim, name)).parameters["betas"].default
+    for name in optim.__all__
+    if callable(getattr(optim, name)) and "betas" in inspect.signature(getattr(optim, name)).parameters
+}
 
 
 def apply(layer: Any, x: torch.Tensor, *more: Any) -> Any:
@@ -51,6 +59,10 @@ LIMITS: dict[str, tuple[Callable[[Any], Any], list, list]] = {
     # initial values
     "init.truncated_normal, std": (lambda v: init.truncated_normal(std=v)(KEY, (2, 2)), [1e-3], [0.0, -1.0]),
     "init.truncated_normal, bounds": (lambda v: init.truncated_normal(a=v)(KEY, (2, 2)), [1.9], [2.0, 2.1]),
+    **{
+        f"init.{name}, axes": (lambda v, name=name: getattr(init, name)()(KEY, v), [(2, 3), (2, 3, 1)], [(3,), ()])
+        for name in ("orthogonal", "xavier_uniform", "kaiming_normal", "lecun_uniform", "torch_default")
+    },
     "init.fans": (init.fans, [(2, 3), (0, 3)], [(3,), ()]),
     # losses and metrics
     "cross_entropy": (lambda v: losses.cross_entropy(ONES(2, 3), torch.tensor([0, 1]), label_smoothing=v), [0.0, 1.0], [-1e-9, 1.0 + 1e-9]),
@@ -164,7 +176,13 @@ LIMITS: dict[str, tuple[Callable[[Any], Any], list, list]] = {
     "log_determinant": (lambda v: linalg.log_determinant(DIAGONAL, KEY, v, 3), [2], [1]),
     # optimizers
     "learning_rate": (lambda v: optim.sgd(v), [0.0], [-1e-9]),
-    "beta": (lambda v: optim.adam(betas=(v, 0.9)), [0.0, 0.999], [-1e-9, 1.0]),
+    **{
+        f"{name}, beta {i + 1}": (
+            lambda v, name=name, usual=usual, i=i: getattr(optim, name)(betas=(*usual[:i], v, *usual[i + 1 :])),
+            [0.001, 0.999], [-1e-9, 1.0],
+        )
+        for name, usual in BETAS.items() for i in range(len(usual))
+    },
     "lbfgs, max_iter": (lambda v: optim.lbfgs(max_iter=v), [1], [0]),
     "lbfgs, history_size": (lambda v: optim.lbfgs(history_size=v), [1], [0]),
     "lookahead": (lambda v: optim.lookahead(optim.sgd(), every=v), [1], [0]),

@@ -18,6 +18,7 @@ from matplotlib.image import imread
 DOCS = Path(__file__).parents[1] / "docs"
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e[-+]?\d+)?")
 IMAGE = re.compile(r"data:image/png;base64,([\w+/=\s]+)")
+COLOUR = re.compile(r"#([0-9a-f]{2})([0-9a-f]{2})([0-9a-f]{2})\b")
 CLOSE = 0.75  # points; a picture is about 500 wide
 
 
@@ -32,7 +33,8 @@ def style():
 def parts(text: str) -> tuple[list[np.ndarray], str, np.ndarray]:
     """The embedded images, the file without its numbers, and the numbers."""
     images = [imread(io.BytesIO(base64.b64decode(code)), format="png") for code in IMAGE.findall(text)]
-    text = re.sub(r'(id="|#)[a-z][0-9a-f]{10}\b', r"\1name", IMAGE.sub("image", text))  # names made from the numbers
+    text = re.sub(r'(id="|#)[a-z]+[0-9a-f]{10}\b', r"\1name", IMAGE.sub("image", text))  # names made from the numbers
+    text = COLOUR.sub(lambda found: " ".join(str(int(part, 16) / 8) for part in found.groups()), text)
     return images, NUMBER.sub("number", text), np.array([float(number) for number in NUMBER.findall(text)])
 
 
@@ -41,8 +43,9 @@ def difference(old: str, new: str) -> str:
     (old_images, old_frame, old_numbers), (new_images, new_frame, new_numbers) = parts(old), parts(new)
     if old_frame != new_frame or len(old_images) != len(new_images):
         return "other shapes or letters"
-    if old_numbers.size and np.abs(old_numbers - new_numbers).max() > CLOSE:
-        return f"a number differs by {np.abs(old_numbers - new_numbers).max():.2f} points"
+    furthest = np.abs(old_numbers - new_numbers).max()
+    if not furthest <= CLOSE:
+        return f"a number differs by {furthest:.2f} points"
     for a, b in zip(old_images, new_images, strict=True):
         if a.shape != b.shape or np.abs(a - b).max() > 0.05:
             return "another image"
@@ -82,3 +85,5 @@ def test_a_moved_line_and_another_letter_are_noticed() -> None:
     assert not difference(picture, picture.replace(number[0], f"L {float(number[1]) + 0.01}", 1))
     assert "differs" in difference(picture, picture.replace(number[0], f"L {float(number[1]) + 2}", 1))
     assert difference(picture, picture.replace("stroke-width", "stroke", 1)) == "other shapes or letters"
+    assert not difference(picture, picture.replace("#0072b2", "#0173b3"))
+    assert "differs" in difference(picture, picture.replace("#0072b2", "#1e9999"))

@@ -60,7 +60,7 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    for extra in ("sphinx", "myst_parser", "furo"):
+    for extra in ("sphinx", "myst_parser", "furo", "sphinx-mathjax-offline"):
         pytest.importorskip(extra, reason="needs the extra docs")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", str(DOCS), str(folder)]

@@ -1,5 +1,8 @@
 """The training loop, evaluation and predictions: against loops by hand, broken runs against unbroken ones."""
 
+import importlib
+import io
+import itertools
 import json
 import os
 import signal
@@ -16,6 +19,7 @@ from torch import Tensor
 import fnn
 from fnn.training import evaluate, fit, predict
 
+fit_module = importlib.import_module("fnn.training.fit")  # the name of the module is that of the function, too
 MODEL = fnn.models.mlp(4, 8, 3)
 OPTIMIZER = fnn.optim.adam(0.05)
 DATA = fnn.random.normal(fnn.random.key(1), (22, 4)), torch.arange(22) % 3
@@ -185,6 +189,48 @@ def test_mistakes_are_sentences(name: str) -> None:
     mistake, kind, sentence = MISTAKES[name]
     with pytest.raises(kind, match=sentence):
         mistake()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_the_batches_of_the_epoch_and_the_mean_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(fit_module.time, "monotonic", lambda: float(next(clock)))  # every step is worth a new text
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    options = {"folder": tmp_path, "save_every": 2}
+
+    def breaking(*arguments: Any) -> tuple:
+        if len(calls) == 4:
+            raise StopError
+        calls.append(plain_step(*arguments))
+        return calls[-1]
+
+    calls: list[tuple] = []
+    with pytest.raises(StopError):
+        list(fit(breaking, start(), order, 1, **options))
+    mean = sum(float(call[2]) for call in calls) / 4
+    assert f"loss={mean:.4g}" in terminal.getvalue()
+    assert "epoch 1" in terminal.getvalue()
+    assert "4/6" in terminal.getvalue()
+    terminal.truncate(0)
+    list(fit(plain_step, start(), order, 1, **options, resume=True))
+    assert "4/6" in terminal.getvalue()  # a resumed epoch starts where it was
+    assert "1/6" not in terminal.getvalue()
+    terminal.truncate(0)
+    list(fit(plain_step, start(), order, 1, progress=False))
+    assert not terminal.getvalue().strip("\0")
+
+
+def test_a_terminal_without_tqdm_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert len(list(fit(plain_step, start(), order, 1))) == 1
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Pictures of the chapters on shapes, pushing and pulling, accumulation and checks."""
 
+import functools
 import math
+from collections.abc import Callable
 
 import torch
 from matplotlib import pyplot as plt
@@ -182,33 +184,37 @@ def chain_orders() -> Figure:
     return figure
 
 
-def held(layers: int, segment: int) -> dict[str, list[int]]:
-    """The activations held after each evaluation or pull of a layer: forward, reverse, reverse with recomputation."""
-    forward = [2] * (layers + 1)
-    reverse = [*range(1, layers + 2), *range(layers, 0, -1)]
-    recomputed = [1 + done // segment for done in range(layers + 1)]  # every segment-th is kept
-    for start in range(layers - segment, -1, -segment):
-        kept = 1 + start // segment
-        recomputed += [kept + inner for inner in range(1, segment + 1)]  # the segment runs again
-        recomputed += [kept + inner for inner in range(segment - 1, -1, -1)]  # and is pulled through
-    return {"jvp": forward, "vjp": reverse, f"vjp, recomputing {segment} layers at a time": recomputed}
+def pull_with_recomputation(segments: list[Callable], x: Tensor, u: Tensor) -> Tensor:
+    """The pullback of u through a chain of segments, of each of which only the input is kept; as in chapter 2."""
+    kept = [x]
+    for segment in segments:
+        kept.append(segment(kept[-1]))
+    for segment, start in zip(reversed(segments), reversed(kept[:-1]), strict=True):
+        (u,) = fnn.vjp(segment, start)[1](u)
+    return u
 
 
 @picture
 def memory_over_layers() -> Figure:
-    """The activations that are held while a network of 16 layers is pushed or pulled through."""
+    """The values in use at each matrix product of a jvp, a vjp and a vjp with recomputation, read off their graphs."""
+    width, depth = 64, 16
+    weights = fnn.random.normal(fnn.random.key(0), (depth, width, width)).unbind()
+    x = fnn.random.normal(fnn.random.key(1), (8 * width, width))
+    layers = [lambda x, w=w: torch.tanh(x @ w) for w in weights]
+    segment = lambda start, stop: lambda x: functools.reduce(lambda x, layer: layer(x), layers[start:stop], x)
+    chain, segments = segment(0, depth), [segment(i, i + 4) for i in range(0, depth, 4)]
+    graphs = {
+        "jvp": fnn.trace(lambda x, v: fnn.jvp(chain, (x,), (v,))[1])(x, x),
+        "vjp": fnn.trace(lambda x, u: fnn.vjp(chain, x)[1](u)[0])(x, x),
+        "vjp, recomputing 4 layers at a time": fnn.trace(lambda x, u: pull_with_recomputation(segments, x, u))(x, x),
+    }
     figure, axes = plt.subplots(figsize=(6, 3.2))
-    for (name, numbers), colour in zip(held(16, 4).items(), (BLUE, ORANGE, GREEN), strict=True):
-        axes.step(range(len(numbers)), numbers, where="post", color=colour, label=name)
-    axes.axvline(16, color=FAINT, lw=1)
-    axes.text(15.6, 23.5, "output reached", color=INK, fontsize=8.5, ha="right", va="top")
-    axes.set(
-        xlabel="layers evaluated or pulled through",
-        ylabel="activations held",
-        ylim=(0, 24),
-        xlim=(0, 49),
-        yticks=[0, 4, 8, 12, 16, 20],
-    )
+    for (name, graph), colour in zip(graphs.items(), (BLUE, ORANGE, GREEN), strict=True):
+        rows = zip(graph.nodes, graph.memory, strict=True)
+        in_use = [memory for node, memory in rows if "mm" in str(node.target)]
+        beside = sum(w.nbytes for w in weights)
+        axes.step(range(1, len(in_use) + 1), [(m - beside) / x.nbytes for m in in_use], color=colour, label=name)
+    axes.set(xlabel="matrix products done", ylabel="activations in use", ylim=(0, 27), yticks=range(0, 25, 4))
     axes.grid(True, axis="y")
     axes.legend(loc="upper right")
     return figure

@@ -90,7 +90,7 @@ class Executable:
         layouts = [*map(layout_of, leaves)]
         replayed = backend == "replay" or rare or background is not False
         traced = trace_function(f, signature.treedef, layouts, for_replay=replayed)
-        self.communicates = any(_torch.is_collective(node.target) for node in traced.module.graph.nodes)
+        self.communicates = any(_torch.is_collective(node.target) for node in _operations(traced))
         if self.communicates:
             _check_processes(f, traced)
         self.treedef, self.constants = traced.treedef, references(traced.constants)
@@ -172,10 +172,15 @@ class Executable:
             warnings.warn(f"Inductor failed in the background; the graph is still replayed: {error}", stacklevel=2)
 
 
+def _operations(traced: Trace) -> list[torch.fx.Node]:
+    """The operations of the graph and of the steps of its loops."""
+    graphs = [module.graph for module in traced.module.modules() if isinstance(module, torch.fx.GraphModule)]
+    return [node for graph in graphs for node in graph.nodes if node.op == "call_function"]
+
+
 def _check_processes(f: Callable, traced: Trace) -> None:
     """Raise ``ValueError`` unless all processes, which communicate in this graph, have traced the same operations."""
-    nodes = [node for node in traced.module.graph.nodes if node.op == "call_function"]
-    check_agreement(f"the graph of {name_of(f)}", [f"{node.target}: {_shapes(node)}" for node in nodes])
+    check_agreement(f"the graph of {name_of(f)}", [f"{node.target}: {_shapes(node)}" for node in _operations(traced)])
 
 
 def _shapes(node: torch.fx.Node) -> list:

@@ -18,7 +18,7 @@ from fnn import _torch
 
 aten = torch.ops.aten
 _MOVES = (
-    operator.getitem, aten.clone.default, aten.cat.default, aten._to_copy.default, _torch.unsafe_view,
+    operator.getitem, aten.clone.default, aten.cat.default, _torch.to_copy, _torch.unsafe_view,
     aten.split.Tensor, aten.split_with_sizes.default,
 )  # fmt: skip
 

@@ -87,13 +87,13 @@ class Graph:
         return sum(_over_steps(node, _traffic) for node in self.nodes)
 
     @property
-    def peak_memory(self) -> int:
-        """The largest number of bytes in use at once, inputs included, if each value is freed after its last use.
+    def memory(self) -> list[int]:
+        """The bytes in use during each of ``nodes``, inputs included, if each value is freed after its last use.
 
         What the step of a loop holds within one step is not counted.
 
-        >>> trace(lambda x: x.sin().cos().tan())(torch.ones(100)).peak_memory
-        1200
+        >>> trace(lambda x: x.sin().cos().tan().sum())(torch.ones(100)).memory
+        [800, 1200, 1200, 804]
         """
         order = [node for node in self.module.graph.nodes if node.op == "call_function"]
         last: dict[int, int] = {}
@@ -103,12 +103,23 @@ class Graph:
         for value in _tensors([*self._trace.results, *self.inputs]):
             last[_torch.storage_id(value)] = len(order)
         held = {_torch.storage_id(value): _size(value) for value in _tensors(list(self.inputs))}
-        peak = sum(held.values())
+        in_use = []
         for i, node in enumerate(order):
             held.update({_torch.storage_id(value): _size(value) for value in _made(node)})
-            peak = max(peak, sum(held.values()))
+            if _operation(node):
+                in_use.append(sum(held.values()))
             held = {key: size for key, size in held.items() if last[key] > i}
-        return peak
+        return in_use
+
+    @property
+    def peak_memory(self) -> int:
+        """The largest number of bytes in use at once, as in ``memory``.
+
+        >>> trace(lambda x: x.sin().cos().tan())(torch.ones(100)).peak_memory
+        1200
+        """
+        given = {_torch.storage_id(value): _size(value) for value in _tensors(list(self.inputs))}
+        return max(self.memory, default=sum(given.values()))
 
     def __str__(self) -> str:
         steps = [(node.target, _step_of(node)) for node in self.module.graph.nodes if node.op == "get_attr"]

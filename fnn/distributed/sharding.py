@@ -94,6 +94,10 @@ def gather(parts: Tree, sharding: Sharding) -> Tree:
     """The whole tree, on every process. A process receives (N - 1) / N of its bytes for N processes.
 
     Raises ``ValueError`` for parts that do not fit the sharding, and what :func:`reduce` raises.
+
+    >>> parts, sharding = shard({"weight": torch.arange(4)})
+    >>> gather(parts, sharding)
+    {'weight': tensor([0, 1, 2, 3])}
     """
     leaves = _part_leaves("gather", parts, sharding)
     refuse_transforms("gather", leaves)
@@ -112,6 +116,11 @@ def fully_sharded(f: Callable, sharding: Sharding, reduction: Any = "mean") -> C
     In a step under :func:`fnn.jit` the leaves of a layer are gathered when the layer is used, in the forward and again
     in the backward pass, and freed after it. In eager code they are all gathered before the call. Each process sends
     and receives about 3 (N - 1) / N times the bytes of the params for N processes, where :func:`data_parallel` takes 2.
+
+    >>> import fnn
+    >>> parts, sharding = shard({"w": torch.ones(2)})
+    >>> fully_sharded(fnn.grad(lambda params, x: (params["w"] * x).sum()), sharding)(parts, torch.tensor([1.0, 2.0]))
+    {'w': tensor([1., 2.])}
     """
 
     @functools.wraps(f)
@@ -128,6 +137,9 @@ def global_norm(parts: Tree, sharding: Sharding) -> Tensor:
     """The Euclidean norm of the whole tree, such as the gradient: ``fnn.tree.global_norm(gather(parts, sharding))``.
 
     One number is sent. ``scale(torch.clamp(max_norm / norm, max=1.0), grads)`` clips the gradient.
+
+    >>> global_norm(*shard({"w": torch.tensor([3.0, 4.0])}))
+    tensor(5.)
     """
     leaves = _part_leaves("global_norm", parts, sharding)
     refuse_transforms("global_norm", leaves)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -84,7 +85,7 @@ def wait(value: object) -> None:
     getattr(value, "block_until_ready", lambda: None)()
 
 
-def plan(rivals: dict[str, Callable[[], object]], seconds: float) -> dict[str, int]:
+def plan(rivals: dict[str, Callable[[], object]], seconds: float) -> dict[str, Any]:
     """Settings of :func:`interleave` that take about ``seconds``, for rivals that have been called before.
 
     There are 5 to 21 rounds of 1 to 10 calls; 5 rounds may take longer than ``seconds``.

@@ -303,3 +303,16 @@ def order_of_a_sharded_step() -> tuple[list[str], int, int]:
     lines = [line.split("=")[1].split()[0] for line in str(graph).splitlines() if "=" in line]
     found = [next((word for name, word in words.items() if line.startswith(name)), "") for line in lines]
     return [word for word in found if word], graph.peak_memory, whole.peak_memory
+
+
+def scanned_steps() -> Any:
+    """Steps in a scan, each of which communicates."""
+    _, _, batch = small_network()
+    f = distributed.data_parallel(lambda w, x: (w * x).mean(0))
+
+    def epoch(w: Tensor, xs: Tensor) -> Tensor:
+        return fnn.scan(lambda w, x: (w - 0.1 * f(w, x), None), w, xs)[0]
+
+    start, stop = 4 * distributed.rank() // distributed.world_size(), 4 * (distributed.rank() + 1)
+    rows = batch[0].reshape(2, 4, 3)[:, start : stop // distributed.world_size()]
+    return fnn.jit(epoch)(torch.ones(3, dtype=torch.float64), rows)

@@ -7,8 +7,9 @@ import pytest
 from tests.distributed import jobs
 from tests.distributed.launcher import Group
 
-QUICK = [  # (network, optimizer, backend)
-    ("mlp", "sgd", "eager"), ("mlp", "adam", "replay"), ("lenet", "sgd", "replay"), ("transformer", "adam", "replay"),
+QUICK = [  # (processes, (network, optimizer, backend))
+    (2, ("mlp", "sgd", "eager")), (4, ("mlp", "adam", "replay")), (2, ("lenet", "sgd", "replay")),
+    (2, ("transformer", "adam", "replay")),
 ]  # fmt: skip
 ALL = [
     (network, optimizer, backend)
@@ -18,11 +19,18 @@ ALL = [
 ]
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def group(request: pytest.FixtureRequest) -> Iterator[Group]:
-    group = Group(request.param)
+@pytest.fixture(scope="module")
+def groups() -> Iterator[Callable[[int], Group]]:
+    made: dict[int, Group] = {}
+
+    def group(count: int) -> Group:
+        if count not in made:
+            made[count] = Group(count)
+        return made[count]
+
     yield group
-    group.close()
+    for each in made.values():
+        each.close()
 
 
 def assert_as_one_process(group: Group, job: Callable, row: tuple[str, str, str], steps: int) -> tuple:
@@ -33,28 +41,27 @@ def assert_as_one_process(group: Group, job: Callable, row: tuple[str, str, str]
     return tuple(more)
 
 
-@pytest.mark.parametrize("row", QUICK, ids="-".join)
-def test_several_processes_train_as_one(group: Group, row: tuple[str, str, str]) -> None:
-    assert_as_one_process(group, jobs.train_data_parallel, row, 10 if row[0] == "mlp" else 3)
+@pytest.mark.parametrize(("count", "row"), QUICK)
+def test_several_processes_train_as_one(groups: Callable, count: int, row: tuple[str, str, str]) -> None:
+    assert_as_one_process(groups(count), jobs.train_data_parallel, row, 10 if row[0] == "mlp" else 3)
 
 
-@pytest.mark.parametrize("row", QUICK, ids="-".join)
-def test_fully_sharded_processes_train_as_one(group: Group, row: tuple[str, str, str]) -> None:
-    (share,) = assert_as_one_process(group, jobs.train_fully_sharded, row, 10 if row[0] == "mlp" else 3)
-    assert share < 1.2 / len(group.pipes)  # of the memory of params and optimizer state; 0.3 on four processes
+@pytest.mark.parametrize(("count", "row"), QUICK)
+def test_fully_sharded_processes_train_as_one(groups: Callable, count: int, row: tuple[str, str, str]) -> None:
+    (share,) = assert_as_one_process(groups(count), jobs.train_fully_sharded, row, 10 if row[0] == "mlp" else 3)
+    assert share < 1.2 / count  # of the memory of params and optimizer state; 0.3 on four processes
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("job", [jobs.train_data_parallel, jobs.train_fully_sharded], ids=["parallel", "sharded"])
 @pytest.mark.parametrize("row", [*ALL, ("mlp", "adam", "inductor"), ("lenet", "sgd", "inductor")], ids="-".join)
-def test_fifty_steps(group: Group, row: tuple[str, str, str], job: Callable) -> None:
-    assert_as_one_process(group, job, row, 50)
+def test_fifty_steps(groups: Callable, count: int, row: tuple[str, str, str], job: Callable) -> None:
+    assert_as_one_process(groups(count), job, row, 50)
 
 
-def test_layers_are_gathered_where_they_are_used(group: Group) -> None:
-    if len(group.pipes) > 2:
-        pytest.skip("the graph is the same")
-    order, peak, together = group(jobs.order_of_a_sharded_step)
+def test_layers_are_gathered_where_they_are_used(groups: Callable) -> None:
+    order, peak, together = groups(2)(jobs.order_of_a_sharded_step)
     layers = 4
     # gathered and used one after the other in the forward pass; in the backward pass gathered again, all but the last
     # layer, which is still there, and the first, whose weight no gradient needs, and scattered at once

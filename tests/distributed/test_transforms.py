@@ -71,3 +71,7 @@ def test_accumulation_sends_one_message(group: Group) -> None:
 
 def test_second_derivatives_of_batch_norm_over_all_processes(group: Group) -> None:
     assert_close(group(jobs.second_derivative_of_batch_norm), jobs.second_derivative_of_batch_norm(), 1e-10)
+
+
+def test_a_scan_may_communicate(group: Group) -> None:
+    assert_close(group(jobs.scanned_steps), jobs.scanned_steps())

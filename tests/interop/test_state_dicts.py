@@ -241,3 +241,18 @@ def test_pretrained_weights_come_from_the_cache_or_with_a_sentence(
     for wrong in ("resnet19", "ResNet18_Weights.NONE", "NoWeights.V1"):
         with pytest.raises(ValueError, match=f"torchvision has no weights '{wrong}'"):
             torchvision_weights(wrong)
+
+
+def test_a_download_is_compared_with_its_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    seen = []
+
+    def download(url: str, target: str, hash_prefix: str | None = None, progress: bool = True) -> None:
+        seen.append((hash_prefix, progress))
+        torch.save(torchvision.models.resnet18().state_dict(), target)
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    torchvision_weights("resnet18")
+    url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
+    assert seen == [(url.rsplit("-")[-1].removesuffix(".pth"), False)]
