@@ -27,6 +27,7 @@ from torch._C._functorch import (
     is_batchedtensor,
     is_functionaltensor,
     is_functorch_wrapped_tensor,
+    is_gradtrackingtensor,
     maybe_get_bdim,
     maybe_get_level,
     peek_interpreter_stack,
@@ -272,6 +273,14 @@ def is_of_outer_transform(tensor: Tensor) -> bool:
     active = {level.level(): level.key() for level in get_interpreter_stack() or ()}
     kind = active.get(maybe_get_level(tensor))  # another transform may have taken the number of an outer one
     return kind is None or (kind == TransformType.Vmap) != is_batchedtensor(tensor)
+
+
+def is_differentiated(tensor: Tensor) -> bool:
+    """Whether the tensor belongs to an active ``grad``, ``vjp`` or ``jvp`` of torch.func, perhaps below a ``vmap``."""
+    tensor = unwrap_if_dead(tensor)
+    while is_batchedtensor(tensor):
+        tensor = unwrap_if_dead(get_unwrapped(tensor))
+    return is_gradtrackingtensor(tensor)
 
 
 def forward_mode_inside_jvp() -> Any:

@@ -80,7 +80,8 @@ def main(run: Callable[[Any], object], defaults: Any) -> None:
         try:
             run(flags)
         except OSError as error:
-            raise SystemExit(f"stopped: {error}") from error
+            place = "" if error.filename else f", while writing to {flags.output or 'the folder runs'}"
+            raise SystemExit(f"stopped: {error}{place}") from error
 
 
 def begin(flags: CommonFlags, many: bool = False) -> torch.device:

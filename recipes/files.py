@@ -34,8 +34,11 @@ def open_output(flags: CommonFlags, name: str) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     part = path.with_suffix(".part")
-    part.write_text(text)
-    os.replace(part, path)
+    try:
+        part.write_text(text)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)  # of a full disk
 
 
 def write_metrics(output: Path, metrics: dict[str, Any]) -> None:

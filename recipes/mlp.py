@@ -5,4 +5,5 @@ from recipes import command_line
 from recipes.training import Flags, run
 
 if __name__ == "__main__":
-    command_line.main(lambda flags: run("mlp", fnn.models.mlp(28 * 28, 512, 512, 10), 28, flags), Flags())
+    make_model = lambda classes: fnn.models.mlp(28 * 28, 512, 512, classes)
+    command_line.main(lambda flags: run("mlp", make_model, 28, flags), Flags())

@@ -54,9 +54,12 @@ def predictions(path: Path, images: Tensor, labels: Tensor, logits: Tensor, clas
 def save(figure: Figure, path: Path) -> None:
     """Write the figure as PNG and close it."""
     part = path.with_suffix(".part")
-    figure.savefig(part, format="png", dpi=120)
-    plt.close(figure)
-    part.replace(path)
+    try:
+        figure.savefig(part, format="png", dpi=120)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)  # of a full disk
+        plt.close(figure)
 
 
 def sweep(path: Path, rates: Tensor, losses: Tensor, guessing: float) -> None:

@@ -47,14 +47,18 @@ class Flags(TrainFlags):
     shuffle: bool = True
     """Take the samples in a new order every epoch; --no-shuffle takes them in stored order."""
     images: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: the data set)")] = None
-    """Your own images in place of the data set, at most ten classes: a folder that has one folder for each class, or a
-    table (.csv) of file names and labels beside the images. Every fifth image is a test."""
+    """Your own images in place of the data set: a folder that has one folder for each class, or a table (.csv) of file
+    names and labels beside the images. Every fifth image is a test."""
 
 
-def run(name: str, model: fnn.Layer, size: int, flags: Flags) -> dict[str, float]:
-    """Train on images of ``size`` x ``size`` pixels, write the files, and return the metrics of the last epoch."""
+def run(name: str, make_model: Callable[[int], fnn.Layer], size: int, flags: Flags) -> dict[str, float]:
+    """Train on images of ``size`` x ``size`` pixels, write the files, and return the metrics of the last epoch.
+
+    ``make_model(classes)`` returns the network for a number of classes.
+    """
     device = command_line.begin(flags, many=True)
     data = own_images(flags.images, size, device) if flags.images else command_line.load_images(flags, device, size)
+    model = make_model(len(data.classes))
     label = flags.images.stem if flags.images else flags.dataset
     flags = resume.restarted(flags, f"{name}-{label}")
     output = resume.open_run(flags, f"{name}-{label}")
@@ -106,8 +110,6 @@ def own_images(path: Path, size: int, device: torch.device) -> fnn.data.Images:
             (images, labels), classes, _ = fnn.data.from_folder(path, size=size, channels=1)
     except (ImportError, OSError, ValueError) as error:
         raise SystemExit(f"--images {path}: {error}") from error
-    if len(classes) > 10:
-        raise SystemExit(f"--images {path}: the network tells 10 classes apart, and there are {len(classes)}")
     test = torch.arange(len(labels)) % 5 == 4
     if not test.any():
         raise SystemExit(f"--images {path}: at least five images are needed, and there are {len(labels)}")

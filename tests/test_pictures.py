@@ -20,7 +20,6 @@ NUMBER = re.compile(r"-?\d+\.?\d*(?:e[-+]?\d+)?")
 IMAGE = re.compile(r"data:image/png;base64,([\w+/=\s]+)")
 COLOUR = re.compile(r"#([0-9a-f]{2})([0-9a-f]{2})([0-9a-f]{2})\b")
 CLOSE = 0.75  # points; a picture is about 500 wide
-SLOW = {"estimators"}  # takes twenty seconds
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ def names() -> list[str]:
     return [name for file in files for name in re.findall(r"^@picture\ndef (\w+)\(", file.read_text(), re.MULTILINE)]
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in names()])
+@pytest.mark.parametrize("name", names())
 def test_the_committed_picture_is_what_is_drawn(name: str, style, tmp_path: Path) -> None:
     drawn = style.save(name, tmp_path).read_text()
     committed = (DOCS / "pictures" / f"{name}.svg").read_text()

@@ -141,6 +141,18 @@ def test_files_of_a_run(tmp_path: Path) -> None:
     assert list(fit(plain_step, start(), order, 4, folder=tmp_path, resume=True)) == []
 
 
+def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    found = list(fit(plain_step, start(), order, 2, folder=tmp_path, tensorboard=True))
+    reader = events.EventAccumulator(str(tmp_path))
+    reader.Reload()
+    assert sorted(reader.Tags()["scalars"]) == ["epoch", "loss", "seconds", "step"]
+    for name in ("loss", "step"):
+        assert [event.step for event in reader.Scalars(name)] == [1, 2]
+        values = [event.value for event in reader.Scalars(name)]
+        assert values == pytest.approx([epoch.metrics[name] for epoch in found], rel=1e-6)
+
+
 def test_early_stopping_keeps_the_best_params(tmp_path: Path) -> None:
     losses = iter([3.0, 2.0, 2.5, float("nan"), 2.0, 1.0])
     extra = lambda *state: {"test_loss": next(losses)}

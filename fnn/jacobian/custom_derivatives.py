@@ -4,7 +4,9 @@ They are made of one ``torch.autograd.Function``, because only that hands a rule
 a rule that runs a solver, or that is not linear, needs. It can be nested, mapped and traced.
 """
 
-from collections.abc import Callable
+import functools
+import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -209,6 +211,26 @@ _CLOSURE = (
 )
 
 
+def _closed_over(f: Any, seen: set[int]) -> Iterator[Tensor]:
+    """The tensors in the closure of a function, and in those of the functions in it.
+
+    A derivative inside f would take a tensor of an outer derivative for its own, so that :class:`_Closure` misses it.
+    """
+    if id(f) in seen:
+        return
+    seen.add(id(f))
+    if isinstance(f, functools.partial):
+        values = [f.func, f.args, f.keywords]
+    else:
+        cells = getattr(f, "__closure__", None) or ()
+        values = [cell.cell_contents for cell in cells if cell != types.CellType()]
+    for leaf in _torch.tree_leaves(values):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif isinstance(leaf, (types.FunctionType, functools.partial)):
+            yield from _closed_over(leaf, seen)
+
+
 class _Closure(TorchFunctionMode):
     """Raises ``ValueError`` where a function uses a tensor of a transform that its arguments have left.
 
@@ -283,6 +305,8 @@ def with_rules(f: Callable, pushforward: Callable, pullback: Callable) -> Callab
     """
 
     def function(*primals: Tree) -> Tree:
+        if _torch.inside_derivative() and any(map(_torch.is_differentiated, _closed_over(f, set()))):
+            raise ValueError(_CLOSURE)
         call = _Call(f, pushforward, pullback, primals)
         leaves = call.treedef.flatten_up_to(primals)
         results = _Custom.apply(call, *leaves)

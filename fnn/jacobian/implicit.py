@@ -17,7 +17,7 @@ from torch import Tensor
 from fnn import _torch
 from fnn import tree as _tree
 from fnn.compile.scan import fori_loop
-from fnn.jacobian.arguments import check_floating
+from fnn.jacobian.arguments import check_floating, check_not_empty
 from fnn.jacobian.custom_derivatives import with_rules
 from fnn.jacobian.linear_solve import (
     LinearSolver,
@@ -168,6 +168,7 @@ def _implicit(
 
     def checked(x0: Tree, *args: Tree) -> Tree:
         check_floating(x0, "x0", name)
+        check_not_empty(x0, name)
         check_args(name, args)
         return differentiable(x0, *args)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from fnn import _torch
 from fnn import tree as _tree
 from fnn._numerics import widen
-from fnn.jacobian.arguments import check_floating, irregular_like
+from fnn.jacobian.arguments import check_floating, check_not_empty, irregular_like
 from fnn.jacobian.custom_derivatives import with_rules
 from fnn.jacobian.products import along, forward_or_reverse
 from fnn.linalg.iteration import Solution
@@ -46,6 +46,7 @@ def linear_solve(
             [-0.1250, -0.2500]])
     """
     check_floating(b, "b", "linear_solve")
+    check_not_empty(b, "linear_solve")
     check_args("linear_solve", args)
     rmatvec = matvec if symmetric else _transposed(matvec)
     return linear_solve_with(matvec, rmatvec, linear_solver, symmetric)(b, *args)

@@ -9,11 +9,11 @@ from fnn.tree import Tree
 
 
 @factory
-def lenet() -> Layer:
+def lenet(num_classes: int = 10) -> Layer:
     """The network of PyTorch's "Neural Networks" tutorial: 3x3 kernels, relu, max pooling.
 
-    x: (batch, 1, 32, 32) -> logits (batch, 10); 81,194 parameters. 6@30x30 -> 6@15x15 -> 16@13x13 -> 16@6x6
-    -> 576 -> 120 -> 84 -> 10. Raises ``ShapeError`` for images of another size.
+    x: (batch, 1, 32, 32) -> logits (batch, num_classes); 81,194 parameters. 6@30x30 -> 6@15x15 -> 16@13x13
+    -> 16@6x6 -> 576 -> 120 -> 84 -> num_classes. Raises ``ShapeError`` for images of another size.
 
     >>> import fnn, torch
     >>> params = lenet().init(fnn.random.key(0))
@@ -30,7 +30,7 @@ def lenet() -> Layer:
             flatten=flatten,
             fc1=linear(16 * 6 * 6, 120), relu3=relu,
             fc2=linear(120, 84), relu4=relu,
-            fc3=linear(84, 10),
+            fc3=linear(84, num_classes),
         ),
     )  # fmt: skip
 

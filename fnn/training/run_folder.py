@@ -58,8 +58,14 @@ class RunFolder:
         wait.append(checkpoint.save_in_background(self.path / PARAMS, state[0], self.metadata | {"step": str(step)}))
 
         def finish() -> None:
-            for each in wait:
-                each()
+            errors = []
+            for each in wait:  # for both files, also where the first could not be written
+                try:
+                    each()
+                except OSError as error:
+                    errors.append(error)
+            if errors:
+                raise errors[0]
             for old in self.steps()[: -self.keep]:
                 self._file(old).unlink(missing_ok=True)
             self._wait = lambda: None
@@ -78,8 +84,11 @@ class RunFolder:
         if rank() > 0:
             return
         part = self.path / (METRICS + ".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(part, self.path / METRICS)
+        try:
+            part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            os.replace(part, self.path / METRICS)
+        finally:
+            part.unlink(missing_ok=True)  # of a full disk
 
     def keep_batch(self, batch: Tree) -> Path:
         """Write this process's part of a batch."""

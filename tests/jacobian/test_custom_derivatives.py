@@ -1,5 +1,6 @@
 """Derivatives of one's own: every mixture of modes, mapped, traced, with solvers inside; wrong rules are refused."""
 
+import functools
 import itertools
 
 import pytest
@@ -163,3 +164,35 @@ def test_errors_are_sentences():
         grad(custom_vjp(torch.sin, lambda x: (torch.sin(x), x), lambda x, u: u))(SCALAR)
     with pytest.raises(ValueError, match="output of its forward rule"):
         grad(custom_vjp(torch.sin, lambda x: ((x, x), x), lambda x, u: (u,)))(SCALAR)
+
+
+INSIDE = {
+    "grad": lambda a: lambda x: grad(lambda y: (y * a) ** 2)(x),
+    "jvp": lambda a: lambda x: jvp(lambda y: (y * a) ** 2, (x,), (torch.ones_like(x),))[1],
+    "vmap": lambda a: lambda x: vmap(lambda y: 2.0 * y * a * a)(x[None])[0],
+    "partial": lambda a: functools.partial(lambda a, x: grad(lambda y: (y * a) ** 2)(x), a),
+}
+
+
+@pytest.mark.parametrize("inner", INSIDE)
+@pytest.mark.parametrize("outer", STEPS)
+def test_a_transform_inside_the_function_hides_no_closure(inner, outer):
+    """An inner transform has the number of the outer one, which the function has left."""
+    rule = lambda a: lambda p, t: (2.0 * a * a * p[0], 2.0 * a * a * t[0])
+    make = INSIDE[inner]
+    with pytest.raises(ValueError, match="closes over a tensor that is differentiated"):
+        STEPS[outer](lambda a: custom_jvp(make(a), rule(a))(SCALAR))(SCALAR)
+    constant = torch.tensor(3.0, dtype=torch.float64)
+    own = custom_jvp(make(constant), rule(constant))
+    torch.testing.assert_close(STEPS[outer](own)(SCALAR), torch.tensor(18.0, dtype=torch.float64))
+    mapped = vmap(lambda a: custom_jvp(make(a), rule(a))(SCALAR))(X)
+    torch.testing.assert_close(mapped, 2.0 * X * X * SCALAR)
+
+
+def test_a_function_may_keep_a_pullback():
+    own = custom_jvp(
+        lambda x: torch.func.vjp(torch.sin, x)[1](torch.ones_like(x))[0],
+        lambda p, t: (p[0].cos(), -p[0].sin() * t[0]),
+    )
+    torch.testing.assert_close(own(X), X.cos())
+    torch.testing.assert_close(vmap(grad(own))(X), -X.sin())
