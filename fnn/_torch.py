@@ -575,6 +575,7 @@ __all__ = [
     "inside_vmap",
     "is_abstract",
     "is_collective",
+    "is_differentiated",
     "is_elementwise",
     "is_of_outer_transform",
     "is_operation",

@@ -92,6 +92,10 @@ def load(path: str | Path, like: Tree = None, sharding: Sharding | None = None) 
 
     Raises ``FileNotFoundError`` if there is no checkpoint, and ``ValueError`` for one that is incomplete or altered and
     for one that does not fit ``like``, on all processes.
+
+    >>> load("nothing")
+    Traceback (most recent call last):
+    FileNotFoundError: no checkpoint at nothing
     """
     folder = Path(path).expanduser()
     index = _read_index(folder, path)
@@ -128,7 +132,12 @@ def load(path: str | Path, like: Tree = None, sharding: Sharding | None = None) 
 
 
 def load_metadata(path: str | Path) -> dict[str, str]:
-    """The strings that were saved with a checkpoint. Raises the errors of :func:`load` for a missing one."""
+    """The strings that were saved with a checkpoint. Raises the errors of :func:`load` for a missing one.
+
+    >>> load_metadata("nothing")
+    Traceback (most recent call last):
+    FileNotFoundError: no checkpoint at nothing
+    """
     return _read_index(Path(path).expanduser(), path)["metadata"]
 
 
