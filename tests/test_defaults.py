@@ -217,6 +217,7 @@ models.alexnet | num_classes=1000, in_channels=3, p=0.5
 models.efficientnet_b0 | num_classes=1000, in_channels=3, p=0.2, stochastic_depth=0.2
 models.gpt | max_length=1024, embed_dim=768, num_heads=12, num_layers=12, p=0.0, positions='learned', tied=True, stacked=False, recompute=False
 models.gpt_cache | embed_dim=768, num_heads=12, num_layers=12, dtype=torch.float32
+models.lenet | num_classes=10
 models.mlp | activation=relu
 models.mobilenet_v2 | num_classes=1000, in_channels=3, p=0.2
 models.resnet101 | num_classes=1000, in_channels=3

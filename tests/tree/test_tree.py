@@ -352,3 +352,14 @@ def test_keys_with_dots_and_quotes_are_reached() -> None:
     assert tree.get(tree.replace(t, "a.b.d", 9), "a.b.d") == 9
     with pytest.raises(ValueError, match=r"no 'a.b.e' in the tree"):
         tree.get(t, "a.b.e")
+
+
+def test_combine_refuses_a_tuple_beside_something_else() -> None:
+    for first, second in (
+        (torch.ones(1), (torch.ones(1),)),
+        ((torch.ones(1),), torch.ones(1)),
+        ({"b": torch.ones(1)}, (torch.ones(1),)),
+    ):
+        with pytest.raises(ValueError, match=r"both parts have something at \['a'\]"):
+            tree.combine({"a": first}, {"a": second})
+    assert tree.combine({"a": (), "b": ()}, {"a": (), "b": ()}) == {"a": (), "b": ()}
