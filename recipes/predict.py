@@ -13,7 +13,7 @@ from recipes import command_line, files, plots
 
 
 @dataclass
-class Flags(command_line.RunFlags):
+class Flags(command_line.CommonFlags):
     """Classify image files with a network that mlp or lenet has trained."""
 
     run: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/mlp-digits")

@@ -89,6 +89,7 @@ JACOBIAN: dict[str, Callable[[], Any]] = {
     "jmp": lambda: jacobian.jmp(outputs, (PARAMS,), (stacked(PARAMS),)),
     "laplacian": lambda: jacobian.laplacian(lambda x: (MATRIX @ x).sin().sum())(VECTOR),
     "linearize_by_vjp": lambda: jacobian.linearize_by_vjp(outputs, PARAMS)[1](TANGENTS),
+    "linear_solve": lambda: jacobian.linear_solve(lambda x: x.cumsum(0), VECTOR),
     "mjp": lambda: jacobian.mjp(outputs, (PARAMS,), COTANGENTS),
     "ntk": lambda: [jacobian.ntk(MODEL.apply, PARAMS, X, mode=mode) for mode in ("trace", "full", "diagonal")],
     "stop_gradient": lambda: fnn.grad(lambda x: (x * jacobian.stop_gradient(x)).sum())(VECTOR),
@@ -124,9 +125,17 @@ CURVATURE: dict[str, Callable[[], Any]] = {
 # what does not compute on the device: classes, plain values, and checks that compare numbers in Python
 OTHER = {
     "gradients": {"LeafPlan", "Moments", "NoiseScale", "PoissonSample", "check_per_sample"},
-    # patterns of non-zeros are data, and are coloured in Python
-    "jacobian": {"SparseJacobian", "check_grads", "colours", "detect_pattern", "sparse_jacobian"},
-    "curvature": {"KroneckerEigen", "KroneckerFactors", "KroneckerOperator", "hvp_mode"},
+    # patterns of non-zeros are data, and are coloured in Python; solvers look at their residuals
+    "jacobian": {
+        "SparseJacobian",
+        "check_grads",
+        "colours",
+        "detect_pattern",
+        "fixed_point",
+        "root",
+        "sparse_jacobian",
+    },
+    "curvature": {"KroneckerEigen", "KroneckerFactors", "KroneckerOperator", "hvp_mode", "sparse_hessian"},
 }
 ROOMS = {"gradients": GRADIENTS, "jacobian": JACOBIAN, "curvature": CURVATURE}
 CALLS = {

@@ -200,7 +200,7 @@ def test_files_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -
     (tmp_path / "page.safetensors").write_text("<html>not found</html>")
     torch.save([torch.ones(2)], tmp_path / "list.pt")
     for name, message in {
-        "cut.pt": "not a file of torch.save",
+        "cut.pt": "was altered or is damaged, or torch.save did not write it",
         "empty.pt": "not a file of torch.save",
         "page.pt": "not a file of torch.save",
         "page.safetensors": "not a readable safetensors file",
