@@ -61,9 +61,14 @@ def test_refusals_are_sentences(group: Group) -> None:
 
 
 @pytest.mark.parametrize(
-    ("job", "arguments"), [(jobs.one_stays_away, ["eager"]), (jobs.one_stays_away, ["replay"]),
-                           (jobs.one_does_not_trace, []), (jobs.one_dies, [])],
-)  # fmt: skip
+    ("job", "arguments"),
+    [
+        (jobs.one_stays_away, ["replay"]),
+        pytest.param(jobs.one_stays_away, ["eager"], marks=pytest.mark.slow),
+        pytest.param(jobs.one_does_not_trace, [], marks=pytest.mark.slow),
+        pytest.param(jobs.one_dies, [], marks=pytest.mark.slow),
+    ],
+)
 def test_a_process_that_does_not_come_is_an_error(job: Callable, arguments: list) -> None:
     group = Group(2, timeout=10.0)
     start = time.monotonic()
