@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,13 +26,13 @@ RECIPES = {
 COMPARED = {"resnet": "running_", "transformer": "ln_f"}
 
 
-def start(count: int, *words: str, restarts: int = 0) -> subprocess.Popen:
+def start(count: int, *words: str, restarts: int = 0, output: Any = subprocess.PIPE) -> subprocess.Popen:
     """A recipe in ``count`` processes under torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     command += ["--max-restarts", str(restarts), "--monitor-interval", "0.1", "-m", *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
 
 
@@ -88,7 +89,7 @@ def test_a_run_goes_on_after_each_death_of_a_process(tmp_path: Path) -> None:
     words = ["recipes.mlp", "--device", "cpu", "--epochs", "60", "--output"]
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     run(2, *words, str(unbroken))
-    process = start(2, *words, str(broken), restarts=10)
+    process = start(2, *words, str(broken), restarts=10, output=(tmp_path / "printed.txt").open("w"))
     chosen, killed = random.Random(0), 0
     while killed < 10 and process.poll() is None:
         before = len(metrics_of(broken))
@@ -99,8 +100,7 @@ def test_a_run_goes_on_after_each_death_of_a_process(tmp_path: Path) -> None:
         if len(workers) == 2 and process.poll() is None:
             os.kill(int(chosen.choice(workers)), signal.SIGKILL)
             killed += 1
-    text, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, text
+    assert process.wait(timeout=600) == 0, (tmp_path / "printed.txt").read_text()
     assert killed == 10
     ours, theirs = params_of(broken), params_of(unbroken)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
