@@ -118,6 +118,10 @@ RECIPES = {
     ),
 }
 every_recipe = pytest.mark.parametrize("name", list(RECIPES))
+LONG = ("dp_sgd", "resnet")  # also in their short form
+long_ones_slow = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in RECIPES]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -217,7 +221,7 @@ UNTIMED: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@every_recipe
+@long_ones_slow
 def test_a_short_run_is_the_same_again_and_is_not_overwritten(name: str, tmp_path: Path) -> None:
     first = short(name, tmp_path / "first")
     files = written(tmp_path / "first")
@@ -403,6 +407,7 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
     assert all(fnn.tree.leaves(equal))
 
 
+@pytest.mark.slow
 def test_the_state_of_batch_norm_is_resumed(tmp_path: Path) -> None:
     short("resnet", tmp_path / "whole", epochs=2)
     short("resnet", tmp_path / "parts", epochs=1)
