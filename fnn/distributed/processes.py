@@ -55,6 +55,21 @@ def init(device: str = "auto", timeout: float = 600.0) -> Processes:
     if world_size() == 1:
         if kind != "cpu":
             torch.accelerator.set_device_index(own)
-        torch.distributed.init_process_group(_BACKENDS[kind], timeout=timedelta(seconds=timeout))
+        _connect(_BACKENDS[kind], timedelta(seconds=timeout))
         atexit.register(torch.distributed.destroy_process_group)
     return Processes(rank(), world_size(), own)
+
+
+def _connect(backend: str, timeout: timedelta) -> None:
+    """Make the group of all processes.
+
+    torchrun keeps its store when it starts the processes again after the end of one of them. The addresses of those
+    that have ended are still in it, so each start has keys of its own.
+    """
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, count = next(rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = torch.distributed.PrefixStore(f"fnn/start {start}", store)  # pyright: ignore[reportPrivateImportUsage]
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
