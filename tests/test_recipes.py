@@ -118,7 +118,7 @@ RECIPES = {
     ),
 }
 every_recipe = pytest.mark.parametrize("name", list(RECIPES))
-LONG = ("dp_sgd", "resnet")  # also in their short form
+LONG = ("dp_sgd", "hessian_spectrum", "resnet", "transformer")  # also in their short form
 long_ones_slow = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in RECIPES]
 )
