@@ -38,7 +38,8 @@ def save(
     process.
 
     Raises ``FileExistsError`` if there is something at ``path``, and what :func:`fnn.checkpoint.save` raises for leaves
-    and metadata that cannot be saved; ``OSError`` on all processes if one of them cannot write. Then nothing is left.
+    and metadata that cannot be saved; ``OSError`` on all processes if one of them cannot write. Then nothing is left. A
+    save whose processes are killed leaves a folder whose name ends in ``.part``; no reader takes it for a checkpoint.
 
     >>> import tempfile, os
     >>> from fnn.distributed import shard
@@ -98,22 +99,20 @@ def load(path: str | Path, like: Tree = None, sharding: Sharding | None = None) 
     FileNotFoundError: no checkpoint at nothing
     """
     folder = Path(path).expanduser()
-    index = _read_index(folder, path)
+    index = _on_all(lambda: _read_index(folder, path))
     _on_all(lambda: _verify(folder, path, index["files"]))
     saved = {
         name: torch.empty(row["shape"], dtype=getattr(torch, row["dtype"]), device="meta")
         for name, row in index["leaves"].items()
     }
     if like is None:
-        like, sharding = (
-            _tree.from_state_dict({name: torch.empty_like(x, device="cpu") for name, x in saved.items()}),
-            None,
-        )
+        like = _tree.from_state_dict({name: torch.empty_like(x, device="cpu") for name, x in saved.items()})
+        sharding = None
     whole = like
     if sharding is not None:
         shapes = zip(_tree.leaves(like), sharding.shapes, strict=True)
         whole = sharding.treedef.unflatten([torch.empty(s, dtype=x.dtype, device="meta") for x, s in shapes])
-    checkpoint.check_fits(path, saved, whole)
+    _on_all(lambda: checkpoint.check_fits(path, saved, whole))
     flat = {name: torch.empty_like(leaf) for name, leaf in _tree.to_state_dict(like).items()}
     empty = _tree.from_state_dict(flat, like)
 
@@ -201,15 +200,15 @@ def _sync(path: Path) -> None:
             os.close(descriptor)
 
 
-def _on_all(action: Callable[[], None]) -> None:
-    """Run something on all processes. If it fails on one of them, all of them raise an error."""
+def _on_all(action: Callable[[], Any]) -> Any:
+    """Run something on all processes, and return its result. If it fails on one of them, all of them raise an error."""
     from torch.distributed.checkpoint.api import CheckpointException
 
-    error: BaseException | None = None
+    result, error = None, None
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # of a single process
-            action()
+            result = action()
     except CheckpointException as failed:
         error = next(iter(failed.failures.values()))[0]
     except (OSError, ValueError, RuntimeError) as failed:
@@ -222,3 +221,4 @@ def _on_all(action: Callable[[], None]) -> None:
     if found:
         number, (kind, text) = found[0]
         raise kinds[kind](f"process {number} failed: {text}")
+    return result

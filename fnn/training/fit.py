@@ -106,7 +106,7 @@ def fit(
     files = None if folder is None else RunFolder(folder, keep, metadata or {})
     if files:
         files.open()
-    if files and all_values(bool(files.steps()) and not resume)[0]:
+    if files and all_values(bool(files.steps()) and not resume)[0]:  # the first of several processes decides
         raise FileExistsError(f"fit: {files.path} holds a run; give resume=True to go on with it, or another folder")
     loop = _Loop(step, state, batches, epochs, evaluate, files, save_every, score, patience, check_finite)
     return loop.run(resume, progress, tensorboard)

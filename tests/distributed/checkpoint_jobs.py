@@ -48,6 +48,14 @@ def message(f: Any) -> str:
     return "no error"
 
 
+def fit_from_another_seed(folder: str) -> str:
+    """The message of ``fit`` where each process has made its params from a key of its own."""
+    params = network("mlp")[0].init(fnn.random.key(distributed.rank()))
+    batches = lambda epoch: iter([torch.ones(2)])
+    epochs = fnn.training.fit(lambda params, batch: (params, batch.sum()), (params,), batches, 1, folder=folder)
+    return message(lambda: next(epochs))
+
+
 def errors(folder: str) -> dict[str, str]:
     """The messages of all mistakes in a row, in this process."""
     rank = distributed.rank()

@@ -58,6 +58,13 @@ SENTENCES = {
 }
 
 
+def test_fit_compares_the_states_of_the_processes(groups: dict[int, Group], tmp_path: Path) -> None:
+    for found in groups[2].run(jobs.fit_from_another_seed, str(tmp_path / "run")):
+        assert re.match(r"ValueError: the state of fit, .* differs between processes: process 1 has state\[0\]", found)
+    assert not list((tmp_path / "run").iterdir())  # nothing was trained
+    assert jobs.fit_from_another_seed(str(tmp_path / "one")) == "no error"
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_all_processes_get_a_sentence(groups: dict[int, Group], tmp_path: Path, count: int) -> None:
     results = [jobs.errors(str(tmp_path))] if count == 1 else groups[count].run(jobs.errors, str(tmp_path))
