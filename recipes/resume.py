@@ -109,7 +109,8 @@ def fit(
     except FloatingPointError as error:
         raise SystemExit(f"stopped: {error}") from error
     except ValueError as error:
-        raise SystemExit(f"--resume: the checkpoint in {output} does not fit: {error}") from error
+        what = f"--resume: the checkpoint in {output} does not fit" if flags.resume else "stopped"
+        raise SystemExit(f"{what}: {error}") from error
 
 
 def describe(row: dict[str, float]) -> str:

@@ -46,7 +46,7 @@ def root(
 ) -> Tree:
     """An x with ``f(x, *args) = 0``, differentiable in ``args``, as ``jax.lax.custom_root``.
 
-    f maps x and ``args`` to a tree like x. What x is differentiated by stands in ``args``; the derivative by the
+    f maps x and ``args`` to a tree like x. Put into ``args`` what x is to be differentiated by; its derivative by the
     starting point ``x0`` is zero. The minimum of an energy is a root of its gradient, whose matrix is ``symmetric``.
 
     Newton's method from ``x0`` by default: it ends when no entry of the step is larger than ``tolerance`` (1 + the
@@ -54,8 +54,8 @@ def root(
     the square root of the dtype's eps. ``solve(g, x0)`` replaces it by a method of your own, which is given
     g(x) = f(x, *args) and returns x; one Newton step from that x must be as small as ``tolerance`` asks.
 
-    Cost of a Newton step one linear system; of a product with a derivative as in :func:`linear_solve`. In a trace and
-    under ``vmap`` all ``max_iterations`` are made, in a trace as one loop. Raises what :func:`linear_solve` raises, and
+    A Newton step costs one linear system, and a product with a derivative what :func:`linear_solve` says. In a trace
+    and under ``vmap`` all ``max_iterations`` are made, in a trace as one loop. Raises what :func:`linear_solve` raises, and
     ``RuntimeError`` where the steps do not become small.
 
     >>> root(lambda x, a: x**2 - a, torch.tensor(1.0), torch.tensor(2.0))
