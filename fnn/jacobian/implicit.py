@@ -55,8 +55,8 @@ def root(
     g(x) = f(x, *args) and returns x; one Newton step from that x must be as small as ``tolerance`` asks.
 
     A Newton step costs one linear system, and a product with a derivative what :func:`linear_solve` says. In a trace
-    and under ``vmap`` all ``max_iterations`` are made, in a trace as one loop. Raises what :func:`linear_solve` raises, and
-    ``RuntimeError`` where the steps do not become small.
+    and under ``vmap`` all ``max_iterations`` are made, in a trace as one loop. Raises what :func:`linear_solve`
+    raises, and ``RuntimeError`` where the steps do not become small.
 
     >>> root(lambda x, a: x**2 - a, torch.tensor(1.0), torch.tensor(2.0))
     tensor(1.4142)
