@@ -38,7 +38,9 @@ def optimizer_of(name: str) -> Any:
     return fnn.optim.sgd(0.1, momentum=0.9) if name == "sgd" else fnn.optim.adam(0.01)
 
 
-def train_data_parallel(name: str, optimizer_name: str, backend: str, steps: int) -> tuple[list, dict]:
+def train_data_parallel(
+    name: str, optimizer_name: str, backend: str, steps: int, dtype: torch.dtype
+) -> tuple[list, dict]:
     """The losses and the params of a run, whose batches of 8 rows are drawn from a key."""
     model, data = network(name)
     optimizer = optimizer_of(optimizer_name)
@@ -50,9 +52,7 @@ def train_data_parallel(name: str, optimizer_name: str, backend: str, steps: int
         return fnn.optim.apply_updates(params, updates), opt_state, value
 
     run = step if backend == "eager" else fnn.jit(step, donate_argnums=(0, 1), backend=backend)
-    params = model.init(fnn.random.key(0))
-    if optimizer_name == "adam":  # which divides rounding errors by gradients that are as small as they
-        params, data = fnn.tree.cast((params, data), torch.float64)
+    params, data = fnn.tree.cast((model.init(fnn.random.key(0)), data), dtype)
     opt_state = optimizer.init(params)
     losses = []
     for number in range(steps):
@@ -62,13 +62,13 @@ def train_data_parallel(name: str, optimizer_name: str, backend: str, steps: int
     return losses, fnn.tree.to_state_dict(params)
 
 
-def train_fully_sharded(name: str, optimizer_name: str, backend: str, steps: int) -> tuple[list, dict, float]:
+def train_fully_sharded(
+    name: str, optimizer_name: str, backend: str, steps: int, dtype: torch.dtype
+) -> tuple[list, dict, float]:
     """As :func:`train_data_parallel`, with params in parts; and the share of their memory that this process holds."""
     model, data = network(name)
     optimizer = optimizer_of(optimizer_name)
-    params = model.init(fnn.random.key(0))
-    if optimizer_name == "adam":
-        params, data = fnn.tree.cast((params, data), torch.float64)
+    params, data = fnn.tree.cast((model.init(fnn.random.key(0)), data), dtype)
     whole = fnn.tree.nbytes((params, optimizer.init(params)))
     params, sharding = distributed.shard(params)
     opt_state = optimizer.init(params)
