@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fnn import tree as _tree
-from fnn._processes import all_values, check_agreement, rank, world_size
+from fnn._processes import all_values, check_agreement, digests, rank, world_size
 from fnn.layers.base import as_size
 from fnn.training.evaluate import add
 from fnn.training.run_folder import RunFolder
@@ -142,9 +141,10 @@ class _Loop:
         if resume and self.files:
             self._resume()
         if world_size() > 1:
+            leaves = _tree.leaves(self.state)
             check_agreement(
                 "the state of fit, which every process holds whole (fnn.distributed.save writes parts),",
-                [f"step {self.steps}", *_digests(self.state)],
+                [f"step {self.steps}", *digests([f"state{path}" for path in _tree.keystrs(self.state)], leaves)],
             )
         with ExitStack() as stack:
             events = self.files.path if tensorboard and self.files and rank() == 0 else None
@@ -243,13 +243,6 @@ class _Loop:
 
     def _is_enough(self) -> bool:
         return bool(self.patience and self.rows and len(self.rows) - 1 - self._best() >= self.patience)
-
-
-def _digests(state: Tree) -> list[str]:
-    """A line for each leaf, which is the same for the same bits."""
-    leaves = zip(_tree.keystrs(state), _tree.leaves(state), strict=True)
-    contents = ((path, leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8)) for path, leaf in leaves)
-    return [f"state{path} with the digest {sha256(x.numpy()).hexdigest()[:16]}" for path, x in contents]
 
 
 @contextmanager

@@ -281,6 +281,43 @@ def other_code() -> str:
     return message(lambda: fnn.jit(step)(torch.ones(3)))
 
 
+def other_numbers() -> list[str]:
+    """The messages of steps whose numbers depend on the process: floats, integers, and those in the step of a scan."""
+    rank = distributed.rank()
+    mean = distributed.reduce
+    steps = [
+        lambda x: x - (0.1 + rank / 10) * mean(x),
+        lambda x: x - (2 + rank) * mean(x),
+        lambda x: fnn.scan(lambda w, y: (w * (1.0 - rank) + mean(y), None), x, torch.ones(2, 3))[0],
+        lambda x: mean(x) + torch.full((3,), 1.0 + rank),
+    ]
+    return [message(lambda step=step: fnn.jit(step)(torch.ones(3))) for step in steps]
+
+
+def other_values() -> list[str]:
+    """The messages about trees of the same structure: equal ones, another learning rate, another dtype, no tensor."""
+    rank, params = distributed.rank(), {"w": torch.ones(2)}
+    trees = [
+        (params, fnn.optim.adam(0.1).init(params)),
+        (params, {"rate": torch.tensor(0.1 + rank)}),
+        {"w": torch.zeros(2, dtype=torch.int32 if rank else torch.float32)},
+        {"w": 1.0},
+    ]
+    return [message(lambda tree=tree: distributed.check_equal(tree)) for tree in trees]
+
+
+def own_places() -> Tensor:
+    """A step in which the processes take rows, a key and a tensor of their own: the only numbers that may differ."""
+    rank, data, key = distributed.rank(), torch.arange(12.0).reshape(4, 3), fnn.random.key(0)
+
+    def step(data: Tensor, key: Tensor, rate: Tensor) -> Tensor:
+        rows = distributed.local(data)
+        noise = fnn.random.normal(fnn.random.fold_in(key, rank), (3,))
+        return distributed.reduce(rate * (rows.mean(0) + 0.0 * noise))
+
+    return fnn.jit(step)(data, key, torch.tensor(1.0 + rank))
+
+
 def one_stays_away(backend: str) -> str:
     """Process 1 leaves out a communication of which both have agreed before."""
     f = distributed.reduce if backend == "eager" else fnn.jit(lambda x: distributed.reduce(x), backend=backend)
