@@ -70,7 +70,7 @@ def digests(places: Sequence[str], leaves: Sequence[Tensor]) -> list[str]:
     lines = []
     for place, leaf in zip(places, leaves, strict=True):
         contents = leaf.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest = hashlib.sha256(contents.numpy()).hexdigest()[:16]
+        digest = hashlib.sha256(contents.numpy().data).hexdigest()[:16]
         lines.append(f"{place} of shape {tuple(leaf.shape)}, {leaf.dtype}, with the digest {digest}")
     return lines
 
