@@ -240,10 +240,13 @@ def test_starts_are_ratios_to_torch(report: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the bytes that were sent are read from Linux's connections")
-def test_steps_of_several_processes_and_their_bytes(report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = ("--networks", "tiny", "--batch", "4", "--rounds", "1")
+@pytest.mark.parametrize(
+    "name", ["tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lenet", "transformer"))]
+)
+def test_steps_of_several_processes_and_their_bytes(name: str, report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ("--networks", name, "--batch", "4", "--rounds", "1")
     run(monkeypatch, distributed, *flags)  # every process compares the losses of the rivals
-    lines = [line.strip("|").split("|") for line in report.read_text().splitlines() if line.startswith("| tiny")]
+    lines = [line.strip("|").split("|") for line in report.read_text().splitlines() if line.startswith(f"| {name}")]
     found = {cells[1].strip(): [float(cell) for cell in cells[3:]] for cells in lines}
     assert set(found) == set(distributed.BASES)
     assert all(value > 0 for cells in found.values() for value in cells)

@@ -22,6 +22,8 @@ ALL = [
     for backend in ("eager", "replay")
 ]
 
+INDUCTOR = [("mlp", "adam", "inductor"), ("lenet", "sgd", "inductor"), ("transformer", "adam", "inductor")]
+
 
 @pytest.fixture(scope="module")
 def groups() -> Iterator[Callable[[int], Group]]:
@@ -79,7 +81,7 @@ def test_params_are_split_over_one_axis_of_a_mesh_and_copied_along_the_other(
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("job", [jobs.train_data_parallel, jobs.train_fully_sharded], ids=["parallel", "sharded"])
-@pytest.mark.parametrize("row", [*ALL, ("mlp", "adam", "inductor"), ("lenet", "sgd", "inductor")], ids="-".join)
+@pytest.mark.parametrize("row", [*ALL, *INDUCTOR], ids="-".join)
 def test_fifty_steps(groups: Callable, count: int, row: tuple[str, str, str], job: Callable) -> None:
     assert_as_one_process(groups(count), job, row, 50)
 
