@@ -174,3 +174,46 @@ def taylor() -> Figure:
     axes.grid(True)
     axes.legend(loc="upper center", fontsize=8, ncols=4)
     return figure
+
+
+@picture
+def products_map() -> Figure:
+    """The spaces of inputs, outputs and the loss, and which call leads from which to which."""
+    figure, axes = plt.subplots(figsize=(7.6, 3.9))
+    bare(axes)
+    axes.set(xlim=(-0.6, 10.6), ylim=(-2.1, 3.1), aspect="equal")
+    places = {
+        "x": (1.2, "inputs or params\n$x$:  $n$ numbers"),
+        "f": (5.6, "outputs\n$f(x)$:  $m$"),
+        "l": (9.5, "loss\n$L$:  1"),
+    }
+    half = {"x": 1.35, "f": 0.9, "l": 0.65}
+    for name, (centre, label) in places.items():
+        axes.add_patch(Rectangle((centre - half[name], -0.5), 2 * half[name], 1, fill=False, edgecolor=INK, lw=1.4))
+        axes.text(centre, 0, label, ha="center", va="center")
+
+    def lead(start: tuple, end: tuple, bend: float, colour: str) -> None:
+        look = {"arrowstyle": "-|>", "connectionstyle": f"arc3,rad={bend}", "color": colour, "lw": 1.8}
+        axes.annotate("", end, start, arrowprops={**look, "shrinkA": 0, "shrinkB": 0})
+
+    def say(x: float, y: float, words: str, colour: str) -> None:
+        axes.text(x, y, words, color=colour, ha="center", va="center", fontsize=9)
+
+    lead((2.55, 0.2), (4.7, 0.2), 0, BLUE)
+    say(3.62, 0.75, "jvp, jmp\n$Jv$", BLUE)
+    lead((4.7, -0.2), (2.55, -0.2), 0, ORANGE)
+    say(3.62, -0.75, "vjp, mjp\n$J^\\top u$", ORANGE)
+    lead((6.5, 0.2), (8.85, 0.2), 0, BLUE)
+    say(7.67, 0.55, r"a slope, $\nabla L^\top v$", BLUE)
+    lead((9.5, -0.5), (1.2, -0.5), -0.22, ORANGE)
+    say(5.35, -1.75, r"grad: $\nabla L$    per_sample_grad: one row for each sample", ORANGE)
+    lead((0.5, 0.5), (1.9, 0.5), -2.2, GREEN)
+    say(
+        1.2,
+        2.6,
+        "hvp, ggn_product, fisher_product, kfac\n$Hv$,  $J^\\top H_{\\ell} Jv$,  $Fv$,  $(A \\otimes G)v$",
+        GREEN,
+    )
+    lead((5.1, 0.5), (6.1, 0.5), -2.6, GREEN)
+    say(5.6, 2.2, "ntk\n$JJ^\\top u$", GREEN)
+    return figure
