@@ -78,6 +78,12 @@ def test_preconditioner_and_start_save_iterations():
         assert better.iterations < plain.iterations
         torch.testing.assert_close(better.solution, torch.linalg.solve(matrix, B), rtol=1e-6, atol=1e-8)
     assert cg(matrix, B, x0=torch.linalg.solve(matrix, B)).iterations == 0
+    general = matrix + 0.5 * TALL[:N]
+    plain = gmres(general, B, tolerance=1e-8, max_iterations=500)
+    better = gmres(general, B, preconditioner=inverse, tolerance=1e-8, max_iterations=500)
+    assert better.converged
+    assert better.iterations < plain.iterations
+    assert gmres(general, B, x0=better.solution, tolerance=1e-7).iterations == 0
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.7])
@@ -113,7 +119,6 @@ def test_gmres_iterates_equal_scipy(restart, iterations, preconditioned):
     mine = gmres(GENERAL, B, preconditioner=given, restart=restart, tolerance=1e-14, max_iterations=iterations)
     torch.testing.assert_close(mine.solution, torch.as_tensor(peer), rtol=1e-9, atol=1e-11)
     if preconditioned and restart == N:
-        assert mine.residual < 0.8 * gmres(GENERAL, B, tolerance=1e-14, max_iterations=iterations).residual
         as_function = gmres(
             GENERAL, B, preconditioner=lambda r: M @ r, restart=N, tolerance=1e-14, max_iterations=iterations
         )
