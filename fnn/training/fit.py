@@ -148,6 +148,7 @@ class _Loop:
             )
         interrupts = Interrupts()
         with ExitStack() as stack:
+            stack.callback(interrupts.close)
             events = self.files.path if tensorboard and self.files and rank() == 0 else None
             writer = stack.enter_context(_tensorboard(events)) if events else None
             if self.files:
