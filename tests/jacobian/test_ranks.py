@@ -129,7 +129,7 @@ CHUNKED: dict[str, Callable[[int | None], tree.Tree]] = {
     "dense": lambda k: curvature.hessian_operator(loss, PARAMS, X).dense(k),
     "columns": lambda k: curvature.hessian_operator(loss, PARAMS, X).columns(torch.eye(len(V)).double(), k),
     "estimate_diagonal": lambda k: linalg.estimate_diagonal(
-        curvature.hessian_operator(loss, PARAMS, X), fnn.random.key(0), 7, k
+        curvature.hessian_operator(loss, PARAMS, X), fnn.random.key(0), 7, chunk_size=k
     ),
     "estimate_frobenius_norm": lambda k: linalg.estimate_frobenius_norm(
         curvature.hessian_operator(loss, PARAMS, X), fnn.random.key(0), 7, k
