@@ -262,6 +262,10 @@ optim.optimistic_gradient_descent | learning_rate=0.001, alpha=1.0, beta=1.0, ma
 optim.orthogonalize | coefficients=(3.4445, -4.775, 2.0315), steps=5, eps=1e-07
 optim.polyak_sgd | max_learning_rate=1.0, scaling=1.0, f_min=0.0, eps=0.0, variant='sps'
 optim.prodigy | learning_rate=1.0, betas=(0.9, 0.999), eps=1e-08, estim_lr0=1e-06, estim_lr_coef=1.0, weight_decay=0.0, safeguard_warmup=False, maximize=False
+optim.projections.l1_ball | scale=1.0
+optim.projections.l2_ball | scale=1.0
+optim.projections.linf_ball | scale=1.0
+optim.projections.simplex | scale=1.0
 optim.sam | rho=0.05, adaptive=False
 optim.scale_by_adadelta | rho=0.9, eps=1e-06
 optim.scale_by_adam | beta1=0.9, beta2=0.999, eps=1e-08, amsgrad=False

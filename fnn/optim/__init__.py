@@ -1,6 +1,6 @@
 """Optimizers as pairs of pure functions (init, update)."""
 
-from fnn.optim import schedules
+from fnn.optim import projections, schedules
 from fnn.optim.adafactor import adafactor
 from fnn.optim.adam_variants import (
     ademamix,
@@ -127,6 +127,7 @@ __all__ = [
     "orthogonalize",
     "polyak_sgd",
     "prodigy",
+    "projections",
     "radam",
     "rmsprop",
     "rprop",

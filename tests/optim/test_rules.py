@@ -180,8 +180,14 @@ def test_graphs_for_replay_are_made_of_kernels_of_lists(name: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(graph(*given), flat(*given), strict=True))
 
 
+REPLAYED = [
+    "adafactor", "sam, adaptive", "all transforms", "optimistic", "polyak", "madgrad", "dog", "prodigy", "dadapt adamw",
+    "sm3",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("donate", [(), (0, 1)], ids=["kept", "donated"])
-@pytest.mark.parametrize("name", [*GRAPHS, "adafactor", "sam, adaptive", "all transforms"])
+@pytest.mark.parametrize("name", [*GRAPHS, *REPLAYED])
 def test_replayed_steps_equal_eager_ones_bit_for_bit(name: str, donate: tuple) -> None:
     opt = GRAPHS[name][0]() if name in GRAPHS else CASES[name].make(0.05)
     jitted = fnn.jit(lambda params, state: step(opt, params, state), donate_argnums=donate)
