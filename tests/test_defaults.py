@@ -244,6 +244,7 @@ optim.add_noise | gamma=0.55
 optim.ademamix | learning_rate=0.001, betas=(0.9, 0.999, 0.9999), alpha=5.0, eps=1e-08, weight_decay=0.0, maximize=False
 optim.adopt | learning_rate=0.001, betas=(0.9, 0.9999), eps=1e-06, weight_decay=0.0, use_clipping=True, nesterov=False, maximize=False
 optim.apply_if_finite | max_in_a_row=5
+optim.average_params | start=0, every=1
 optim.dadapt_adamw | learning_rate=1.0, betas=(0.9, 0.999), eps=1e-08, estim_lr0=1e-06, weight_decay=0.0, maximize=False
 optim.dog | learning_rate=1.0, init_step=('heuristic', 1e-06), eps=1e-08, weight_decay=0.0, maximize=False
 optim.ema | decay=0.9, debias=True
@@ -293,9 +294,10 @@ optim.schedule_free_adamw | learning_rate=0.0025, betas=(0.9, 0.999), eps=1e-08,
 optim.schedule_free_sgd | learning_rate=1.0, beta1=0.9, weight_decay=0.0, weight_power=2.0
 optim.schedules.cosine | end=0.0
 optim.schedules.cosine_restarts | multiply=1, end=0.0
+optim.schedules.cyclic | mode='triangular', gamma=1.0
 optim.schedules.exponential | every=1, staircase=False
 optim.schedules.multistep | gamma=0.1
-optim.schedules.one_cycle | rise=0.3, start_factor=25.0, end_factor=10000.0, shape='cosine'
+optim.schedules.one_cycle | rise=0.3, start_factor=25.0, end_factor=10000.0, shape='cosine', three_phase=False
 optim.schedules.polynomial | power=1.0
 optim.schedules.reduce_on_plateau | factor=0.1, patience=10, threshold=0.0001, threshold_mode='rel', cooldown=0, min_lr=0.0, eps=1e-08, mode='min'
 optim.schedules.step | gamma=0.1

@@ -74,7 +74,7 @@ from fnn.optim.transforms import (
     scale_by_sign,
     scale_by_trust_ratio,
 )
-from fnn.optim.wrappers import accumulate, apply_if_finite, ema_params, lookahead, with_state_dtype
+from fnn.optim.wrappers import accumulate, apply_if_finite, average_params, ema_params, lookahead, with_state_dtype
 
 __all__ = [
     "State",
@@ -95,6 +95,7 @@ __all__ = [
     "apply_if_finite",
     "apply_updates",
     "asgd",
+    "average_params",
     "centralize",
     "chain",
     "clip",

@@ -81,6 +81,10 @@ CASES = {
     "ema of params": Case(
         lambda r: optim.ema_params(optim.adam(r), 0.9), 0.1, (0.05, 1500), lambda state, _: state.average
     ),
+    "average of params": Case(
+        lambda r: optim.average_params(optim.adam(r), 100, 3), 0.1, (0.05, 1500), lambda state, _: state.average,
+        below=0.05,
+    ),
     "clipped": Case(lambda r: optim.chain(optim.clip_by_global_norm(0.5), optim.sgd(r, 0.9)), 0.05, (2e-3, 3000)),
     "named": Case(lambda r: optim.named_chain(clip=optim.clip(30.0), step=optim.adam(r)), 0.1, (0.05, 1500)),
     "all transforms": Case(
