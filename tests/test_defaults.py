@@ -245,6 +245,7 @@ optim.ademamix | learning_rate=0.001, betas=(0.9, 0.999, 0.9999), alpha=5.0, eps
 optim.adopt | learning_rate=0.001, betas=(0.9, 0.9999), eps=1e-06, weight_decay=0.0, use_clipping=True, nesterov=False, maximize=False
 optim.apply_if_finite | max_in_a_row=5
 optim.average_params | start=0, every=1
+optim.backtracking_line_search | max_backtracking_steps=15, slope_rtol=0.0001, decrease_factor=0.8, increase_factor=1.5, max_learning_rate=1.0, atol=0.0, rtol=0.0
 optim.dadapt_adamw | learning_rate=1.0, betas=(0.9, 0.999), eps=1e-08, estim_lr0=1e-06, weight_decay=0.0, maximize=False
 optim.dog | learning_rate=1.0, init_step=('heuristic', 1e-06), eps=1e-08, weight_decay=0.0, maximize=False
 optim.ema | decay=0.9, debias=True
@@ -306,6 +307,7 @@ optim.schedules.warmup_stable_decay | end=0.0
 optim.sm3 | learning_rate=0.001, momentum=0.9, eps=1e-08, weight_decay=0.0, maximize=False
 optim.sophia | learning_rate=0.0001, betas=(0.965, 0.99), gamma=0.01, eps=1e-08, weight_decay=0.0001, limit=1.0, maximize=False
 optim.yogi | learning_rate=0.01, betas=(0.9, 0.999), eps=0.001, weight_decay=0.0, maximize=False
+optim.zoom_line_search | max_linesearch_steps=15, tol=0.0, increase_factor=2.0, slope_rtol=0.0001, curv_rtol=0.9, approx_dec_rtol=1e-06, stepsize_precision=1e-05, initial_guess_strategy='keep'
 per_sample_grad | argnums=0, has_aux=False, batch_argnums=1
 random.bernoulli | p=0.5
 random.bits | shape=()

@@ -23,6 +23,7 @@ from fnn.optim.aliases import (
     rprop,
     sgd,
 )
+from fnn.optim.backtracking import backtracking_line_search
 from fnn.optim.base import apply_updates, chain
 from fnn.optim.clipping import (
     adaptive_gradient_clip,
@@ -75,6 +76,7 @@ from fnn.optim.transforms import (
     scale_by_trust_ratio,
 )
 from fnn.optim.wrappers import accumulate, apply_if_finite, average_params, ema_params, lookahead, with_state_dtype
+from fnn.optim.zoom import zoom_line_search
 
 __all__ = [
     "State",
@@ -96,6 +98,7 @@ __all__ = [
     "apply_updates",
     "asgd",
     "average_params",
+    "backtracking_line_search",
     "centralize",
     "chain",
     "clip",
@@ -171,4 +174,5 @@ __all__ = [
     "yogi",
     "zero",
     "zero_nans",
+    "zoom_line_search",
 ]

@@ -75,6 +75,8 @@ CASES = {
     "schedule-free adamw": Case(optim.schedule_free_adamw, 0.2, (0.05, 4000), optim.schedule_free_params),
     "sam": Case(lambda r: optim.sam(optim.sgd(r), rho=1e-4), 0.1, (2e-3, 4000)),
     "sam, adaptive": Case(lambda r: optim.sam(optim.adam(r), 1e-3, adaptive=True), 0.1, (0.05, 2000)),
+    "backtracking": Case(lambda r: optim.backtracking_line_search(optim.sgd(r), 20), 1.0, (0.1, 1500)),
+    "zoom": Case(lambda r: optim.zoom_line_search(optim.sgd(r), 8, curv_rtol=0.85), 1.0, (0.1, 1000)),
     "lookahead": Case(lambda r: optim.lookahead(optim.adam(r), every=3), 0.1, (0.05, 2500)),
     "accumulate": Case(lambda r: optim.accumulate(optim.adam(r), every=2), 0.2, (0.1, 2000), meta_steps=4),
     "apply if finite": Case(lambda r: optim.apply_if_finite(optim.adam(r)), 0.1, (0.05, 1500)),
@@ -83,7 +85,7 @@ CASES = {
     ),
     "average of params": Case(
         lambda r: optim.average_params(optim.adam(r), 100, 3), 0.1, (0.05, 1500), lambda state, _: state.average,
-        below=0.05,
+        below=0.5,
     ),
     "clipped": Case(lambda r: optim.chain(optim.clip_by_global_norm(0.5), optim.sgd(r, 0.9)), 0.05, (2e-3, 3000)),
     "named": Case(lambda r: optim.named_chain(clip=optim.clip(30.0), step=optim.adam(r)), 0.1, (0.05, 1500)),

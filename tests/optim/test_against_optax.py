@@ -1,5 +1,6 @@
 """The optimizers that torch lacks, and wrappers, against Optax on the same gradients, 20 steps in float64."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -86,6 +87,24 @@ TABLE: dict[str, tuple[Callable[[], fnn.Optimizer], Callable[[], Any]]] = {
         lambda: contrib.schedule_free_adamw(0.02, b1=0.8, b2=0.95, weight_decay=0.1),
     ),
     "sam": (lambda: optim.sam(optim.sgd(0.05), 0.1), sam),
+    "backtracking": (
+        lambda: optim.backtracking_line_search(optim.sgd(3.0), 15),
+        lambda: optax.chain(optax.sgd(3.0), optax.scale_by_backtracking_linesearch(15)),
+    ),
+    "backtracking, few steps": (
+        lambda: optim.backtracking_line_search(optim.sgd(8.0), 3, 0.3, 0.5, 2.0, 0.4, 1e-3, 1e-3),
+        lambda: optax.chain(optax.sgd(8.0), optax.scale_by_backtracking_linesearch(3, 0.3, 0.5, 2.0, 0.4, 1e-3, 1e-3)),
+    ),
+    "zoom": (
+        lambda: optim.zoom_line_search(optim.sgd(0.3), 15, curv_rtol=0.01),
+        lambda: optax.chain(optax.sgd(0.3), optax.scale_by_zoom_linesearch(15, curv_rtol=0.01)),
+    ),
+    "zoom, few steps": (
+        lambda: optim.zoom_line_search(optim.sgd(0.5), 6, 1.5, 1e-9, 3.0, 0.3, 0.01, None, 1e-2, "one"),
+        lambda: optax.chain(
+            optax.sgd(0.5), optax.scale_by_zoom_linesearch(6, 1.5, 1e-9, 3.0, 0.3, 0.01, None, 1e-2, "one")
+        ),
+    ),
     "global norm": (
         lambda: optim.chain(optim.clip_by_global_norm(0.7), optim.adamw(0.02, weight_decay=0.1)),
         lambda: optax.chain(optax.clip_by_global_norm(0.7), optax.adamw(0.02, weight_decay=0.1)),
@@ -122,6 +141,15 @@ def loss(params: dict[str, Tensor]) -> Tensor:
     return (w.sin() ** 2).sum() + (w @ b).cos().sum() + (b**4).sum() / 4
 
 
+def their_loss(params: Any) -> Any:
+    w, b = params["w"], params["b"]
+    return (jax.numpy.sin(w) ** 2).sum() + jax.numpy.cos(w @ b).sum() + (b**4).sum() / 4
+
+
+def searching_update(theirs: Any, grads: Any, state: Any, params: Any) -> tuple:
+    return theirs.update(grads, state, params, value=their_loss(params), grad=grads, value_fn=their_loss)
+
+
 def start(*more: int) -> dict[str, Tensor]:
     """A matrix, or an array with more axes, and a vector."""
     generator = torch.Generator().manual_seed(3)
@@ -156,19 +184,30 @@ def largest(ours: dict, theirs: dict) -> float:
     return max(float((ours[k] - torch.tensor(jax.device_get(theirs[k]))).abs().max()) for k in ours)
 
 
-@pytest.mark.parametrize("shape", [(), (2, 1)], ids=["two axes", "four axes"])
-@pytest.mark.parametrize("name", TABLE)
+SEARCHES = [name for name in TABLE if name.startswith(("backtracking", "zoom"))]
+SETTINGS = [(name, shape, f"{name}, {axes} axes") for name in TABLE for shape, axes in (((), "two"), ((2, 1), "four"))]
+SLOW = {label for name, shape, label in SETTINGS if name in SEARCHES and (shape or "few" in name)}  # JAX compiles long
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        pytest.param(n, shape, id=label, marks=[pytest.mark.slow] if label in SLOW else [])
+        for n, shape, label in SETTINGS
+    ],
+)
 def test_twenty_steps_equal_optax(name: str, shape: tuple, record_property: Callable) -> None:
     make, make_theirs = TABLE[name]
     with jax.enable_x64(True):
         opt, theirs = make(), make_theirs()
+        their_update = jax.jit(functools.partial(searching_update, theirs)) if name in SEARCHES else theirs.update
         params = start(*shape)
         other = to_jax(params)
         state, other_state = opt.init(params), jax.tree.map(wide_counts, theirs.init(other))
         for _ in range(20):
             updates, state = opt.update(fnn.grad(loss)(params), state, params, loss=loss, value=loss(params))
             params = optim.apply_updates(params, updates)
-            updates, other_state = theirs.update(gradient(other), other_state, other, **extra(name, other))
+            updates, other_state = their_update(gradient(other), other_state, other, **extra(name, other))
             other = optax.apply_updates(other, updates)
         difference = largest(params, other)
     record_property("largest difference", difference)

@@ -182,7 +182,7 @@ def test_graphs_for_replay_are_made_of_kernels_of_lists(name: str) -> None:
 
 REPLAYED = [
     "adafactor", "sam, adaptive", "all transforms", "optimistic", "polyak", "madgrad", "dog", "prodigy", "dadapt adamw",
-    "sm3",
+    "sm3", "backtracking", "zoom",
 ]  # fmt: skip
 
 
