@@ -3,6 +3,7 @@
 from fnn.curvature.dense import dense_hessian, ggn_diagonal, hessian_diagonal
 from fnn.curvature.kfac import ekfac, kfac
 from fnn.curvature.kronecker import KroneckerEigen, KroneckerFactors, KroneckerOperator
+from fnn.curvature.laplace import predictive_covariance
 from fnn.curvature.operators import empirical_fisher_operator, fisher_operator, ggn_operator, hessian_operator
 from fnn.curvature.products import (
     empirical_fisher_product,
@@ -32,6 +33,7 @@ __all__ = [
     "hvp",
     "hvp_mode",
     "kfac",
+    "predictive_covariance",
     "sparse_hessian",
     "vhp",
 ]
