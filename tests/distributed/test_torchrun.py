@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -81,6 +82,29 @@ def test_mistakes_end_all_processes_with_a_sentence(tmp_path: Path) -> None:
         text, _ = process.communicate(timeout=400)
         assert process.returncode != 0
         assert sentence in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on_from_the_step_at_which_all_stopped(number: int, tmp_path: Path) -> None:
+    words = ["recipes.mlp", "--device", "cpu", "--epochs"]
+    process = start(2, *words, "10000", "--output", str(tmp_path / "broken"), output=(tmp_path / "text").open("w"))
+    deadline = time.monotonic() + 120
+    while len(metrics_of(tmp_path / "broken")) < 3:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.1)
+    process.send_signal(number)
+    assert process.wait(timeout=60) != 0
+    (step,) = (int(file.stem[-9:]) for file in (tmp_path / "broken").glob("checkpoint-*"))
+    text = (tmp_path / "text").read_text()
+    assert re.findall("stopped.*", text) == [f"stopped after step {step}; go on with --resume"]
+    epochs = str(-(-step // 23) + 1)  # of 23 steps each
+    run(2, *words, epochs, "--output", str(tmp_path / "broken"), "--resume")
+    run(2, *words, epochs, "--output", str(tmp_path / "unbroken"))
+    ours, theirs = params_of(tmp_path / "broken"), params_of(tmp_path / "unbroken")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.slow
