@@ -91,6 +91,7 @@ rule(F.mse_loss)(_instead(_averaged(losses.mse)))
 rule(F.huber_loss)(_instead(_averaged(losses.huber)))
 rule(F.smooth_l1_loss)(_instead(_averaged(losses.smooth_l1)))
 rule(F.cross_entropy)(_instead(_cross_entropy))
+rule(F.hardsigmoid)(_instead(lambda input, inplace=False: layers.hardsigmoid(input)))
 
 
 # Norms with running statistics, which are written into the buffers

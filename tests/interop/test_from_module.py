@@ -519,6 +519,15 @@ def test_a_converted_module_is_a_part_of_a_model() -> None:
         fnn.layers.sequential(module)
 
 
+def test_second_derivatives_of_hardsigmoid_which_torch_has_not() -> None:
+    layer, params, _ = from_module(Calling(lambda m, x: F.hardsigmoid(x).pow(3).sum()))
+    x = torch.tensor([-3.5, -2.0, 0.4, 2.5, 4.0], dtype=torch.float64)
+    slope = torch.where(x.abs() < 3, 1 / 6, 0.0)
+    expected = torch.diag(6 * (x / 6 + 0.5).clamp(0, 1) * slope**2)
+    for second in (fnn.hessian, lambda f: fnn.jacrev(fnn.grad(f))):
+        torch.testing.assert_close(second(lambda x: layer.apply(params, x))(x), expected)
+
+
 @pytest.mark.parametrize("kind", ["layer of fnn", "module"])
 @pytest.mark.parametrize("inside", ["scan", "remat"])
 @pytest.mark.parametrize("transform", ["jvp(grad)", "grad(jvp)", "grad(grad)", "jvp(jvp)"])
