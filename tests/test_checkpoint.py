@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +51,16 @@ def test_shared_storage_is_saved_twice(tmp_path: Path) -> None:
     x = torch.arange(4.0)
     save(tmp_path / "t", {"a": x, "b": x, "c": x[1:]})
     assert load(tmp_path / "t")["c"].tolist() == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("write", [save, lambda path, tree: torch.save(tree, path)], ids=["safetensors", "torch.save"])
+def test_a_loaded_tree_owns_its_leaves(write: Callable, tmp_path: Path) -> None:
+    x = torch.arange(4.0)
+    write(tmp_path / "tied", {"a": x, "b": x, "c": x[1:], "d": x.view(2, 2)})  # torch.save writes one memory for all
+    loaded = load(tmp_path / "tied")
+    assert len({leaf.untyped_storage().data_ptr() for leaf in loaded.values()}) == 4
+    loaded["a"].zero_()
+    assert [loaded[name].flatten().tolist() for name in "bcd"] == [[0, 1, 2, 3], [1, 2, 3], [0, 1, 2, 3]]
 
 
 def test_torch_state_dicts_move_both_ways(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 # ruff: noqa: E501 (one mistake a line)
 
 import collections
+import re
 
 import numpy
 import pytest
@@ -235,6 +236,45 @@ SENTENCES = [
 def test_value_errors(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+INTEGERS = torch.tensor([0, 1])
+WEIGHTS = layers.linear(3, 2).init(KEY)
+NAMES = {"fc": {"weight": ONES(1), "bias": ONES(1)}}
+FROM_TORCH, FROM_PARAMS, _ = fnn.interop.from_module(torch.nn.Linear(3, 2))
+# a hint, a call whose mistake it explains, and calls with other mistakes, whose sentences must not have it
+HINTS = {
+    r"prediction\.squeeze": (lambda: losses.mse(ONES(2, 1), ONES(2)), [lambda: losses.mse(ONES(3, 1), ONES(2)), lambda: losses.mse(ONES(2, 3), ONES(2)), lambda: losses.mse(ONES(2, 1, 1), ONES(2))]),
+    "for class labels write": (lambda: losses.mse(ONES(2, 3), ONES(2)), [lambda: losses.mse(ONES(4, 3), ONES(2)), lambda: losses.mse(ONES(2), ONES(2, 3)), lambda: losses.mse(ONES(2, 3), ONES(()))]),
+    r"targets\.long": (lambda: losses.cross_entropy(ONES(2, 3), ONES(2)), [lambda: losses.cross_entropy(ONES(2, 3), ONES(4)), lambda: losses.cross_entropy(ONES(2, 3), INTEGERS[:1])]),
+    r"targets\.squeeze": (lambda: losses.cross_entropy(ONES(2, 3), INTEGERS[:, None]), [lambda: losses.cross_entropy(ONES(2, 3), INTEGERS[None]), lambda: losses.cross_entropy(ONES(2, 3), ONES(3, 1))]),
+    "stacked params go through vmap": (lambda: MLP.apply(STACKED, ONES(2, 784)), [lambda: layers.linear(3, 2).apply(WEIGHTS | {"bias": ONES(3)}, ONES(3)), lambda: layers.linear(3, 2).apply(WEIGHTS | {"bias": ONES(2, 1)}, ONES(3))]),
+    r"stacked params .*vmap\(layer": (lambda: FROM_TORCH.apply(fnn.tree.stack([FROM_PARAMS] * 2), ONES(3)), [lambda: FROM_TORCH.apply(FROM_PARAMS | {"bias": ONES(3)}, ONES(3))]),
+    "several keys go through vmap": (lambda: fnn.random.normal(fnn.random.split(KEY, 3)), [lambda: fnn.random.normal(torch.zeros(3, dtype=torch.int32)), lambda: fnn.random.normal(ONES(3, 2)), lambda: fnn.random.normal(1)]),
+    r"fnn\.random\.key\(1\)": (lambda: fnn.random.normal(1), [lambda: fnn.random.normal(1.0), lambda: fnn.random.normal(ONES(2)), lambda: fnn.random.normal(torch.tensor(1))]),
+    r"uniform\(key, shape, dtype": (lambda: fnn.random.uniform(KEY, (), 0.5), [lambda: fnn.random.uniform(KEY, (), torch.int64)]),
+    "has_aux=True": (lambda: fnn.grad(lambda x: (x.sum(), 1))(ONES(2)), [lambda: fnn.grad(lambda x: None)(ONES(2)), lambda: fnn.grad(lambda x: [x.sum()])(ONES(2)), lambda: fnn.grad(lambda x: x)(ONES(2))]),
+    r"without \.item": (lambda: fnn.grad(lambda x: 1.0)(ONES(2)), [lambda: fnn.grad(lambda x: x)(ONES(2)), lambda: fnn.grad(lambda x: "1.0")(ONES(2))]),
+    r"value\.real": (lambda: fnn.grad(lambda x: x.sum() * 1j)(ONES(2)), [lambda: fnn.grad(lambda x: x.sum().long())(ONES(2))]),
+    "the nearest are": (lambda: layers.from_config({"make": "layers.lineer", "arguments": {}}), [lambda: layers.from_config({"make": "?", "arguments": {}})]),
+    r"call it: adam\(": (lambda: fnn.optim.chain(fnn.optim.adam), [lambda: fnn.optim.chain(3)]),
+    r"give state_dict\['fc'\]": (lambda: fnn.interop.load_state_dict({}, {}, {"fc": {"w": ONES(1)}}), [lambda: fnn.interop.load_state_dict({}, {}, {"fc": [ONES(1)]})]),
+    r"removeprefix\('module\.'\)": (
+        lambda: fnn.interop.load_state_dict(NAMES, {}, {"module.fc.weight": ONES(1), "module.fc.bias": ONES(1)}),
+        [lambda: fnn.interop.load_state_dict(NAMES, {}, {"module.fc.weight": ONES(1), "fc.other": ONES(1)}), lambda: fnn.interop.load_state_dict(NAMES, {}, {"fc.weight": ONES(1)})],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("hint", HINTS)
+def test_a_hint_stands_where_it_fits_and_nowhere_else(hint: str) -> None:
+    fitting, others = HINTS[hint]
+    with pytest.raises((ValueError, TypeError), match=hint):
+        fitting()
+    for call in others:
+        with pytest.raises((ValueError, TypeError)) as found:
+            call()
+        assert re.search(hint, str(found.value)) is None, found.value
 
 
 BN = layers.sequential(layers.linear(4, 3), layers.batch_norm(3))

@@ -191,11 +191,41 @@ def test_no_draw_is_at_the_far_bound() -> None:
     words = torch.tensor([0, -1], dtype=torch.int32)
     for dtype in FLOATING:
         other = words if dtype == torch.float64 else torch.zeros_like(words)
-        unit = _open_unit_of(words, other, dtype, torch.float64)
-        assert bool(((unit > 0) & (unit < 1)).all())
-        x = _truncated(unit, -8.5, 8.5, dtype)
-        assert -8.4 < float(x[0]) < -5
-        assert 5 < float(x[1]) < 8.4
+        wides = FLOATING[: 1 if dtype == torch.float64 else 2]  # float32 on devices without float64
+        for wide in wides:
+            unit = _open_unit_of(words, other, dtype, wide)
+            assert unit.dtype == wide
+            assert bool(((unit > 0) & (unit < 1)).all())
+            x = _truncated(unit, -8.5, 8.5, dtype)
+            assert -8.4 < float(x[0]) < -5
+            assert 5 < float(x[1]) < 8.4
+
+
+def test_open_draws_are_the_middles_of_equal_parts() -> None:
+    """Each draw is made of the words of its hash, the first the higher one, wherever it is drawn."""
+    a, b = (words.tolist() for words in hash_counters(KEY, 20, lambda a, b: (a, b)))
+    pairs = [(high & 0xFFFFFFFF, low & 0xFFFFFFFF) for high, low in zip(a, b, strict=True)]
+    wide = [(high << 32 | low) >> 12 for high, low in pairs]
+    assert random.uniform(KEY, (20,), torch.float64).tolist() == [word * 2.0**-52 for word in wide]
+    shares = {
+        torch.float64: [(word + 0.5) * 2.0**-52 for word in wide],
+        torch.float32: [((high ^ low) + 0.5) * 2.0**-32 for high, low in pairs],
+    }
+    for dtype, share in shares.items():
+        expected = torch.as_tensor(scipy.special.ndtri(numpy.array(share)), dtype=dtype)
+        torch.testing.assert_close(random.truncated_normal(KEY, -37.0, 37.0, (20,), dtype), expected)
+    words = [torch.tensor([signed(pair[i]) for pair in pairs], dtype=torch.int32) for i in (0, 1)]
+    narrow = [((high ^ low) >> 9) + 0.5 for high, low in pairs]
+    assert _open_unit_of(*words, torch.float32, torch.float32).tolist() == [part * 2.0**-23 for part in narrow]
+
+
+def test_an_event_of_probability_0_does_not_happen_and_one_of_1_does() -> None:
+    key = random.key(780233)  # its first draw is 0
+    assert float(random.uniform(key)) == 0.0
+    for zero in (0.0, torch.tensor(0.0), torch.tensor([0.0]), torch.tensor(False), torch.tensor(0, dtype=torch.int64)):
+        assert not random.bernoulli(key, zero).any()
+    for one in (1.0, torch.tensor(1.0), torch.tensor(2.0**-149), torch.tensor(True)):
+        assert random.bernoulli(key, one).all()
 
 
 @pytest.mark.parametrize("bounds", [(1.0, 1.5), (100.0, 101.0), (-0.05, 0.05), (-3.0, -1.0), (0.0, 1e-3)])

@@ -75,6 +75,20 @@ def test_what_runs_outside_of_parts_is_a_row() -> None:
     assert (row.path, row.parameters, row.forward_flops) == ("", 20, 2 * 2 * 16)
 
 
+def test_what_has_no_gradient_costs_nothing_backward() -> None:
+    """Params that the output does not use, and an output without a gradient."""
+    used = layers.linear(4, 3)
+    own = {
+        "one unused": fnn.Layer(
+            lambda key: used.init(key) | {"unused": torch.ones(5)}, lambda params, x: x @ params["weight"].mT
+        ),
+        "no gradient": fnn.Layer(used.init, lambda params, x: (x @ params["weight"].mT).argmax(-1)),
+    }
+    shown = {name: fnn.summary(layer, layer.init(fnn.random.key(0)), torch.ones(2, 4)) for name, layer in own.items()}
+    costs = {name: (t.total.parameters, t.total.forward_flops, t.total.backward_flops) for name, t in shown.items()}
+    assert costs == {"one unused": (20, 48, 48), "no gradient": (15, 48, 0)}
+
+
 def test_a_table_of_params_alone() -> None:
     params = {"a": torch.ones(2, 3), "b": {"c": torch.tensor(1.0)}}
     table = fnn.summary(params)

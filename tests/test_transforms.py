@@ -15,6 +15,7 @@ import fnn
 from fnn.data import transforms
 
 KEY = fnn.random.key(5)
+pytestmark = pytest.mark.filterwarnings("error")  # torch warns of options whose defaults it has changed
 
 
 def images(channels: int = 2, height: int = 7, width: int = 6, count: int = 50) -> Tensor:

@@ -41,13 +41,39 @@ def test_results_own_their_memory(case: Case, dtype: torch.dtype) -> None:
         params, state = optim.apply_updates(params, updates), after
 
 
-def test_what_a_rule_hands_through_is_copied() -> None:
-    params = {"w": torch.ones(3), "z": torch.tensor(1.0)}
-    for leaf in (lambda g, p, s: (g, p), lambda g, p, s: (p.view_as(p), g), lambda g, p, s: (s, s)):
-        for opt in (optim.from_rule(lambda t, leaf=leaf: leaf, slots={"s": lambda p: p}), optim.identity()):
+CONSTANT = torch.full((3,), 2.0)
+HANDED_ON = {
+    "gradient and param": lambda g, p, s: (g, p),
+    "gradient alone": lambda g, p, s: (g, 2 * s),
+    "param alone": lambda g, p, s: (2 * g, p),
+    "slot as update": lambda g, p, s: (s, 2 * s),
+    "slot twice": lambda g, p, s: (s, s),
+    "slot alone": lambda g, p, s: (2 * g, s),
+    "view and gradient": lambda g, p, s: (p.view_as(p), g),
+    "view of a new value": lambda g, p, s: ((2 * g).view_as(g), 2 * s),
+    "one value for both": lambda g, p, s: (2 * g,) * 2,
+    "one constant for all leaves": lambda g, p, s: (CONSTANT[: len(g)], 2 * s),
+    "one value for all leaves": lambda g, p, s: (CONSTANT, 2 * s) if len(g) == 3 else (g, s),
+}
+PARAMS_OF_RULES = {
+    "one leaf": {"w": torch.ones(3)},
+    "two leaves": {"v": torch.ones(3), "w": torch.zeros(3)},
+    "a 0-d leaf": {"w": torch.ones(3), "z": torch.tensor(1.0)},
+}
+
+
+@pytest.mark.parametrize("leaves", PARAMS_OF_RULES)
+@pytest.mark.parametrize("name", HANDED_ON)
+def test_what_a_rule_hands_through_is_copied(name: str, leaves: str) -> None:
+    params = PARAMS_OF_RULES[leaves]
+    for grads in (params, tree.map(torch.clone, params)):
+        rule = lambda t: HANDED_ON[name]
+        for opt in (optim.from_rule(rule, slots={"s": lambda p: p}), optim.identity()):
             state = opt.init(params)
-            updates, after = opt.update(params, state, params)
-            assert len(set(memory((params, state, updates, after)))) == len(memory((params, state, updates, after)))
+            updates, after = opt.update(grads, state, params)
+            inputs = params if grads is params else (params, grads)
+            everything = memory((inputs, state, updates, after))
+            assert len(set(everything)) == len(everything)
 
 
 def test_keys_and_numbers_given_as_tensors_are_copied() -> None:
