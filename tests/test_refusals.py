@@ -2,6 +2,8 @@
 
 # ruff: noqa: E501 (one mistake a line)
 
+import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -192,3 +194,70 @@ def test_each_part_of_a_condition_refuses(name: str) -> None:
         with pytest.raises((ValueError, TypeError), match=sentence) as found:
             call()
         assert is_sentence(found.value), repr(found.value)
+
+
+def loss_of(output: Tensor, *rest: Any) -> Tensor:
+    return (output**2).mean()
+
+
+VECTOR, MATRIX, BATCH = ONES(3), torch.eye(3), ONES(3, 2)
+# every public function that has one of these arguments, called with a wrong one and otherwise right
+CHOICES = ("chunk_size", "method", "mode", "draws", "probes")
+CHOSEN: dict[str, Callable[..., Any]] = {
+    "clipped_grad": lambda **o: fnn.clipped_grad(square, 1.0, **o),
+    "per_sample_grad": lambda **o: fnn.per_sample_grad(square, **o),
+    "gradient_noise_scale": lambda **o: gradients.gradient_noise_scale(square, **o),
+    "per_sample_moments": lambda **o: gradients.per_sample_moments(square, **o),
+    "per_sample_norms": lambda **o: gradients.per_sample_norms(square, **o),
+    "per_sample_value_and_grad": lambda **o: gradients.per_sample_value_and_grad(square, **o),
+    "dense_jacobian": lambda **o: jacobian.dense_jacobian(torch.sin, **o)(VECTOR),
+    "detect_pattern": lambda **o: jacobian.detect_pattern(torch.sin, VECTOR, **o),
+    "jmp": lambda **o: jacobian.jmp(torch.sin, (VECTOR,), (MATRIX,), **o),
+    "laplacian": lambda **o: jacobian.laplacian(lambda x: x.sin().sum(), **o)(VECTOR),
+    "mjp": lambda **o: jacobian.mjp(torch.sin, (VECTOR,), MATRIX, **o),
+    "ntk": lambda **o: jacobian.ntk(lambda p, x: x @ p[:, None], ONES(2), BATCH, **o),
+    "sparse_jacobian": lambda **o: jacobian.sparse_jacobian(torch.sin, MATRIX.bool(), **o)(VECTOR),
+    "dense_hessian": lambda **o: curvature.dense_hessian(lambda x: x.sin().sum(), **o)(VECTOR),
+    "ekfac": lambda **o: curvature.ekfac(LINEAR.apply, LINEAR.init(KEY), BATCH, key=KEY, **o),
+    "kfac": lambda **o: curvature.kfac(LINEAR.apply, LINEAR.init(KEY), BATCH, key=KEY, **o),
+    "fisher_operator": lambda **o: curvature.fisher_operator(LINEAR.apply, LINEAR.init(KEY), BATCH, key=KEY, **o),
+    "fisher_product": lambda **o: curvature.fisher_product(lambda p: p, (BATCH,), (BATCH,), key=KEY, **o),
+    "ggn_diagonal": lambda **o: curvature.ggn_diagonal(LINEAR.apply, loss_of, **o)(LINEAR.init(KEY), BATCH),
+    "hessian_diagonal": lambda **o: curvature.hessian_diagonal(lambda x: x.sin().sum(), **o)(VECTOR),
+    "hvp": lambda **o: curvature.hvp(lambda x: x.sin().sum(), (VECTOR,), (VECTOR,), **o),
+    "sparse_hessian": lambda **o: curvature.sparse_hessian(lambda x: x.sin().sum(), MATRIX.bool(), **o)(VECTOR),
+    "estimate_diagonal": lambda **o: linalg.estimate_diagonal(MATRIX, KEY, **o),
+    "estimate_frobenius_norm": lambda **o: linalg.estimate_frobenius_norm(MATRIX, KEY, **o),
+    "estimate_trace": lambda **o: linalg.estimate_trace(torch.eye(40), KEY, **o),
+    "log_determinant": lambda **o: linalg.log_determinant(MATRIX, KEY, **o),
+    "spectral_density": lambda **o: linalg.spectral_density(MATRIX, KEY, **o),
+}
+LINEAR = layers.linear(2, 2)
+
+
+def choices_of(function: Callable) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name in CHOICES]
+
+
+PUBLIC = {
+    name: function
+    for room in (fnn, gradients, jacobian, curvature, linalg)
+    for name in room.__all__
+    if inspect.isfunction(function := getattr(room, name)) and choices_of(function)
+}
+HANDED_ON = {"jacrev", "vmap", "jit"}  # with torch's own chunk_size, and a mode of torch.compile
+
+
+def test_every_function_with_a_choice_is_listed() -> None:
+    assert PUBLIC.keys() - HANDED_ON == CHOSEN.keys()
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_wrong_choices_are_refused(name: str) -> None:
+    for choice in choices_of(PUBLIC[name]):
+        wrong = ["other", None] if choice in ("method", "mode") else [0, -1]
+        for value in wrong:
+            with pytest.raises((ValueError, TypeError)) as found:
+                CHOSEN[name](**{choice: value})
+            assert is_sentence(found.value), (choice, value, repr(found.value))
+            assert re.search(rf"{choice}|{value!r}", str(found.value)), found.value

@@ -167,3 +167,41 @@ def test_other_data_is_refused(name: str) -> None:
     data, message = FORGED[name]
     with pytest.raises((TypeError, ValueError), match=message):
         layers.from_config(data)
+
+
+def own_init(key: torch.Tensor) -> dict:
+    return {}
+
+
+def own_apply(params: dict, x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+class OwnApply:
+    def __call__(self, params: dict, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    def method(self, params: dict, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+def own_maker() -> fnn.Layer:
+    return fnn.Layer(own_init, lambda params, x: 2 * x)
+
+
+OWN_LAYERS = {
+    "own_apply": fnn.Layer(own_init, own_apply),
+    "own_maker": own_maker(),
+    "OwnApply": fnn.Layer(own_init, OwnApply()),
+    "OwnApply.method": fnn.Layer(own_init, OwnApply().method),
+    "partial": fnn.Layer(own_init, functools.partial(own_apply)),
+    "<lambda>": fnn.Layer(own_init, lambda params, x: 2 * x),
+}
+
+
+@pytest.mark.parametrize("name", OWN_LAYERS)
+def test_layers_of_ones_own_are_called_what_their_functions_are_called(name: str) -> None:
+    own = OWN_LAYERS[name]
+    assert repr(layers.sequential(own)) == f"sequential(...)\n  0: {name}(...)"
+    (row,) = fnn.summary(own, own.init(KEY), torch.ones(2, 3)).rows
+    assert row.layer == f"{name}(...)"

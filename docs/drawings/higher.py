@@ -170,7 +170,7 @@ def taylor() -> Figure:
     for order, colour in ((1, VERMILION), (2, ORANGE), (4, GREEN), (6, BLUE)):
         series = sum(derivatives[k] * t**k / math.factorial(k) for k in range(order + 1))
         axes.plot(t, series, color=colour, lw=1.4, label=f"order {order}")
-    axes.set(xlabel="step $t$ along a unit direction", ylim=(float(values.min()) - 0.8, float(values.max()) + 0.8))
+    axes.set(xlabel="step $t$ along a unit direction", ylim=(float(values.min()) - 0.8, float(values.max()) + 1.2))
     axes.grid(True)
     axes.legend(loc="upper center", fontsize=8, ncols=4)
     return figure

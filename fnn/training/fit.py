@@ -148,6 +148,7 @@ class _Loop:
             )
         interrupts = Interrupts()
         with ExitStack() as stack:
+            stack.callback(interrupts.close)
             events = self.files.path if tensorboard and self.files and rank() == 0 else None
             writer = stack.enter_context(_tensorboard(events)) if events else None
             if self.files:
@@ -172,7 +173,7 @@ class _Loop:
                 show(self.totals, self.samples)
                 if interrupts.after_a_step():
                     self._save()
-                    self._stop()
+                    self._stop(interrupts)
                 if self.save_every and self.steps % self.save_every == 0:
                     self._save()
         if not self.batch:
@@ -189,7 +190,7 @@ class _Loop:
                 self.files.save_best(self.state[0], row)
             self._save()
         if interrupts.now():
-            self._stop()
+            self._stop(interrupts)
 
     def _run_step(self, batch: Tree) -> None:
         results = self.step(*self.state, batch)
@@ -226,11 +227,11 @@ class _Loop:
         where = {"step": self.steps, "epoch": self.epoch, "batch": self.batch, "samples": self.samples}
         self.files.save(self.state, self.totals, where | {"rows": self.rows})
 
-    def _stop(self) -> None:
+    def _stop(self, interrupts: Interrupts) -> None:
         """End an interrupted run. No process ends before the checkpoint is on the disk."""
         if self.files:
             self.files.finish()
-        all_values(None)
+        interrupts.now()  # waits for the other processes
         raise KeyboardInterrupt
 
     def _resume(self) -> None:

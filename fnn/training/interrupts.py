@@ -63,6 +63,11 @@ class Interrupts:
         self._sent = None
         return self._received(self._send())
 
+    def close(self) -> None:
+        """Close the connections that these messages alone need."""
+        if self._group is not None:
+            torch.distributed.destroy_process_group(self._group)
+
     def _note(self, number: int, frame: Any) -> None:
         if self._first is None:
             self._first = time.monotonic()

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -77,6 +78,12 @@ def fit_with_a_signal(folder: str, number: int | None, at: int = 5) -> tuple[str
     except KeyboardInterrupt:
         end = "interrupted"
     return end, params.tolist()
+
+
+def fit_with_a_signal_on_nccl(folder: str, number: int | None, at: int = 5) -> tuple[str, list[float]]:
+    """The same where the messages of the run do not go between CPUs, so that those about signals need another group."""
+    with patch("torch.distributed.get_backend", lambda: "nccl"):
+        return fit_with_a_signal(folder, number, at)
 
 
 def errors(folder: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -68,19 +68,17 @@ def test_fit_compares_the_states_of_the_processes(groups: dict[int, Group], tmp_
 
 
 @pytest.mark.parametrize(
-    ("count", "number", "at", "step"),
+    ("count", "job", "number", "at", "step"),
     [
-        (1, signal.SIGTERM, 5, 5), (2, signal.SIGTERM, 5, 6), (2, signal.SIGINT, 6, 6), (4, signal.SIGINT, 4, 5),
+        (1, jobs.fit_with_a_signal, signal.SIGTERM, 5, 5), (2, jobs.fit_with_a_signal, signal.SIGTERM, 5, 6),
+        (2, jobs.fit_with_a_signal, signal.SIGINT, 6, 6), (4, jobs.fit_with_a_signal, signal.SIGINT, 4, 5),
+        (2, jobs.fit_with_a_signal_on_nccl, signal.SIGINT, 5, 6),
     ],
 )  # fmt: skip
 def test_a_signal_to_one_process_stops_all_after_the_same_step(
-    groups: dict[int, Group], tmp_path: Path, count: int, number: int, at: int, step: int
+    groups: dict[int, Group], tmp_path: Path, count: int, job: Callable, number: int, at: int, step: int
 ) -> None:
-    run = (
-        (lambda *args: [jobs.fit_with_a_signal(*args)])
-        if count == 1
-        else partial(groups[count].run, jobs.fit_with_a_signal)
-    )
+    run = (lambda *args: [job(*args)]) if count == 1 else partial(groups[count].run, job)
     expected = jobs.fit_with_a_signal(str(tmp_path / "unbroken"), None)[1]
     assert [end for end, _ in run(str(tmp_path / "run"), number, at)] == ["interrupted"] * count
     assert [int(file.stem[-9:]) for file in (tmp_path / "run").glob("checkpoint-*")] == [step]

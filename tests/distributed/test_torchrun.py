@@ -44,6 +44,12 @@ def run(count: int, *words: str) -> str:
     return text
 
 
+def workers_of(process: subprocess.Popen) -> list[int]:
+    """The processes that torchrun has started."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(number) for number in children.read_text().split()] if children.exists() else []
+
+
 def metrics_of(output: Path) -> list[dict]:
     metrics = output / "metrics.jsonl"
     return [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
@@ -121,10 +127,9 @@ def test_a_run_goes_on_after_each_death_of_a_process(tmp_path: Path) -> None:
         while len(metrics_of(broken)) == before and process.poll() is None:  # until it has trained since the last start
             time.sleep(0.05)
         time.sleep(chosen.uniform(0, 0.5))
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        workers = children.read_text().split() if children.exists() else []
+        workers = workers_of(process)
         if len(workers) == 2 and process.poll() is None:
-            os.kill(int(chosen.choice(workers)), signal.SIGKILL)
+            os.kill(chosen.choice(workers), signal.SIGKILL)
             killed += 1
     assert process.wait(timeout=600) == 0, (tmp_path / "printed.txt").read_text()
     assert killed == 10
@@ -132,3 +137,25 @@ def test_a_run_goes_on_after_each_death_of_a_process(tmp_path: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     losses = [[row["train_loss"] for row in metrics_of(path)] for path in (broken, unbroken)]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+@pytest.mark.parametrize("more", [("--overwrite",), ()])
+def test_a_recipe_without_checkpoints_starts_anew_or_ends_with_an_error(more: tuple, tmp_path: Path) -> None:
+    flags = RECIPES["transformer"].replace("--steps 3 --every 3", "--steps 200 --every 50").split()
+    words = ["recipes.transformer", *flags, "--device", "cpu", "--output"]
+    process = start(2, *words, str(tmp_path / "run"), *more, restarts=1, output=(tmp_path / "text").open("w"))
+    while not (tmp_path / "run" / "params.safetensors").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(workers_of(process)[1], signal.SIGKILL)
+    status, text = process.wait(timeout=300), (tmp_path / "text").read_text()
+    if not more:
+        assert status != 0
+        assert "an earlier run has left params.safetensors there; give --overwrite" in text
+        return
+    assert status == 0, text
+    run(2, *words, str(tmp_path / "unbroken"))
+    ours, theirs = params_of(tmp_path / "run"), params_of(tmp_path / "unbroken")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -373,6 +373,22 @@ def test_restrictions_by_trees_and_prefixes():
         H.restrict({"0": False, "2": False})
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (3, 1), (2, 1), (0, 2), (2, 0), (0, 0)])
+def test_operators_of_few_rows_and_columns(shape):
+    matrix = fnn.random.normal(fnn.random.key(3), shape, torch.float64)
+    # two leaves, the second of which is empty, so that a side without numbers is a tree all the same
+    tall = lambda count: {"a": torch.zeros(count, dtype=torch.float64), "b": torch.zeros(0, dtype=torch.float64)}
+    rows, columns = map(tall, shape)
+    product = lambda matrix, like: lambda v: like | {"a": matrix @ v["a"]}
+    operator = LinearOperator(product(matrix, rows), columns, rows, product(matrix.T, columns))
+    for op, expected in ((operator, matrix), (operator.T, matrix.T), (2 * operator + operator, 3 * matrix)):
+        assert op.shape == expected.shape
+        eye = torch.eye(expected.shape[1], dtype=torch.float64)
+        for given in (op.dense(), op.dense(chunk_size=1), op @ eye, op.columns(eye, chunk_size=1)):
+            assert given.shape == expected.shape
+            torch.testing.assert_close(given, expected)
+
+
 def test_results_own_their_memory():
     v = fnn.tree.ones_like(PARAMS)
     for result in (

@@ -265,6 +265,28 @@ def test_what_can_be_solved_is_solved():
         assert solve(H, H @ torch.ones(6), max_iterations=100).converged
 
 
+@pytest.mark.parametrize("early_stop", [True, False])
+def test_a_residual_that_equals_the_tolerance_has_converged(early_stop):
+    """In these numbers a step halves the residual without rounding, and below the tolerance another step is taken."""
+    ones, options = torch.ones(4, dtype=torch.float64), {"max_iterations": 5, "early_stop": early_stop}
+    for solve, matrix in (
+        (cg, torch.diag(torch.tensor([1.0, 3.0] * 2).double())),
+        (neumann, 0.5 * torch.eye(4).double()),
+    ):
+        equal, below = (solve(matrix, ones, tolerance=tolerance, **options) for tolerance in (0.5, 0.499))
+        assert equal.converged
+        assert equal.residual == 0.5
+        assert below.residual < 0.499
+        assert below.iterations == equal.iterations + 1
+    for solve in (cg, minres, lsmr, neumann):  # of x = 0 the residual is b
+        equal, below = (
+            solve(torch.eye(4).double(), ones, tolerance=tolerance, **options) for tolerance in (1.0, 0.999)
+        )
+        assert equal.converged
+        assert (equal.iterations, equal.residual) == (0, 1.0)
+        assert below.residual < 0.999
+
+
 @pytest.mark.parametrize("solve", [cg, minres, gmres])
 def test_singular_systems(solve):
     matrix = torch.diag(torch.tensor([1.0, 0.0]))

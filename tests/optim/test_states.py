@@ -11,14 +11,14 @@ from torch import Tensor
 
 import fnn
 from fnn import optim, tree
-from tests.optim.cases_optim import CASES, Case, parabola, start, step
+from tests.optim.cases_optim import CASES, Case, extra, parabola, start, step
 
 TABLE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 EAGER_AND_TRACED = pytest.mark.parametrize("traced", [False, True], ids=["eager", "in vmap"])
 
 
 def update(opt: fnn.Optimizer, grads: Any, state: Any, params: Any) -> tuple:
-    return opt.update(grads, state, params, loss=parabola, hessian_diagonal=tree.ones_like(params))
+    return opt.update(grads, state, params, **extra(params))
 
 
 def memory(given: Any) -> list[int]:
@@ -41,13 +41,39 @@ def test_results_own_their_memory(case: Case, dtype: torch.dtype) -> None:
         params, state = optim.apply_updates(params, updates), after
 
 
-def test_what_a_rule_hands_through_is_copied() -> None:
-    params = {"w": torch.ones(3), "z": torch.tensor(1.0)}
-    for leaf in (lambda g, p, s: (g, p), lambda g, p, s: (p.view_as(p), g), lambda g, p, s: (s, s)):
-        for opt in (optim.from_rule(lambda t, leaf=leaf: leaf, slots={"s": lambda p: p}), optim.identity()):
+CONSTANT = torch.full((3,), 2.0)
+HANDED_ON = {
+    "gradient and param": lambda g, p, s: (g, p),
+    "gradient alone": lambda g, p, s: (g, 2 * s),
+    "param alone": lambda g, p, s: (2 * g, p),
+    "slot as update": lambda g, p, s: (s, 2 * s),
+    "slot twice": lambda g, p, s: (s, s),
+    "slot alone": lambda g, p, s: (2 * g, s),
+    "view and gradient": lambda g, p, s: (p.view_as(p), g),
+    "view of a new value": lambda g, p, s: ((2 * g).view_as(g), 2 * s),
+    "one value for both": lambda g, p, s: (2 * g,) * 2,
+    "one constant for all leaves": lambda g, p, s: (CONSTANT[: len(g)], 2 * s),
+    "one value for all leaves": lambda g, p, s: (CONSTANT, 2 * s) if len(g) == 3 else (g, s),
+}
+PARAMS_OF_RULES = {
+    "one leaf": {"w": torch.ones(3)},
+    "two leaves": {"v": torch.ones(3), "w": torch.zeros(3)},
+    "a 0-d leaf": {"w": torch.ones(3), "z": torch.tensor(1.0)},
+}
+
+
+@pytest.mark.parametrize("leaves", PARAMS_OF_RULES)
+@pytest.mark.parametrize("name", HANDED_ON)
+def test_what_a_rule_hands_through_is_copied(name: str, leaves: str) -> None:
+    params = PARAMS_OF_RULES[leaves]
+    for grads in (params, tree.map(torch.clone, params)):
+        rule = lambda t: HANDED_ON[name]
+        for opt in (optim.from_rule(rule, slots={"s": lambda p: p}), optim.identity()):
             state = opt.init(params)
-            updates, after = opt.update(params, state, params)
-            assert len(set(memory((params, state, updates, after)))) == len(memory((params, state, updates, after)))
+            updates, after = opt.update(grads, state, params)
+            inputs = params if grads is params else (params, grads)
+            everything = memory((inputs, state, updates, after))
+            assert len(set(everything)) == len(everything)
 
 
 def test_keys_and_numbers_given_as_tensors_are_copied() -> None:
@@ -288,6 +314,29 @@ def test_complex_params_equal_torch(name: str, given: dict, traced: bool) -> Non
         torch.testing.assert_close(leaf, weights[path].detach(), rtol=1e-8, atol=1e-8)
 
 
+PAIRS = [
+    "optimistic", "optimistic adam", "polyak", "madgrad", "dog", "prodigy", "dadapt adamw", "novograd", "ademamix",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_complex_params_are_pairs_of_real_ones(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pairs = {"w": torch.randn(3, 2, 2, dtype=torch.float64, generator=generator), "z": torch.ones(2).double()}
+    params = tree.map(torch.view_as_complex, pairs)
+    opt = CASES[name].make(0.1)
+    state, other_state = opt.init(params), opt.init(pairs)
+    for _ in range(5):
+        value = sum((leaf.abs() ** 4).sum() for leaf in tree.leaves(params))
+        grads = tree.map(lambda p: 4 * p.abs() ** 2 * p, params)
+        updates, state = opt.update(grads, state, params, value=value)
+        params = optim.apply_updates(params, updates)
+        grads = tree.map(lambda p: 4 * (p**2).sum(-1, keepdim=True) * p, pairs)
+        updates, other_state = opt.update(grads, other_state, pairs, value=value)
+        pairs = optim.apply_updates(pairs, updates)
+    assert tree.allclose(tree.map(torch.view_as_real, params), pairs, rtol=1e-12, atol=1e-12)
+
+
 def test_norms_of_complex_numbers_are_real() -> None:
     grads = {"w": torch.tensor([3 + 4j, 0]), "v": torch.tensor([12.0])}
     opt = optim.clip_by_global_norm(1.0)
@@ -300,6 +349,7 @@ def test_norms_of_complex_numbers_are_real() -> None:
         optim.centralize(),
         optim.adaptive_gradient_clip(),
         optim.adafactor(),
+        optim.sm3(),
     ):
         with pytest.raises(TypeError, match=r"is for real numbers, but params\['w'\] has dtype torch.complex64"):
             make.update(grads, make.init(grads), grads)
@@ -439,7 +489,9 @@ MAXIMIZED = {
     "adan": optim.adan, "sophia": optim.sophia, "lbfgs": lambda **given: optim.lbfgs(max_iter=3, **given),
     "rprop": optim.rprop, "asgd": optim.asgd, "adafactor": optim.adafactor, "sgd": optim.sgd, "adam": optim.adam,
     "adamw": optim.adamw, "nadam": optim.nadam, "radam": optim.radam, "adamax": optim.adamax, "adagrad": optim.adagrad,
-    "adadelta": optim.adadelta, "rmsprop": optim.rmsprop,
+    "adadelta": optim.adadelta, "rmsprop": optim.rmsprop, "optimistic": optim.optimistic_gradient_descent,
+    "optimistic adam": optim.optimistic_adam, "madgrad": optim.madgrad, "dog": optim.dog, "prodigy": optim.prodigy,
+    "dadapt adamw": optim.dadapt_adamw, "sm3": optim.sm3,
 }  # fmt: skip
 
 
