@@ -78,10 +78,10 @@ COUNTERPARTS = [name for name in FUNCTIONS if counterpart(name) is not None]
 
 OWN = """
 checkpoint.load | device='cpu'
-clipped_grad | method='auto', reduction='sum', per_leaf=False, batch_argnums=1
+clipped_grad | method='auto', reduction='sum', per_leaf=False, batch_argnums=1, return_norms=False
 compile.epoch | unroll=1
 curvature.dense_hessian | argnums=0, mode='auto', has_aux=False
-curvature.ekfac | likelihood='categorical', draws=1
+curvature.ekfac | likelihood='categorical', draws=1, weight_sharing='expand'
 curvature.empirical_fisher_product | has_aux=False
 curvature.fisher_operator | likelihood='categorical', draws=1
 curvature.fisher_product | likelihood='categorical', draws=1, has_aux=False
@@ -89,7 +89,8 @@ curvature.ggn_product | has_aux=False
 curvature.hessian_diagonal | argnums=0, mode='auto'
 curvature.hvp | mode='auto', has_aux=False
 curvature.hvp_mode | has_aux=False
-curvature.kfac | likelihood='categorical', draws=1
+curvature.kfac | likelihood='categorical', draws=1, weight_sharing='expand'
+curvature.per_sample_fisher_diagonal | likelihood='categorical', draws=1
 curvature.sparse_hessian | mode='auto', check=True
 curvature.vhp | has_aux=False
 data.Stream | workers=4
@@ -114,6 +115,7 @@ distributed.reduce | reduction='mean'
 fori_loop | unroll=1
 grad | argnums=0, has_aux=False
 gradients.accumulate_grad | batch_argnums=1
+gradients.adapt_max_norm | quantile=0.5, rate=0.2, count_std=0.0
 gradients.check_per_sample | batch_argnums=1, rtol=0.001, atol=1e-06
 gradients.ghost_plan | batch_argnums=1
 gradients.gradient_noise_scale | method='auto', batch_argnums=1
@@ -196,9 +198,11 @@ layers.weight_norm | name='weight', dim=0
 linalg.LinearOperator | symmetric=False
 linalg.cg | tolerance=1e-06, early_stop=True
 linalg.eigenpairs | which='largest', tolerance=1e-06, max_restarts=50
-linalg.estimate_diagonal | probes=100
+linalg.estimate_diagonal | probes=100, method='hutchinson'
 linalg.estimate_frobenius_norm | probes=30
 linalg.estimate_trace | probes=30, method='xtrace'
+linalg.gmres | restart=20, tolerance=1e-06, early_stop=True
+linalg.lobpcg | which='largest', tolerance=1e-06, max_iterations=100, early_stop=True
 linalg.log_determinant | probes=10, steps=40
 linalg.lsmr | damping=0.0, tolerance=1e-06, early_stop=True
 linalg.minres | tolerance=1e-06, early_stop=True

@@ -166,6 +166,7 @@ LIMITS: dict[str, tuple[Callable[[Any], Any], list, list]] = {
     ),
     "estimate_diagonal": (lambda v: linalg.estimate_diagonal(DIAGONAL, KEY, v), [2], [1]),
     "estimate_diagonal, xdiag": (lambda v: linalg.estimate_diagonal(DIAGONAL, KEY, v, "xdiag"), [4, 11], [3, 12]),
+    "lobpcg": (lambda v: linalg.lobpcg(DIAGONAL, v, KEY), [1, 2], [0, 3]),
     "gmres, restart": (lambda v: linalg.gmres(DIAGONAL, ONES(6), restart=v), [1, 7], [0]),
     "estimate_frobenius_norm": (lambda v: linalg.estimate_frobenius_norm(DIAGONAL, KEY, v), [2], [1]),
     "cg, max_iterations": (lambda v: linalg.cg(DIAGONAL, ONES(6), max_iterations=v), [1], [0]),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fnn._memory import own
+from fnn._numerics import widen
 from fnn.gradients.per_sample import as_batch_of_one, check_chunk_size, count_samples, over_samples
 from fnn.jacobian.arguments import check_floating, differentiable_output
 from fnn.jacobian.torch_rules import reverse_mode
@@ -54,7 +55,7 @@ def predictive_covariance(
             raise ValueError(f"{name} needs a model whose output is one tensor, got {type(output).__name__}")
         basis = torch.eye(output.numel(), dtype=output.dtype, device=output.device)
         pull = lambda u: S.domain.ravel(pullback(u.reshape(output.shape))[0])
-        J = torch.func.vmap(pull)(basis).to(S.domain.wide_dtype)
+        J = widen(torch.func.vmap(pull)(basis))
         return J @ S.columns(J.T)
 
     mapped = over_samples(of_sample, (None, 0), chunk_size)

@@ -4,6 +4,7 @@ from fnn.linalg.estimators import Estimate, estimate_diagonal, estimate_frobeniu
 from fnn.linalg.iteration import Solution
 from fnn.linalg.lanczos import Density, Eigenpairs, eigenpairs, log_determinant, spectral_density
 from fnn.linalg.linear_operator import LinearOperator, identity_operator, matrix_operator
+from fnn.linalg.lobpcg import lobpcg
 from fnn.linalg.solvers import cg, gmres, lsmr, minres, neumann
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "estimate_trace",
     "gmres",
     "identity_operator",
+    "lobpcg",
     "log_determinant",
     "lsmr",
     "matrix_operator",

@@ -18,14 +18,15 @@ from fnn.linalg.linear_operator import LinearOperator, as_symmetric_operator
 class Eigenpairs(NamedTuple):
     """``values`` (k,), ``vectors`` (n, k), ``residuals`` |A v - value v| (k,), and whether the search has converged.
 
-    ``converged`` is True when all residuals are small and a search from a random vector outside the span of the vectors
-    has met nothing further out, such as another copy of a multiple eigenvalue.
+    ``converged`` of :func:`eigenpairs` is True when all residuals are small and a search from a random vector outside
+    the span of the vectors has met nothing further out, such as another copy of a multiple eigenvalue. That of
+    :func:`lobpcg`, a 0-d tensor, is about the residuals alone.
     """
 
     values: Tensor
     vectors: Tensor
     residuals: Tensor
-    converged: bool
+    converged: bool | Tensor
 
 
 class Density(NamedTuple):

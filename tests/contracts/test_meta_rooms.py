@@ -64,6 +64,7 @@ TOP_LEVEL: dict[str, Callable[[], Any]] = {
     "fori_loop": lambda: fnn.fori_loop(0, 3, lambda i, carry: carry + 1, VECTOR),
 }
 GRADIENTS: dict[str, Callable[[], Any]] = {
+    "adapt_max_norm": lambda: gradients.adapt_max_norm(VECTOR[0], VECTOR, 4, count_std=1.0, key=KEY),
     "accumulate_grad": lambda: gradients.accumulate_grad(loss, 2)(PARAMS, BATCH),
     "ghost_plan": lambda: gradients.ghost_plan(loss)(PARAMS, BATCH),
     "gradient_noise_scale": lambda: gradients.gradient_noise_scale(loss)(PARAMS, BATCH),
@@ -119,12 +120,33 @@ CURVATURE: dict[str, Callable[[], Any]] = {
     "empirical_fisher_operator": lambda: curvature.empirical_fisher_operator(
         lambda p, batch: fnn.losses.cross_entropy(MODEL.apply(p, batch[0]), batch[1], reduction="none"), PARAMS, BATCH
     ) @ TANGENTS,
-    "kfac": lambda: curvature.kfac(MODEL.apply, PARAMS, X) @ TANGENTS,
+    "kfac": lambda: [
+        (K @ TANGENTS, K.inverse({"0.weight": 0.1, "2.weight": 1.0}).diagonal(), K.sample(KEY, 0.1))
+        for K in [curvature.kfac(MODEL.apply, PARAMS, X, weight_sharing="reduce")]
+    ],
+    "per_sample_fisher_diagonal": lambda: [
+        curvature.per_sample_fisher_diagonal(MODEL.apply, key=key)(PARAMS, X) for key in (None, KEY)
+    ],
+    "per_sample_ggn_diagonal": lambda: curvature.per_sample_ggn_diagonal(
+        lambda p, batch: MODEL.apply(p, batch[0]), lambda y, batch: fnn.losses.cross_entropy(y, batch[1])
+    )(PARAMS, BATCH),
+    "predictive_covariance": lambda: curvature.predictive_covariance(
+        MODEL.apply, PARAMS, X, fnn.linalg.identity_operator(PARAMS)
+    ),
     "ekfac": lambda: curvature.ekfac(MODEL.apply, PARAMS, X) @ TANGENTS,
 }  # fmt: skip
 # what does not compute on the device: classes, plain values, and checks that compare numbers in Python
 OTHER = {
-    "gradients": {"LeafPlan", "Moments", "NoiseScale", "PoissonSample", "check_per_sample"},
+    "gradients": {
+        "LeafPlan",
+        "Moments",
+        "NoiseScale",
+        "PoissonSample",
+        "check_per_sample",
+        "epsilon_spent",
+        "noise_beside_count",
+        "noise_for_epsilon",
+    },
     # patterns of non-zeros are data, and are coloured in Python; solvers look at their residuals
     "jacobian": {
         "SparseJacobian",
