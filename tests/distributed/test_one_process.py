@@ -49,6 +49,17 @@ def test_parts_of_batches_are_the_batches() -> None:
         fnn.data.batches(x, 4, part=(0, 4))
 
 
+def test_a_process_reads_its_own_part_of_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, key = torch.arange(12), fnn.random.key(1)
+    monkeypatch.setattr("fnn.distributed.parts.world_size", lambda: 3)
+    parts = []
+    for number in range(3):
+        monkeypatch.setattr("fnn.distributed.parts.rank", lambda number=number: number)
+        parts.append([batch.tolist() for batch in distributed.local_batches(x, 6, key)])
+    whole = [batch.tolist() for batch in fnn.data.batches(x, 6, key)]
+    assert [[*a, *b, *c] for a, b, c in zip(*parts, strict=True)] == whole
+
+
 def test_sharding_of_one_process() -> None:
     params = {"w": torch.ones(3, 2), "b": torch.zeros(())}
     parts, sharding = distributed.shard(params, rules={"w": 1, "b": None})
