@@ -34,6 +34,8 @@ html_css_files = ["site.css"]
 
 def escape(app, what, name, obj, options, lines):
     """Docstrings write |x| and (out, in, *kernel) as mathematics does; reStructuredText reads those as markup."""
+    if lines and lines[0].startswith("Alias for field number"):  # what Python says of each field of a NamedTuple
+        lines.clear()
     for i, line in enumerate(lines):
         if not line.lstrip().startswith(">>>"):
             pieces = re.split(r"(``.*?``)", line)

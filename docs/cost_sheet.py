@@ -103,13 +103,14 @@ def operations(call: Callable[[], object]) -> int:
 
 
 def counted(call: str, names: dict[str, Any]) -> float:
-    """The operations of a call over those of f."""
-    return operations(lambda: eval(call, names)) / operations(lambda: names["f"](names["x"]))
+    """The operations of a call over those of f, or of r where the call is about a chain y."""
+    one = "r(y)" if "(y)" in call else "f(x)"
+    return operations(lambda: eval(call, names)) / operations(lambda: eval(one, names))
 
 
 def claimed(cost: str, names: dict[str, Any]) -> float:
     """The number that a cost such as ``2 + 2 k`` stands for."""
-    return eval(re.sub(r"(\d) ([kmn])", r"\1 * \2", cost), names)
+    return eval(re.sub(r"(\d) ([kmns])", r"\1 * \2", cost), names)
 
 
 def main() -> None:

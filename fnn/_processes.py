@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.distributed
+from torch import Tensor
 
 from fnn import _torch
 
@@ -63,13 +65,23 @@ def check_agreement(what: str, lines: Sequence[str]) -> None:
     raise ValueError(_difference(first, second, other))
 
 
+def digests(places: Sequence[str], leaves: Sequence[Tensor]) -> list[str]:
+    """A line for each leaf, which is the same for the same bits."""
+    lines = []
+    for place, leaf in zip(places, leaves, strict=True):
+        contents = leaf.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest = hashlib.sha256(contents.numpy().data).hexdigest()[:16]
+        lines.append(f"{place} of shape {tuple(leaf.shape)}, {leaf.dtype}, with the digest {digest}")
+    return lines
+
+
 def _difference(text: str, other_text: str, other: str) -> str:
     rows = itertools.zip_longest(text.split("\n"), other_text.split("\n"), fillvalue="nothing")
     first, second = next(row for row in rows if row[0] != row[1])
     what = text.split("\n")[0]
     return (
         f"{what} differs between processes: process {other} has {second} where process 0 has {first}. All processes "
-        "must run the same code on trees of the same structure and shapes"
+        "must run the same code, with the same numbers in it, on trees of the same structure and shapes"
     )
 
 

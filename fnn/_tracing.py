@@ -80,32 +80,61 @@ def is_outermost_in_replay() -> bool:
 # Derivatives
 
 
-class _ReverseMode(threading.local):
-    functions = 0  # how many functions are differentiated by torch.autograd.grad, without a level of torch.func
+class _Transforms(threading.local):
+    reverse = 0  # how many functions are differentiated by torch.autograd.grad, without a level of torch.func
+    later: tuple = ()  # the transforms that will be applied to the graph of a function that is recorded apart from them
+    own_levels = 0  # the levels that only serve to record this graph
 
 
-_reverse_mode = _ReverseMode()
+_transforms = _Transforms()
 
 
 @contextmanager
 def differentiated() -> Iterator[None]:
     """Mark that the function that runs here is differentiated by ``torch.autograd.grad``."""
-    _reverse_mode.functions += 1
+    _transforms.reverse += 1
     try:
         yield
     finally:
-        _reverse_mode.functions -= 1
+        _transforms.reverse -= 1
+
+
+@contextmanager
+def recorded_apart(levels: int) -> Iterator[None]:
+    """Mark that a function is recorded as a graph of its own, outside the transforms that are active here.
+
+    They are applied to the graph later. The first ``levels`` levels inside this context only serve to record it.
+    """
+    before = _transforms.later, _transforms.own_levels
+    _transforms.later, _transforms.own_levels = tuple(active_transforms()), levels
+    try:
+        yield
+    finally:
+        _transforms.later, _transforms.own_levels = before
+
+
+def active_transforms() -> list:
+    """The kinds of the transforms of torch.func that are applied to what is computed here, the outermost first."""
+    levels = _torch.get_interpreter_stack() or []
+    return [*_transforms.later, *(level.key() for level in levels[_transforms.own_levels :])]
+
+
+def inside_vmap() -> bool:
+    """Whether a ``vmap`` is applied to what is computed here."""
+    return _torch.TransformType.Vmap in active_transforms()
 
 
 def derivatives_of_derivatives() -> bool:
     """Whether a forward derivative, or a derivative of a derivative, may be taken of what is computed here.
 
     This is also assumed of a function that runs under a dispatch mode other than those of a trace, since such modes
-    are how fnn looks at a function before it differentiates it.
+    are how fnn looks at a function before it differentiates it, and under ``torch.compile``, which does not say.
     """
-    kinds = [level.key() for level in _torch.get_interpreter_stack() or ()]
+    if torch.compiler.is_dynamo_compiling():
+        return True
+    kinds = active_transforms()
     watched = _running.fake_mode is None and _torch.dispatch_modes()
-    reverse = kinds.count(_torch.TransformType.Grad) + _reverse_mode.functions
+    reverse = kinds.count(_torch.TransformType.Grad) + _transforms.reverse
     return watched or _torch.TransformType.Jvp in kinds or reverse > 1
 
 

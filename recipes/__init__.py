@@ -19,7 +19,8 @@ def stopping_cleanly() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        print(f"\nstopped{interrupt}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # the first of several processes speaks
+            print(f"\nstopped{interrupt}", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -46,32 +46,6 @@ def network() -> fnn.Layer:
     )  # fmt: skip
 
 
-def spent(noise: float, rate: float, steps: int, delta: float) -> float:
-    """Epsilon at delta after ``steps`` steps of Poisson sampling, by Renyi accounting (Mironov et al., 2019)."""
-    try:
-        import dp_accounting as accounting  # pyright: ignore[reportMissingImports]
-        from dp_accounting import rdp  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise SystemExit("the privacy accountant is not installed: pip install 'fnn[privacy]'") from None
-    if not steps:
-        return 0.0
-    step = accounting.PoissonSampledDpEvent(rate, accounting.GaussianDpEvent(noise))
-    accountant = rdp.RdpAccountant()
-    accountant.compose(accounting.SelfComposedDpEvent(step, steps))
-    return float(accountant.get_epsilon(delta))
-
-
-def least_noise(epsilon: float, rate: float, steps: int, delta: float) -> float:
-    """The least noise multiplier for which ``spent`` is at most epsilon, rounded up to three decimals."""
-    low, high = 0.3, 100.0
-    if spent(high, rate, steps, delta) > epsilon:
-        raise SystemExit(f"epsilon {epsilon} at delta {delta} is out of reach in {steps} steps; take fewer epochs")
-    while high - low > 1e-3:
-        middle = (low + high) / 2
-        low, high = (low, middle) if spent(middle, rate, steps, delta) <= epsilon else (middle, high)
-    return math.ceil(high * 1000) / 1000
-
-
 def train(flags: Flags) -> dict[str, Any]:
     """Train, draw the accuracy against epsilon, and return what is written to metrics.json."""
     device = command_line.begin(flags)
@@ -80,7 +54,10 @@ def train(flags: Flags) -> dict[str, Any]:
     command_line.check_batch_size(flags.batch_size, count)
     rate = flags.batch_size / count
     per_epoch = round(1 / rate)
-    noise = least_noise(flags.epsilon, rate, per_epoch * flags.epochs, flags.delta)
+    try:
+        noise = fnn.gradients.noise_for_epsilon(flags.epsilon, rate, per_epoch * flags.epochs, flags.delta)
+    except (ImportError, ValueError) as error:
+        raise SystemExit(str(error)) from None
     output = files.open_output(flags, "dp_sgd")
     largest = min(count, math.ceil(count * rate + 6 * math.sqrt(count * rate)))
     print(f"{per_epoch * flags.epochs} steps of about {flags.batch_size} samples, noise multiplier {noise:.3f}")
@@ -115,7 +92,7 @@ def train(flags: Flags) -> dict[str, Any]:
             dropped = dropped + over
         if int(dropped):
             raise SystemExit(f"{int(dropped)} drawn samples did not fit into the batch, so the guarantee does not hold")
-        epsilon = spent(noise, rate, epoch * per_epoch, flags.delta)
+        epsilon = fnn.gradients.epsilon_spent(noise, rate, epoch * per_epoch, flags.delta)
         rows.append({"epoch": epoch, "epsilon": epsilon, **evaluate(model.apply, params, test)})
         print("epoch {epoch:3d}  epsilon {epsilon:.3f}  accuracy {test_accuracy:.2%}".format(**rows[-1]), flush=True)
     result = {"noise_multiplier": noise, "delta": flags.delta, "rate": rate, "epochs": rows}

@@ -13,6 +13,7 @@ import torch
 import fnn
 import recipes.bench
 from recipes.bench import (
+    distributed,
     ensemble,
     floor,
     gradients,
@@ -236,6 +237,23 @@ def test_starts_are_ratios_to_torch(report: Path, monkeypatch: pytest.MonkeyPatc
     found = rows(report)
     assert found[start.RIVALS["replay"]] == ["0.50", "0.67"]
     assert found[start.RIVALS["inductor"]] == ["4.00", "3.00"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the bytes that were sent are read from Linux's connections")
+@pytest.mark.parametrize(
+    "name", ["tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lenet", "transformer"))]
+)
+def test_steps_of_several_processes_and_their_bytes(name: str, report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ("--networks", name, "--batch", "4", "--rounds", "1")
+    run(monkeypatch, distributed, *flags)  # every process compares the losses of the rivals
+    lines = [line.strip("|").split("|") for line in report.read_text().splitlines() if line.startswith(f"| {name}")]
+    found = {cells[1].strip(): [float(cell) for cell in cells[3:]] for cells in lines}
+    assert set(found) == set(distributed.BASES)
+    assert all(value > 0 for cells in found.values() for value in cells)
+    # a ring of two processes sends the gradients once, and three messages of half of the params are fully sharded; the
+    # connections carry more than that, for messages so small
+    assert found["fnn data_parallel"][2] >= 1.0
+    assert found["fnn fully_sharded"][2] >= 1.5
 
 
 def test_no_bench_hides_a_module_of_python() -> None:

@@ -8,6 +8,8 @@ from types import ModuleType
 import pytest
 import torch
 
+import fnn
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -40,6 +42,21 @@ def test_each_call_costs_what_its_row_states(sheet: ModuleType, side: str) -> No
     for call, cost in stated:
         if cost:
             assert sheet.counted(call, names) == pytest.approx(sheet.claimed(cost, names), rel=0.15), call
+
+
+@pytest.mark.parametrize("size", [4, 16, 32])
+def test_a_derivative_of_a_root_costs_what_the_pages_state(sheet: ModuleType, size: int) -> None:
+    net = fnn.models.mlp(*[size] * 5, activation=fnn.layers.tanh)
+    params = fnn.tree.scale(0.3, fnn.tree.cast(net.init(fnn.random.key(0)), torch.float64))
+    equation = lambda x, params: x - net.apply(params, x)
+    x = fnn.jacobian.root(equation, torch.zeros(size, dtype=torch.float64), params)
+    at_root = lambda params: fnn.jacobian.root(equation, x, params, solve=lambda g, x: x)
+    calls = lambda call: sheet.operations(call) / sheet.operations(lambda: equation(x, params))
+    _, pullback = fnn.vjp(at_root, params)
+    assert calls(lambda: pullback(x)) == pytest.approx(size + 4, abs=0.5)
+    assert calls(lambda: at_root(params)) == pytest.approx(size + 5, abs=0.5)
+    pushed = calls(lambda: fnn.jvp(at_root, (params,), (params,)))
+    assert pushed - calls(lambda: at_root(params)) == pytest.approx(size + 7, abs=0.5)
 
 
 def test_the_shapes_of_a_cell(sheet: ModuleType) -> None:

@@ -244,6 +244,10 @@ optim.add_noise | gamma=0.55
 optim.ademamix | learning_rate=0.001, betas=(0.9, 0.999, 0.9999), alpha=5.0, eps=1e-08, weight_decay=0.0, maximize=False
 optim.adopt | learning_rate=0.001, betas=(0.9, 0.9999), eps=1e-06, weight_decay=0.0, use_clipping=True, nesterov=False, maximize=False
 optim.apply_if_finite | max_in_a_row=5
+optim.average_params | start=0, every=1
+optim.backtracking_line_search | max_backtracking_steps=15, slope_rtol=0.0001, decrease_factor=0.8, increase_factor=1.5, max_learning_rate=1.0, atol=0.0, rtol=0.0
+optim.dadapt_adamw | learning_rate=1.0, betas=(0.9, 0.999), eps=1e-08, estim_lr0=1e-06, weight_decay=0.0, maximize=False
+optim.dog | learning_rate=1.0, init_step=('heuristic', 1e-06), eps=1e-08, weight_decay=0.0, maximize=False
 optim.ema | decay=0.9, debias=True
 optim.ema_params | decay=0.999
 optim.from_rule | extra=(), real_only=''
@@ -251,10 +255,19 @@ optim.lamb | learning_rate=0.001, betas=(0.9, 0.999), eps=1e-06, weight_decay=0.
 optim.lars | learning_rate=0.1, momentum=0.9, nesterov=False, weight_decay=0.0, trust_coefficient=0.001, eps=0.0, maximize=False
 optim.lion | learning_rate=0.0001, betas=(0.9, 0.99), weight_decay=0.001, maximize=False
 optim.lookahead | every=5, slow_rate=0.5
+optim.madgrad | learning_rate=0.01, momentum=0.9, weight_decay=0.0, eps=1e-06, maximize=False
 optim.momentum | momentum=0.9, dampening=0.0, nesterov=False
 optim.muon | adam_learning_rate=0.001, matrices=<lambda>
 optim.novograd | learning_rate=0.01, betas=(0.9, 0.25), eps=1e-06, weight_decay=0.0, maximize=False
+optim.optimistic_adam | learning_rate=0.001, betas=(0.9, 0.999), eps=1e-08, alpha=1.0, beta=1.0, weight_decay=0.0, maximize=False
+optim.optimistic_gradient_descent | learning_rate=0.001, alpha=1.0, beta=1.0, maximize=False
 optim.orthogonalize | coefficients=(3.4445, -4.775, 2.0315), steps=5, eps=1e-07
+optim.polyak_sgd | max_learning_rate=1.0, scaling=1.0, f_min=0.0, eps=0.0, variant='sps'
+optim.prodigy | learning_rate=1.0, betas=(0.9, 0.999), eps=1e-08, estim_lr0=1e-06, estim_lr_coef=1.0, weight_decay=0.0, safeguard_warmup=False, maximize=False
+optim.projections.l1_ball | scale=1.0
+optim.projections.l2_ball | scale=1.0
+optim.projections.linf_ball | scale=1.0
+optim.projections.simplex | scale=1.0
 optim.sam | rho=0.05, adaptive=False
 optim.scale_by_adadelta | rho=0.9, eps=1e-06
 optim.scale_by_adam | beta1=0.9, beta2=0.999, eps=1e-08, amsgrad=False
@@ -263,13 +276,17 @@ optim.scale_by_adan | beta1=0.98, beta2=0.92, beta3=0.99, eps=1e-08, eps_root=1e
 optim.scale_by_ademamix | beta1=0.9, beta2=0.999, beta3=0.9999, alpha=5.0, eps=1e-08
 optim.scale_by_adopt | beta1=0.9, beta2=0.9999, eps=1e-06, use_clipping=True, nesterov=False
 optim.scale_by_belief | beta1=0.9, beta2=0.999, eps=1e-16, eps_root=1e-16
+optim.scale_by_dog | init_step=('heuristic', 1e-06), eps=1e-08
 optim.scale_by_lion | beta1=0.9, beta2=0.99
 optim.scale_by_muon | momentum=0.95, nesterov=True, ns_coefficients=(3.4445, -4.775, 2.0315), eps=1e-07, ns_steps=5
 optim.scale_by_nadam | beta1=0.9, beta2=0.999, eps=1e-08, momentum_decay=0.004
 optim.scale_by_novograd | beta1=0.9, beta2=0.25, eps=1e-06, weight_decay=0.0
+optim.scale_by_optimistic_gradient | alpha=1.0, beta=1.0
+optim.scale_by_polyak | f_min=0.0, max_learning_rate=1.0, eps=0.0, variant='sps'
 optim.scale_by_radam | beta1=0.9, beta2=0.999, eps=1e-08
 optim.scale_by_rms | decay=0.99, eps=1e-08, centered=False, debias=False
 optim.scale_by_rss | initial_accumulator_value=0.0, eps=1e-10
+optim.scale_by_sm3 | momentum=0.9, eps=1e-08
 optim.scale_by_sophia | beta1=0.965, beta2=0.99, gamma=0.01, eps=1e-08, limit=1.0
 optim.scale_by_trust_ratio | coefficient=1.0, eps=0.0
 optim.scale_by_yogi | beta1=0.9, beta2=0.999, eps=0.001, initial_accumulator_value=1e-06
@@ -278,16 +295,19 @@ optim.schedule_free_adamw | learning_rate=0.0025, betas=(0.9, 0.999), eps=1e-08,
 optim.schedule_free_sgd | learning_rate=1.0, beta1=0.9, weight_decay=0.0, weight_power=2.0
 optim.schedules.cosine | end=0.0
 optim.schedules.cosine_restarts | multiply=1, end=0.0
+optim.schedules.cyclic | mode='triangular', gamma=1.0
 optim.schedules.exponential | every=1, staircase=False
 optim.schedules.multistep | gamma=0.1
-optim.schedules.one_cycle | rise=0.3, start_factor=25.0, end_factor=10000.0, shape='cosine'
+optim.schedules.one_cycle | rise=0.3, start_factor=25.0, end_factor=10000.0, shape='cosine', three_phase=False
 optim.schedules.polynomial | power=1.0
 optim.schedules.reduce_on_plateau | factor=0.1, patience=10, threshold=0.0001, threshold_mode='rel', cooldown=0, min_lr=0.0, eps=1e-08, mode='min'
 optim.schedules.step | gamma=0.1
 optim.schedules.warmup | start_factor=0.0
 optim.schedules.warmup_stable_decay | end=0.0
+optim.sm3 | learning_rate=0.001, momentum=0.9, eps=1e-08, weight_decay=0.0, maximize=False
 optim.sophia | learning_rate=0.0001, betas=(0.965, 0.99), gamma=0.01, eps=1e-08, weight_decay=0.0001, limit=1.0, maximize=False
 optim.yogi | learning_rate=0.01, betas=(0.9, 0.999), eps=0.001, weight_decay=0.0, maximize=False
+optim.zoom_line_search | max_linesearch_steps=15, tol=0.0, increase_factor=2.0, slope_rtol=0.0001, curv_rtol=0.9, approx_dec_rtol=1e-06, stepsize_precision=1e-05, initial_guess_strategy='keep'
 per_sample_grad | argnums=0, has_aux=False, batch_argnums=1
 random.bernoulli | p=0.5
 random.bits | shape=()

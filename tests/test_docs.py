@@ -67,3 +67,14 @@ def test_no_block_escapes() -> None:
             line for line in page.read_text().splitlines() if re.match(r"^\s*```python\s*\S|^\s+```py|^```py$", line)
         ]
         assert not odd, f"{page.name}: these blocks would not run: {odd}"
+
+
+def test_no_row_of_the_comparison_leaves_another_ahead() -> None:
+    page = (ROOT / "docs" / "jacobians" / "compared.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if re.search(r"`[edprm·]{5}`", line)]
+    assert len(rows) > 40
+    for concept, *others, ours in rows:
+        done = set(re.findall(r"`([edprm·]{5})`", ours)[0])
+        assert "e" in done, concept
+        for other in others:
+            assert set("".join(re.findall(r"`([edprm·]{5})`", other))) - {"·"} <= done, concept

@@ -1,6 +1,7 @@
 """What the contract tables do not show: state, first values, names, dtypes, empty batches, the edges of activations."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -434,3 +435,26 @@ def test_empty_entries_are_allowed_and_others_are_not(name: str) -> None:
     for more in (torch.ones(1), {"weight": torch.ones(1)}, [torch.ones(1)], 0.5):
         with pytest.raises(ValueError, match="has no 'other': these params were made for another model"):
             layer.apply(params | {"other": more}, x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "kernel"),
+    [
+        (lambda: layers.layer_norm(3), "aten::native_layer_norm"),
+        (lambda: layers.group_norm(1, 3), "aten::native_group_norm"),
+        (lambda: layers.batch_norm(3), "aten::native_batch_norm"),
+    ],
+)
+def test_norms_are_one_kernel_where_one_gradient_is_taken(layer: Any, kernel: str) -> None:
+    made = layer()
+    x = fnn.random.normal(KEY, (4, 3))
+    params, *state = made.init(KEY) if isinstance(made, fnn.StatefulLayer) else (made.init(KEY),)
+    options = {"train": True} if state else {}
+    loss = lambda params: fnn.tree.leaves(made.apply(params, *state, x, **options))[0].square().sum()
+    slope = lambda params: fnn.jvp(loss, (params,), (params,))[1]
+    for call, expected in ((fnn.grad(loss), True), (slope, False), (fnn.grad(slope), False)):
+        for f in (call, fnn.jit(call)):
+            f(params)
+            with torch.profiler.profile() as seen:
+                f(params)
+            assert (kernel in {event.key for event in seen.key_averages()}) == expected

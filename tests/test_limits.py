@@ -180,6 +180,8 @@ LIMITS: dict[str, tuple[Callable[[Any], Any], list, list]] = {
         lambda v: linalg.estimate_trace(DIAGONAL, KEY, *v), [(17, "hutch++"), (11, "xtrace")], [(18, "hutch++"), (12, "xtrace")],
     ),
     "estimate_diagonal": (lambda v: linalg.estimate_diagonal(DIAGONAL, KEY, v), [2], [1]),
+    "estimate_diagonal, xdiag": (lambda v: linalg.estimate_diagonal(DIAGONAL, KEY, v, "xdiag"), [4, 11], [3, 12]),
+    "gmres, restart": (lambda v: linalg.gmres(DIAGONAL, ONES(6), restart=v), [1, 7], [0]),
     "estimate_frobenius_norm": (lambda v: linalg.estimate_frobenius_norm(DIAGONAL, KEY, v), [2], [1]),
     "cg, max_iterations": (lambda v: linalg.cg(DIAGONAL, ONES(6), max_iterations=v), [1], [0]),
     "cg, tolerance": (lambda v: linalg.cg(DIAGONAL, ONES(6), tolerance=v), [1e-9], [0.0, -1.0]),

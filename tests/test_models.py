@@ -129,7 +129,7 @@ def test_logits_and_gradients_are_those_of_torchvision(name: str) -> None:
         assert_equal(grads, dict(zip((path for path, _ in net.named_parameters()), theirs, strict=True)))
 
 
-TRAINED = {"resnet18": 1e-2, "mobilenet_v2": 1e-5, "efficientnet_b0": 1e-5, "vgg16_bn": 1e-4, "resnet50": 1e-4}
+TRAINED = {"resnet18": 1e-2, "mobilenet_v2": 1e-5, "efficientnet_b0": 1e-5, "vgg16_bn": 1e-4, "resnet50": 1e-6}
 
 
 @pytest.mark.parametrize(
@@ -140,8 +140,9 @@ def test_training_is_that_of_torchvision(name: str) -> None:
     """Params and running statistics after ten steps of gradient descent.
 
     The rates are small, because with larger ones some of these networks, new and on random images, multiply rounding
-    errors in every step. Two copies of torchvision's mobilenet_v2, one of them changed in the last bit of its params,
-    differ by 0.2 after ten steps at a rate of 1e-2, and by 3e-16 at 1e-5.
+    errors in every step. Of two copies of torchvision's networks one was changed in the last bit of its params. After
+    ten steps those of mobilenet_v2 differ by 0.2 at a rate of 1e-2, and by 3e-16 at 1e-5; those of resnet50, whose
+    last statistics are of 8 values, by 3e-2 at 1e-4, and by 4e-8 at 1e-5.
     """
     rate = TRAINED[name]
     model, net, params, state, _ = pair(name)

@@ -195,3 +195,27 @@ def test_errors(name: str) -> None:
     provoke, message = ERRORS[name]
     with pytest.raises((ValueError, TypeError), match=message):
         provoke()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": False}, {"num_layers": 2, "bidirectional": True}, {"proj_size": 2}], ids=str
+)
+def test_lstm_in_float32_is_one_kernel_where_one_gradient_is_taken(options: dict[str, Any]) -> None:
+    layer = layers.lstm(3, 4, **options)
+    params, x = layer.init(KEY), fnn.random.normal(KEY, (5, 7, 3))
+
+    def loss(params: Any, x: Tensor) -> Tensor:
+        output, (h, c) = layer.apply(params, x)
+        return output.square().sum() + h.sum() * c.sum()
+
+    gradient = fnn.grad(loss, argnums=(0, 1))
+    expected = gradient(*fnn.tree.cast((params, x), torch.float64))  # in float64 the formula is used
+    slope = lambda params, x: fnn.jvp(loss, (params, x), (params, x))[1]
+    for f in (gradient, fnn.jit(gradient), torch.func.grad(loss, argnums=(0, 1))):
+        with torch.profiler.profile() as seen:
+            found = f(params, x)
+        torch.testing.assert_close(fnn.tree.cast(found, torch.float64), expected, rtol=1e-5, atol=1e-5)
+        kernels = {event.key for event in seen.key_averages() if "rnn_layer" in event.key}
+        assert bool(kernels) == (not options.get("proj_size") and torch.backends.mkldnn.is_available())
+    wide = fnn.tree.cast((params, x), torch.float64)
+    torch.testing.assert_close(slope(params, x).double(), slope(*wide), rtol=1e-5, atol=1e-4)

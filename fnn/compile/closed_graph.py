@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
 from fnn import _torch
+from fnn._tracing import recorded_apart
 from fnn.compile.functional_graph import DECOMPOSITIONS, hoist_constants, without_writes, without_zero_tangents
 
 aten = torch.ops.aten
@@ -72,7 +73,7 @@ def closed_graph(
 
     alive: list[Any] = []  # keeps tensors alive, so that no id is used twice
     fake = nullcontext() if _torch.recording() else _torch.FakeTensorMode(allow_non_fake_inputs=True)
-    with _torch.not_recorded(), _torch.outside_transforms(), fake as mode:
+    with recorded_apart(int(differentiable)), _torch.not_recorded(), _torch.outside_transforms(), fake as mode:
         if mode is not None:  # in eager code, so that tracing computes nothing
             examples = [mode.from_tensor(example) for example in examples]
         table = {**DECOMPOSITIONS, aten.detach.default: detach}

@@ -180,7 +180,19 @@ def _operations(traced: Trace) -> list[torch.fx.Node]:
 
 def _check_processes(f: Callable, traced: Trace) -> None:
     """Raise ``ValueError`` unless all processes, which communicate in this graph, have traced the same operations."""
-    check_agreement(f"the graph of {name_of(f)}", [f"{node.target}: {_shapes(node)}" for node in _operations(traced)])
+    check_agreement(f"the graph of {name_of(f)}", [_describe(node) for node in _operations(traced)])
+
+
+def _describe(node: torch.fx.Node) -> str:
+    """An operation with the shapes of its results and the numbers that these are computed from.
+
+    Other integers may differ between processes: the places of a process's rows, or its number in a key.
+    """
+    shapes = _shapes(node)
+    is_floating = any(dtype.startswith(("float", "bfloat", "complex")) for _, dtype in shapes)
+    kinds = (int, float, complex) if is_floating and _torch.is_elementwise(node.target) else (float, complex)
+    numbers = [x for x in _torch.tree_leaves((node.args, node.kwargs)) if type(x) in kinds]
+    return f"{node.target}: {shapes}" + (f" with {', '.join(map(repr, numbers))}" if numbers else "")
 
 
 def _shapes(node: torch.fx.Node) -> list:

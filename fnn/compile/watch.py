@@ -74,9 +74,8 @@ class Watch:
     def __init__(self, roots: Iterable[Any]) -> None:
         self._roots = list(roots)
         self._lock = threading.RLock()
-        self._tables: dict[
-            tuple, tuple[dict, list]
-        ] = {}  # by the values in the places; each with what keeps ids unique
+        # by the values in the places; each with references to them, so that no other value gets the id of a dead one
+        self._tables: dict[tuple, tuple[dict, list]] = {}
         self._last: _Look | None = None
 
     def look(self) -> dict:

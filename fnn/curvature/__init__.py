@@ -3,7 +3,9 @@
 from fnn.curvature.dense import dense_hessian, ggn_diagonal, hessian_diagonal
 from fnn.curvature.kfac import ekfac, kfac
 from fnn.curvature.kronecker import KroneckerEigen, KroneckerFactors, KroneckerOperator
+from fnn.curvature.laplace import predictive_covariance
 from fnn.curvature.operators import empirical_fisher_operator, fisher_operator, ggn_operator, hessian_operator
+from fnn.curvature.per_sample import per_sample_fisher_diagonal, per_sample_ggn_diagonal
 from fnn.curvature.products import (
     empirical_fisher_product,
     fisher_product,
@@ -32,6 +34,9 @@ __all__ = [
     "hvp",
     "hvp_mode",
     "kfac",
+    "per_sample_fisher_diagonal",
+    "per_sample_ggn_diagonal",
+    "predictive_covariance",
     "sparse_hessian",
     "vhp",
 ]

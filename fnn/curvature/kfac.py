@@ -7,12 +7,17 @@ Fisher information is B kron A with
 
     A = mean of a a^T over samples and positions,  B = mean over samples of the sum over positions of g g^T,
 
-which for positions is KFAC-expand (Eschenhagen et al., 2023). EKFAC (George et al., 2018) keeps the eigenvectors of
+which for positions is KFAC-expand (Eschenhagen et al., 2023). KFAC-reduce takes the sum over positions of g a^T for
+(sum of g) (mean of a)^T, and these two for independent:
+
+    A = mean over samples of abar abar^T,  B = mean over samples of gsum gsum^T.
+
+EKFAC (George et al., 2018) keeps the eigenvectors of
 A and B and takes the true second moments of the gradient along them for eigenvalues.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -20,6 +25,8 @@ from fnn.curvature.kronecker import Block, KroneckerEigen, KroneckerFactors, Kro
 from fnn.curvature.layer_factors import KroneckerLikelihood, LayerSweep
 from fnn.curvature.operators import NO_BATCH
 from fnn.tree import Tree
+
+WeightSharing = Literal["expand", "reduce"]
 
 
 def kfac(
@@ -32,6 +39,7 @@ def kfac(
     key: Tensor | None = None,
     draws: int = 1,
     chunk_size: int | None = None,
+    weight_sharing: WeightSharing = "expand",
 ) -> KroneckerOperator:
     """The KFAC approximation of :func:`fisher_operator`, with the same arguments and the same scale.
 
@@ -42,8 +50,11 @@ def kfac(
 
     Layers are found in calls of ``linear``, ``conv1d``, ``conv2d`` and ``x @ weight`` with leaves of params, in any
     function. A weight and its bias are one block; a matrix used several times has the positions of all its uses; a
-    grouped convolution has factors for each group. Positions are shared as in KFAC-expand. Exact for one sample and
-    for a linear network with squared error, where a layer has one position.
+    grouped convolution has factors for each group. Exact for one sample and for a linear network with squared error,
+    where a layer has one position. Where it has several, ``weight_sharing="expand"`` treats each as a sample of its
+    own, which is exact for such networks where each position has an output of its own, as in a language model;
+    ``"reduce"`` sums gradients and averages inputs over positions first, which is exact where the output is of their
+    mean, as in a classifier with pooling (the two settings of Eschenhagen et al., 2023).
 
     Costs a forward pass and one backward pass for each number in a sample's output, or each draw, or one if
     empirical; ``chunk_size`` of them at once (default all), so the memory is that of ``chunk_size`` backward passes
@@ -65,7 +76,7 @@ def kfac(
     >>> list((K.inverse(1e-3) @ params)["conv1"])
     ['weight', 'bias']
     """
-    return _kfac(LayerSweep(function, params, batch, batches, likelihood, key, draws, chunk_size))
+    return _kfac(LayerSweep(function, params, batch, batches, likelihood, key, draws, chunk_size), weight_sharing)
 
 
 def ekfac(
@@ -78,6 +89,7 @@ def ekfac(
     key: Tensor | None = None,
     draws: int = 1,
     chunk_size: int | None = None,
+    weight_sharing: WeightSharing = "expand",
 ) -> KroneckerOperator:
     """The EKFAC approximation of :func:`fisher_operator` (George et al., 2018): :func:`kfac` with true eigenvalues.
 
@@ -93,10 +105,13 @@ def ekfac(
     >>> ekfac(model.apply, params, x).factors["0.weight"].eigenvalues.shape
     torch.Size([4, 3])
     """
-    return _ekfac(LayerSweep(function, params, batch, batches, likelihood, key, draws, chunk_size))
+    return _ekfac(LayerSweep(function, params, batch, batches, likelihood, key, draws, chunk_size), weight_sharing)
 
 
-def _kfac(sweep: LayerSweep) -> KroneckerOperator:
+def _kfac(sweep: LayerSweep, weight_sharing: WeightSharing) -> KroneckerOperator:
+    if weight_sharing not in ("expand", "reduce"):
+        raise ValueError(f"weight_sharing is 'expand' or 'reduce', got {weight_sharing!r}")
+    reduce = weight_sharing == "reduce"
     blocks: dict[str, Block] = {}
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
@@ -105,17 +120,19 @@ def _kfac(sweep: LayerSweep) -> KroneckerOperator:
     for seen in sweep:
         blocks, count = seen.blocks, count + seen.samples
         for path, rows in seen.inputs.items():
+            rows = rows.mean(2, keepdim=True) if reduce else rows
             positions[path] = positions.get(path, 0) + rows.shape[0] * rows.shape[2]
             _add(inputs, path, _gram(rows))
         for gradients in seen.gradients:
             for path, rows in gradients.items():
+                rows = rows.sum(3, keepdim=True) if reduce else rows
                 _add(outputs, path, _gram(rows.flatten(0, 1)))
     factors = {path: KroneckerFactors(inputs[path] / positions[path], outputs[path] / count) for path in blocks}
     return KroneckerOperator(sweep.params, blocks, factors)
 
 
-def _ekfac(sweep: LayerSweep) -> KroneckerOperator:
-    kronecker = _kfac(sweep).decomposed()
+def _ekfac(sweep: LayerSweep, weight_sharing: WeightSharing) -> KroneckerOperator:
+    kronecker = _kfac(sweep, weight_sharing).decomposed()
     bases = kronecker.factors
     squares: dict[str, Tensor] = {}
     count = 0

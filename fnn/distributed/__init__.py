@@ -1,6 +1,7 @@
 """Many processes that compute one pure step together, on ``torch.distributed``."""
 
 from fnn._processes import rank, world_size
+from fnn.distributed.agreement import check_equal
 from fnn.distributed.batch_statistics import sync_batch_norm
 from fnn.distributed.checkpoints import load, load_metadata, save
 from fnn.distributed.parts import local, local_batches
@@ -12,6 +13,7 @@ __all__ = [
     "Processes",
     "Sharding",
     "check_elementwise",
+    "check_equal",
     "data_parallel",
     "fully_sharded",
     "gather",

@@ -11,11 +11,11 @@ from fnn import _torch
 from fnn import tree as _tree
 from fnn._memory import own
 from fnn._numerics import widen
-from fnn._processes import check_agreement, explained_failures, world_size
+from fnn._processes import explained_failures, world_size
+from fnn.distributed.agreement import agree
 from fnn.tree import Tree
 
 _REDUCTIONS = ("mean", "sum", "concat", "state")
-_agreed: set[tuple] = set()  # what all processes have agreed on
 
 
 def data_parallel(f: Callable, reduction: Any = "mean") -> Callable:
@@ -138,20 +138,6 @@ def refuse_transforms(name: str, leaves: Sequence[Any]) -> None:
             "communication between processes is not differentiated; put it outside, as in "
             "data_parallel(fnn.value_and_grad(loss))(params, batch)"
         )
-
-
-def agree(name: str, treedef: _tree.TreeDef, leaves: Sequence[Tensor], words: Sequence[Any]) -> None:
-    """Compare the structure and shapes of a tree over all processes, when this process first has such a tree."""
-    dtypes = [str(leaf.dtype).removeprefix("torch.") for leaf in leaves]
-    rows = list(zip([tuple(leaf.shape) for leaf in leaves], dtypes, map(str, words), strict=True))
-    key = name, treedef, *rows
-    if key not in _agreed:
-        described = zip(treedef.keystrs, rows, strict=True)
-        check_agreement(
-            f"the tree that {name} takes",
-            [f"result{path} of shape {shape}, {dtype} ({word})" for path, (shape, dtype, word) in described],
-        )
-        _agreed.add(key)
 
 
 def gather_rows(flat: Tensor, size: int | None = None, group: str | None = None) -> Tensor:

@@ -19,7 +19,8 @@ from fnn import tree as _tree
 from fnn._memory import own
 from fnn._numerics import safe_sqrt, widen
 from fnn._processes import explained_failures, rank, world_size
-from fnn.distributed.reduction import agree, gather_rows, reduce, refuse_transforms
+from fnn.distributed.agreement import agree
+from fnn.distributed.reduction import gather_rows, reduce, refuse_transforms
 from fnn.tree import Tree, TreeDef
 
 

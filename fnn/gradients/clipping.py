@@ -74,6 +74,7 @@ def clipped_grad(
     reduction: Literal["sum", "mean"] = "sum",
     per_leaf: bool = False,
     batch_argnums: Argnums = 1,
+    return_norms: bool = False,
 ) -> Callable:
     """The sum (or mean) of the samples' gradients g_i, each clipped: sum_i w_i g_i min(1, max_norm / |g_i|).
 
@@ -81,7 +82,8 @@ def clipped_grad(
     :func:`fnn.per_sample_grad`; ``weights`` (samples,) multiplies each clipped gradient (0 for the
     padding of :func:`fnn.gradients.poisson_sample`). ``reduction="mean"`` divides by the number of rows. With
     ``per_leaf`` each leaf is clipped by its own norm, to ``max_norm`` or to its entry where that is a tree
-    like params; the sum then changes by at most sqrt(sum of max_norm^2) when one sample is added.
+    like params; the sum then changes by at most sqrt(sum of max_norm^2) when one sample is added. With ``return_norms``
+    the result is ``(grads, norms)``, the norms those of :func:`fnn.gradients.per_sample_norms` at no further cost.
 
     At most ``chunk_size`` samples' gradients (or, with "ghost", activations) are alive at a time beside the
     sum. ``method`` as in :func:`per_sample_norms`; "ghost" takes the sum from the same layer inputs and
@@ -110,18 +112,24 @@ def clipped_grad(
         leaves, treedef = _tree.flatten(args[0])
         limits = _limits(max_norm, args[0], per_leaf)
         total: list[Tensor] | None = None
+        all_norms: list[list[Tensor]] = []
         for chunk, rows in _chunks(loss, chunk_size, method, batch_argnums, args, kwargs):
             squares = chunk.square_norms()
             norms = [safe_sqrt(s) for s in squares] if per_leaf else [safe_sqrt(_total(squares))] * len(squares)
             factors = [_clip(norm, limit) for norm, limit in zip(norms, limits, strict=True)]
             if weights is not None:
                 factors = [factor * weights[rows] for factor in factors]
+            all_norms.append(norms if per_leaf else norms[:1])
             sums = chunk.weighted_sum(factors)
             total = sums if total is None else [a + b for a, b in zip(total, sums, strict=True)]
         assert total is not None
         if reduction == "mean":
             total = [leaf / count for leaf in total]
-        return treedef.unflatten([leaf.to(like.dtype) for leaf, like in zip(total, leaves, strict=True)])
+        grads = treedef.unflatten([leaf.to(like.dtype) for leaf, like in zip(total, leaves, strict=True)])
+        if not return_norms:
+            return grads
+        joined = [torch.cat(pieces) for pieces in zip(*all_norms, strict=True)]
+        return grads, treedef.unflatten(joined) if per_leaf else joined[0]
 
     return clipped_grad_of
 

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fnn import _torch, layers, losses, random
+from fnn import layers, losses, random
 from fnn._numerics import widen
 from fnn._samples import refuse_samples_apart
-from fnn._tracing import derivatives_of_derivatives
+from fnn._tracing import derivatives_of_derivatives, inside_vmap
 from fnn.interop.function_mode import ModuleCalls, rule
 
 
@@ -91,6 +91,7 @@ rule(F.mse_loss)(_instead(_averaged(losses.mse)))
 rule(F.huber_loss)(_instead(_averaged(losses.huber)))
 rule(F.smooth_l1_loss)(_instead(_averaged(losses.smooth_l1)))
 rule(F.cross_entropy)(_instead(_cross_entropy))
+rule(F.hardsigmoid)(_instead(lambda input, inplace=False: layers.hardsigmoid(input)))
 
 
 # Norms with running statistics, which are written into the buffers
@@ -173,7 +174,7 @@ def _with_statistics(
     if training and not each:
         refuse_samples_apart("batch_norm")
     kept = [leaf for leaf in (running_mean, running_var) if leaf is not None] if training else []
-    written_out = derivatives_of_derivatives() or (_torch.inside_vmap() and bool(kept))
+    written_out = derivatives_of_derivatives() or (inside_vmap() and bool(kept))
     if not written_out:
         for leaf in kept:
             if (owner := calls.owner(leaf)) is not None:
@@ -239,7 +240,7 @@ def _attention(calls: ModuleCalls, func: Any, args: tuple, kwargs: dict) -> Tens
         enable_gqa: bool = False,
     ) -> Tensor:
         dropped = dropout_p > 0.0 and calls.key is not None
-        if not (dropped or derivatives_of_derivatives() or _torch.inside_vmap()):
+        if not (dropped or derivatives_of_derivatives() or inside_vmap()):
             return func(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
         if enable_gqa:
             key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))

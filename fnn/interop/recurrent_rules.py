@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fnn import _torch, random
-from fnn._tracing import derivatives_of_derivatives
+from fnn import random
+from fnn._tracing import derivatives_of_derivatives, inside_vmap
 from fnn.interop.function_mode import ModuleCalls, rule
 
 Weights = list[Tensor]  # (gates * hidden, inputs), (gates * hidden, hidden), and the two biases where there are any
@@ -51,7 +51,7 @@ def _recurrent(calls: ModuleCalls, func: Any, args: tuple, kwargs: dict) -> Any:
     packed = isinstance(args[3], (list, tuple))
     dropout, train = (args[6], args[7]) if packed else (args[5], args[6])
     dropout = dropout if train and calls.key is not None else 0.0
-    if not (dropout or _torch.inside_vmap() or derivatives_of_derivatives()):
+    if not (dropout or inside_vmap() or derivatives_of_derivatives()):
         at = 6 if packed else 5
         return func(*args[:at], 0.0, *args[at + 1 :])
     if packed:

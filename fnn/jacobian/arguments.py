@@ -24,7 +24,13 @@ def check_primals(primals: Any, name: str, complex_too: bool = False) -> None:
             f"{describe(primals)}; write {name}(f, (params,), ...)"
         )
     for i, primal in enumerate(primals):
-        check_floating(primal, f"primals[{i}]", name, complex_too)
+        try:
+            check_floating(primal, f"primals[{i}]", name, complex_too)
+        except TypeError as error:
+            if i == 0:
+                raise
+            instead = f"write {name}(lambda params: f(params, batch), (params,), ...) if all of primals[{i}] is data"
+            raise TypeError(f"{error}; {instead}") from None
     check_not_empty(primals, name)
 
 

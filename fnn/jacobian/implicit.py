@@ -54,7 +54,8 @@ def root(
     the square root of the dtype's eps. ``solve(g, x0)`` replaces it by a method of your own, which is given
     g(x) = f(x, *args) and returns x; one Newton step from that x must be as small as ``tolerance`` asks.
 
-    A Newton step costs one linear system, and a product with a derivative what :func:`linear_solve` says. In a trace
+    A Newton step costs one linear system, and a product with a derivative what :func:`linear_solve` says: with the
+    dense solver a step and a pullback n + 4 calls of f for n numbers x, a pushforward n + 7. In a trace
     and under ``vmap`` all ``max_iterations`` are made, in a trace as one loop. Raises what :func:`linear_solve`
     raises, and ``RuntimeError`` where the steps do not become small.
 

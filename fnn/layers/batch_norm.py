@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fnn._numerics import widen
@@ -23,7 +24,7 @@ from fnn.layers.base import (
     check_state,
     factory,
 )
-from fnn.layers.norm import affine_shapes, by_groups, scale_and_shift, scaled
+from fnn.layers.norm import affine_shapes, by_groups, kernel_serves, scale_and_shift
 from fnn.random.arguments import device_of
 
 
@@ -105,11 +106,14 @@ def batch_norm(
         if not train and track_running_stats:
             return _normalised(x, state["running_mean"], state["running_var"], eps, params), state
         refuse_samples_apart("batch_norm")
-        mean, var, count = _batch_statistics(x)
+        by_kernel = kernel_serves(x, params) and _running.total is None
+        mean, var, count = _batch_statistics(x.detach() if by_kernel else x)  # which the kernel does not return exactly
         if track_running_stats:
             batches = state["num_batches_tracked"] + 1
             share = 1.0 / batches.to(state["running_mean"].dtype) if momentum is None else momentum
             state = state | _mixed(state, share, mean, var, count) | {"num_batches_tracked": batches}
+        if by_kernel:
+            return F.batch_norm(x, None, None, params.get("weight"), params.get("bias"), True, 0.0, eps), state
         return _normalised(x, mean, var, eps, params), state
 
     return StatefulLayer(init, apply)
@@ -264,5 +268,8 @@ def _mixed(
 
 def _normalised(x: Tensor, mean: Tensor, var: Tensor, eps: float, params: dict[str, Tensor]) -> Tensor:
     along = (1, len(mean), *[1] * (x.dim() - 2))
-    y = (x - mean.view(along)) * torch.rsqrt(var + eps).view(along)
-    return scaled(y, params, along).to(x.dtype)
+    scale = torch.rsqrt(var + eps)
+    if "weight" in params:
+        scale = scale * params["weight"]
+    y = (x - mean.view(along)) * scale.view(along)
+    return (y + params["bias"].view(along) if "bias" in params else y).to(x.dtype)

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fnn import init
 from fnn._numerics import widen
+from fnn._tracing import derivatives_of_derivatives, inside_vmap
 from fnn.layers.base import (
     Layer,
     ShapeError,
@@ -46,7 +48,8 @@ def layer_norm(
         check_mapping("layer_norm", params)
         _check_last_axes("layer_norm", x, axes)
         check_params("layer_norm", params, **affine_shapes(axes, elementwise_affine, bias))
-        # written out, because derivatives of the forward-mode derivative of torch's layer_norm are wrong
+        if kernel_serves(x, params):
+            return F.layer_norm(x, axes, params.get("weight"), params.get("bias"), eps)
         wide, dims = widen(x), tuple(range(-len(axes), 0))
         centred = wide - wide.mean(dims, keepdim=True)
         y = (centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)).to(x.dtype)
@@ -127,7 +130,8 @@ def by_groups(
         check_params(layer, params, **affine_shapes((channels,), affine, bias))
         if layer == "instance_norm" and math.prod(x.shape[2:]) == 1:
             raise ShapeError(f"instance_norm needs more than one value per channel, got inputs of {tuple(x.shape)}")
-        # written out, because torch's group_norm fails under compiled jvp
+        if kernel_serves(x, params):
+            return torch.group_norm(x, groups, params.get("weight"), params.get("bias"), eps)
         grouped = widen(x).unflatten(1, (groups, -1))
         dims = tuple(range(2, grouped.dim()))
         centred = grouped - grouped.mean(dims, keepdim=True)
@@ -135,6 +139,17 @@ def by_groups(
         return scaled(y.flatten(1, 2).to(x.dtype), params, (channels, *[1] * (x.dim() - 2)))
 
     return Layer(lambda key=None: scale_and_shift(key, (channels,), affine, bias, dtype), apply)
+
+
+def kernel_serves(x: Tensor, params: dict[str, Tensor]) -> bool:
+    """Whether torch's own kernel computes a normalisation here, in fewer passes over x than the formula.
+
+    Forward derivatives and derivatives of derivatives need the formula: torch's rules for them are wrong or missing.
+    """
+    if derivatives_of_derivatives() or inside_vmap():
+        return False
+    leaves = [params[name] for name in ("weight", "bias") if name in params]
+    return x.dtype in (torch.float32, torch.float64) and all(leaf.dtype == x.dtype for leaf in leaves)
 
 
 def affine_shapes(shape: tuple[int, ...], affine: bool, bias: bool) -> dict[str, tuple[int, ...]]:

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnn import random
+from fnn._numerics import under_autocast
+from fnn._tracing import derivatives_of_derivatives, inside_vmap
 from fnn.compile.scan import scan
 from fnn.layers.base import (
     ArgumentError,
@@ -23,7 +25,6 @@ from fnn.layers.base import (
 from fnn.layers.dropout import dropout as dropout_layer
 from fnn.layers.recurrent_cells import (
     Cell,
-    Step,
     as_states,
     cell_of,
     gru_step,
@@ -93,6 +94,8 @@ def lstm(
     As :func:`rnn`, with the state ``(h, c)``, both (num_layers * directions, batch, hidden_size). With ``proj_size``
     h_t is multiplied by a matrix ``weight_hr_l0`` (proj_size, hidden_size), and outputs and h have that size (Sak et
     al., 2014). Params have the names and initial values of ``torch.nn.LSTM``; the four gates stand below one another.
+    On a CPU, in float32 and where at most one gradient is taken, torch's kernel for all steps takes the place of the
+    loop, unless there are ``lengths`` or a ``proj_size``.
 
     >>> layer = lstm(3, 4)
     >>> output, (h, c) = layer.apply(layer.init(random.key(0)), torch.ones(5, 7, 3))
@@ -179,7 +182,7 @@ def _recurrent(
             for direction in directions:
                 suffix, first = f"_l{i}{direction}", tuple(part[len(finals)] for part in states)
                 weights = {leaf: params[leaf + suffix] for leaf in cells[suffix].shapes()}
-                output, final = _one_direction(cell.step, weights, x, first, order, direction == "_reverse")
+                output, final = _one_direction(cell, weights, x, first, order, direction == "_reverse")
                 outputs.append(output)
                 finals.append(final)
             x = torch.cat(outputs, -1)
@@ -194,16 +197,20 @@ def _recurrent(
 
 
 def _one_direction(
-    cell_step: Step, weights: dict[str, Tensor], x: Tensor, state: tuple[Tensor, ...], order: Any, backward: bool
+    cell: Cell, weights: dict[str, Tensor], x: Tensor, state: tuple[Tensor, ...], order: Any, backward: bool
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run one layer in one direction over x (batch, sequence, features); the products with x are one product."""
     valid, reverse = order
     x = reverse(x) if backward else x
+    if _kernel_serves(cell, x) and valid is None:
+        first = [part[None] for part in state]
+        output, *last = torch.lstm(x, first, [*weights.values()], cell.bias, 1, 0.0, True, False, batch_first=True)
+        return reverse(output) if backward else output, tuple(part[0] for part in last)
     inputs = F.linear(x, weights["weight_ih"], weights.get("bias_ih"))
 
     def step(state: tuple[Tensor, ...], now: tuple) -> tuple[tuple[Tensor, ...], Tensor]:
         inputs, valid = now
-        new = cell_step(inputs, state, weights)
+        new = cell.step(inputs, state, weights)
         new = tuple(part.to(old.dtype) for part, old in zip(new, state, strict=True))  # autocast changes dtypes
         if valid is None:
             return new, new[0]
@@ -213,6 +220,19 @@ def _one_direction(
     final, output = scan(step, state, (inputs.transpose(0, 1), None if valid is None else valid.T))
     output = output.transpose(0, 1)
     return reverse(output) if backward else output, final
+
+
+def _kernel_serves(cell: Cell, x: Tensor) -> bool:
+    """Whether torch has one kernel for all steps here. It has no rule for ``vmap`` and no second derivative."""
+    return (
+        cell.name == "lstm"
+        and not cell.proj_size
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.numel() > 0
+        and torch.backends.mkldnn.is_available()
+        and not (under_autocast(x) or derivatives_of_derivatives() or inside_vmap())
+    )
 
 
 def _order(name: str, lengths: Tensor | None, x: Tensor, batched: bool) -> tuple[Tensor | None, Callable]:

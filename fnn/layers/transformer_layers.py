@@ -108,7 +108,8 @@ def transformer_decoder_layer(
     (batch, S, d_model), as the encoder gives it -> the shape of tgt; the batch comes first, as ``batch_first=True`` in
     torch. The arguments are those of :func:`transformer_encoder_layer`, and the masks those of
     :func:`multi_head_attention`. A ``cache`` holds the self-attention of the positions before; it needs
-    ``tgt_is_causal=True``, and the result is ``(y, cache)``.
+    ``tgt_is_causal=True``, and the result is ``(y, cache)``. The keys and values of
+    ``memory`` are computed in each call.
 
     Params have the names and initial values of ``torch.nn.TransformerDecoderLayer``: ``self_attn``,
     ``multihead_attn``, ``linear1``, ``linear2``, ``norm1``, ``norm2`` and ``norm3``.

@@ -4,7 +4,7 @@ from fnn.linalg.estimators import Estimate, estimate_diagonal, estimate_frobeniu
 from fnn.linalg.iteration import Solution
 from fnn.linalg.lanczos import Density, Eigenpairs, eigenpairs, log_determinant, spectral_density
 from fnn.linalg.linear_operator import LinearOperator, identity_operator, matrix_operator
-from fnn.linalg.solvers import cg, lsmr, minres, neumann
+from fnn.linalg.solvers import cg, gmres, lsmr, minres, neumann
 
 __all__ = [
     "Density",
@@ -17,6 +17,7 @@ __all__ = [
     "estimate_diagonal",
     "estimate_frobenius_norm",
     "estimate_trace",
+    "gmres",
     "identity_operator",
     "log_determinant",
     "lsmr",

@@ -89,7 +89,7 @@ class System:
         if A.shape[0] != A.shape[1]:
             raise ValueError(f"{self.name} needs a square operator, got {A!r}; {instead}")
         check_like(A.input, A.output, f"{self.name}: operator.input", "operator.output")
-        return A if self.name == "neumann" else as_symmetric_operator(operator, self.name, instead)
+        return A if self.name in ("gmres", "neumann") else as_symmetric_operator(operator, self.name, instead)
 
     def flat_side(self, b: Tree) -> tuple[bool, Tensor]:
         space = self.operator.codomain

@@ -11,6 +11,7 @@ How the residual is checked, and when a solver stops, is in :mod:`fnn.linalg.ite
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fnn.linalg.iteration import LeastSquares, Method, Solution, System, ratio
@@ -136,6 +137,98 @@ def minres(
         }
 
     return system.solve(Method(start, lambda s: s["v"], step), early_stop)
+
+
+def gmres(
+    operator: LinearOperator | Tensor,
+    b: Tree,
+    x0: Tree | None = None,
+    preconditioner: LinearOperator | Tensor | Callable[[Tree], Tree] | None = None,
+    restart: int = 20,
+    tolerance: float = 1e-6,
+    max_iterations: int | None = None,
+    early_stop: bool = True,
+) -> Solution:
+    """The smallest residual over the Krylov space (Saad and Schultz, 1986) for a square A, symmetric or not.
+
+    Starts again from its iterate after every ``restart`` iterations (default 20, at most n), because it keeps an
+    orthonormal basis of the space: ``restart`` vectors and about six more. Without restarts, ``restart=n``, it ends
+    after n iterations in exact arithmetic. With fewer it may stagnate where A is indefinite; ``converged`` is then
+    False. ``preconditioner`` is a linear approximation M of the inverse of A, an operator, a matrix or a function of
+    trees, applied from the right, A M u = b and x = M u, so that the residual is that of A x = b. An iteration takes
+    one product with A, two with M and 4 n ``restart`` operations or more. Raises ``ValueError`` for a ``restart``
+    below 1, and what :func:`neumann` raises.
+
+    >>> gmres(torch.tensor([[1.0, 2.0], [0.0, 4.0]]), torch.tensor([3.0, 4.0])).converged
+    tensor(True)
+    """
+    if restart < 1:
+        raise ValueError(f"gmres needs restart of at least 1, the size of its basis, got {restart}")
+    system = System(operator, b, "gmres", tolerance, max_iterations)
+    precondition = system.preconditioner(preconditioner)
+    size = min(restart, system.operator.shape[0])
+    places = torch.arange(size, device=system.b.device)
+
+    def start(x: Tensor, r: Tensor) -> dict[str, Tensor]:
+        phi, eye = r.norm(), torch.eye(size + 1, dtype=r.dtype, device=r.device)
+        v = ratio(r, phi)
+        return {
+            "x": x,
+            "r": r,
+            "start": x,
+            "v": v,
+            "basis": torch.where(places[:, None] == 0, v, 0.0),  # a row for each vector, zero where there is none yet
+            "count": torch.zeros_like(places[0]),
+            "rotations": eye,  # Q of Q H = (R, 0), where A V_k = V_(k+1) H
+            "triangle": eye[:size, :size],  # R
+            "side": torch.zeros_like(eye[0, :size]),  # Q |r| e_1 without its last entry phi
+            "phi": phi,
+            "broken": torch.zeros_like(phi > 0),
+        }
+
+    def step(s: dict[str, Tensor], product: Tensor) -> dict[str, Tensor]:
+        rounding = 10 * torch.finfo(product.dtype).eps * product.norm()
+        overlap, w = torch.zeros_like(s["side"]), product
+        for _ in range(2):  # once leaves a remainder of rounding error
+            part = s["basis"] @ w
+            overlap, w = overlap + part, w - part @ s["basis"]
+        beta = torch.where(w.norm() <= rounding, 0.0, w.norm())  # zero where the space holds A v
+        v = torch.where(beta == 0, 0.0, ratio(w, beta))
+
+        here = places == s["count"]
+        unit = torch.cat([torch.zeros_like(here[:1]), here]).to(w.dtype)  # e_(k+1)
+        column = s["rotations"][:size, :size] @ overlap
+        row = here.to(w.dtype) @ s["rotations"][:size]
+        alpha = column[:size] @ here.to(w.dtype)
+        gamma = torch.hypot(alpha, beta)
+        broken = gamma <= rounding
+        gamma = torch.where(broken, 0.0, gamma)
+        cosine, sine = ratio(alpha, gamma), ratio(beta, gamma)
+        rotations = torch.where(F.pad(here, (0, 1))[:, None], cosine * row + sine * unit, s["rotations"])
+        rotations = torch.where(unit[:, None] > 0, cosine * unit - sine * row, rotations)
+        diagonal = torch.where(broken, 1.0, gamma)
+        triangle = torch.where(here, torch.where(here, diagonal, column)[:, None], s["triangle"])
+        side = torch.where(here, cosine * s["phi"], s["side"])
+
+        y = torch.linalg.solve_triangular(triangle, side[:, None], upper=True)[:, 0]
+        x = s["start"] + precondition(y @ s["basis"])
+        r = sine**2 * s["r"] - sine * cosine * s["phi"] * v
+        going_on = s | {
+            "x": x,
+            "r": r,
+            "v": v,
+            "basis": torch.where((places == s["count"] + 1)[:, None], v, s["basis"]),
+            "count": s["count"] + 1,
+            "rotations": rotations,
+            "triangle": triangle,
+            "side": side,
+            "phi": -sine * s["phi"],
+            "broken": broken,
+        }
+        full, again = s["count"] + 1 == size, start(x, r) | {"broken": broken}
+        return {name: torch.where(full, again[name], going_on[name]) for name in again}
+
+    return system.solve(Method(start, lambda s: precondition(s["v"]), step), early_stop, x0)
 
 
 def neumann(

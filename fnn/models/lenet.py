@@ -67,7 +67,8 @@ def _for_images(name: str, stack: Layer) -> Layer:
         if x.dim() != 4 or tuple(x.shape[1:]) != (1, 32, 32):
             raise ShapeError(
                 f"{name} expects images of shape (batch, 1, 32, 32), got {tuple(x.shape)}; "
-                "images of 28x28 become 32x32 with torch.nn.functional.pad(images, (2, 2, 2, 2))"
+                "images of 28x28 become 32x32 with torch.nn.functional.pad(images, (2, 2, 2, 2)), others with "
+                "fnn.data.resize(images, 32)"
             )
         return stack.apply(params, x, key=key)
 

@@ -160,16 +160,20 @@ def one_cycle(
     start_factor: float = 25.0,
     end_factor: float = 1e4,
     shape: Literal["cosine", "linear"] = "cosine",
+    three_phase: bool = False,
 ) -> Schedule:
     """Up to the peak for a share ``rise`` of the steps, then down (Smith and Topin, 2018). ``OneCycleLR``.
 
-    It starts at peak / start_factor and ends at peak / start_factor / end_factor.
+    It starts at peak / start_factor and ends at peak / start_factor / end_factor. With ``three_phase`` it falls to its
+    start as fast as it rose, and then to its end in the steps that are left.
 
     >>> one_cycle(1.0, 10, rise=0.5)(4)
     tensor(1., dtype=torch.float64)
     """
     _at_least("steps", steps, 1)
     first, last, top = peak / start_factor, peak / start_factor / end_factor, rise * steps - 1
+    if three_phase and not 1 <= top <= steps / 2 - 1:
+        raise ValueError(f"one_cycle with three phases needs 2 / steps <= rise <= 0.5, got {rise} for {steps} steps")
 
     def between(a: float, b: float, share: Tensor) -> Tensor:
         share = share.clamp(0.0, 1.0)
@@ -177,25 +181,50 @@ def one_cycle(
 
     def schedule(count: Count) -> Tensor:
         time = _time(count)
-        falling = between(peak, last, (time - top) / (steps - 1 - top))
+        if three_phase:
+            back = between(peak, first, (time - top) / top)
+            falling = torch.where(time <= 2 * top, back, between(first, last, (time - 2 * top) / (steps - 1 - 2 * top)))
+        else:
+            falling = between(peak, last, (time - top) / (steps - 1 - top))
         return torch.where(time <= top, between(first, peak, time / top) if top > 0 else falling, falling)
 
     return schedule
 
 
-def cyclic(low: float, high: float, up: int, down: int | None = None) -> Schedule:
+def cyclic(
+    low: float,
+    high: float,
+    up: int,
+    down: int | None = None,
+    mode: Literal["triangular", "triangular2", "exp_range"] = "triangular",
+    gamma: float = 1.0,
+) -> Schedule:
     """A triangle wave: ``up`` updates from low to high, ``down`` back (Smith, 2017). ``CyclicLR``.
 
+    The height of a triangle is high - low; with mode "triangular2" it is halved after each cycle, and with "exp_range"
+    it is multiplied by gamma^count.
+
     >>> cyclic(0.0, 1.0, 10)(25)
+    tensor(0.5000, dtype=torch.float64)
+    >>> cyclic(0.0, 1.0, 10, mode="triangular2")(30)
     tensor(0.5000, dtype=torch.float64)
     """
     down = up if down is None else down
     _at_least("up", up, 1)
     _at_least("down", down, 1)
+    factors = {
+        "triangular": lambda time: 1.0,
+        "triangular2": lambda time: 0.5 ** (time / (up + down)).floor(),
+        "exp_range": lambda time: gamma**time,
+    }
+    if mode not in factors:
+        raise ValueError(f"mode must be one of {list(factors)}, got {mode!r}")
 
     def schedule(count: Count) -> Tensor:
-        inside = _time(count) % (up + down)
-        return low + (high - low) * torch.where(inside <= up, inside / up, (up + down - inside) / down)
+        time = _time(count)
+        inside = time % (up + down)
+        height = (high - low) * factors[mode](time)
+        return low + height * torch.where(inside <= up, inside / up, (up + down - inside) / down)
 
     return schedule
 

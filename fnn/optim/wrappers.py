@@ -9,7 +9,7 @@ from torch import Tensor
 from fnn import tree as _tree
 from fnn._numerics import widen
 from fnn.optim.base import Optimizer, check_optimizers, from_lists, list_form, needs_params
-from fnn.optim.hyperparams import as_hyperparam, carry, check_range, counter
+from fnn.optim.hyperparams import as_hyperparam, as_time, carry, check_range, counter
 from fnn.optim.layout import Layout
 from fnn.tree import Tree, describe
 
@@ -168,6 +168,45 @@ def ema_params(optimizer: Optimizer, decay: float | Tensor = 0.999) -> Optimizer
         return updates, AverageState(state.count + 1, carry(state.hyperparams), average, inner)
 
     return needs_params(around("ema_params", optimizer, init, on_lists, ("average",)), "ema_params")
+
+
+def average_params(optimizer: Optimizer, start: int = 0, every: int = 1) -> Optimizer:
+    """Keep the mean of the params of many updates in ``state.average`` (Izmailov et al., 2018): SWA's equal average.
+
+    After ``start`` updates, the params of every ``every``-th update are averaged with equal weights, as
+    ``torch.optim.swa_utils.AveragedModel`` does; until the first of them the average is the params. Use the average to
+    predict. :func:`fnn.optim.ema_params` weighs late params more.
+
+    >>> import fnn
+    >>> opt = average_params(fnn.optim.sgd(1.0))
+    >>> params = {"w": torch.ones(1)}
+    >>> updates, state = opt.update(params, opt.init(params), params)
+    >>> state.average
+    {'w': tensor([0.])}
+    >>> opt.update({"w": -torch.ones(1)}, state, {"w": torch.zeros(1)})[1].average
+    {'w': tensor([0.5000])}
+    """
+    _check_at_least_one(every, "average_params: every")
+    check_range("average_params: start", start)
+    update = list_form(optimizer).on_lists
+
+    def init(params: Tree) -> AverageState:
+        average = _tree.map(lambda p: widen(p).clone(), params)
+        return AverageState(counter(params), {}, average, optimizer.init(params))
+
+    def on_lists(
+        layout: Layout, grads: list, state: AverageState, params: list, **extra: Any
+    ) -> tuple[list, AverageState]:
+        updates, inner = update(layout, grads, state.inner, params, **extra)
+        count = state.count + 1
+        counted = (count - start).clamp(min=0)
+        taken = counted // every  # how many params are in the average, this one included if it is chosen
+        chosen = (counted % every == 0) | (taken == 0)
+        share = torch.where(chosen, 1.0 / as_time(taken.clamp(min=1)), 0.0)
+        after = [p + u for p, u in zip(params, updates, strict=True)]
+        return updates, AverageState(count, {}, lerp_leaves(state.average, after, share), inner)
+
+    return needs_params(around("average_params", optimizer, init, on_lists, ("average",)), "average_params")
 
 
 class LookaheadState(NamedTuple):

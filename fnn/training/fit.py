@@ -1,13 +1,10 @@
 """A training loop around one's own pure step."""
 
 import math
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +13,10 @@ import torch
 from torch import Tensor
 
 from fnn import tree as _tree
-from fnn._processes import all_values, check_agreement, rank, world_size
+from fnn._processes import all_values, check_agreement, digests, rank, world_size
 from fnn.layers.base import as_size
 from fnn.training.evaluate import add
+from fnn.training.interrupts import Interrupts
 from fnn.training.run_folder import RunFolder
 from fnn.tree import Tree
 
@@ -62,20 +60,21 @@ def fit(
     metrics for the row of an epoch.
 
     With ``folder`` the run writes ``metrics.jsonl`` with a line for each epoch, checkpoints after each epoch, every
-    ``save_every`` steps and on Ctrl-C, while the training goes on, and ``params.safetensors``, the params under torch's
-    names with the strings of ``metadata``. The last ``keep`` checkpoints stay. ``score(metrics)`` is a number that is
-    smaller for better epochs: the params of the best are kept in ``best.safetensors``, and the run stops after
-    ``patience`` epochs without a better one. With ``resume`` the run goes on from its last checkpoint, in the middle of
-    an epoch too, with the numbers of an unbroken run; without one it starts anew. ``tensorboard`` writes event files
-    into the folder. ``progress`` shows a bar with the loss and the speed on a terminal (needs tqdm).
+    ``save_every`` steps and on Ctrl-C or SIGTERM, while the training goes on, and ``params.safetensors``, the params
+    under torch's names with the strings of ``metadata``. The last ``keep`` checkpoints stay. ``score(metrics)`` is a
+    number that is smaller for better epochs: the params of the best are kept in ``best.safetensors``, and the run stops
+    after ``patience`` epochs without a better one. With ``resume`` the run goes on from its last checkpoint, in the
+    middle of an epoch too, with the numbers of an unbroken run; without one it starts anew. ``tensorboard`` writes
+    event files into the folder. ``progress`` shows a bar with the loss and the speed on a terminal (needs tqdm).
 
     In several processes (:mod:`fnn.distributed`) all of them call this with the same state, whose step combines the
     results of all, and with their parts of the batches; the first one writes the files. They are resumed together, by
-    any number of processes that see the folder. Ctrl-C stops them at once, so the last checkpoint is what remains.
+    any number of processes that see the folder. Ctrl-C or SIGTERM in one of them stops all of them after the same step,
+    at the latest the next but one.
 
     ``check_finite`` looks at the metrics of every step, which waits for the device, and stops at the first that is not
     finite with ``FloatingPointError``; it names the step and the path of the first such leaf of the state, and the
-    batch is kept in the folder. Ctrl-C ends the step that is running, writes a checkpoint and raises
+    batch is kept in the folder. Ctrl-C and SIGTERM end the step that is running, write a checkpoint and raise
     ``KeyboardInterrupt``. Raises ``FileExistsError`` if the folder holds a run that is not to be resumed,
     ``PermissionError`` if it cannot be written, ``ValueError`` for a checkpoint that does not fit, for an epoch without
     batches, for arguments out of range, and for a state that differs between processes, and ``TypeError`` if the step
@@ -142,25 +141,28 @@ class _Loop:
         if resume and self.files:
             self._resume()
         if world_size() > 1:
+            leaves = _tree.leaves(self.state)
             check_agreement(
                 "the state of fit, which every process holds whole (fnn.distributed.save writes parts),",
-                [f"step {self.steps}", *_digests(self.state)],
+                [f"step {self.steps}", *digests([f"state{path}" for path in _tree.keystrs(self.state)], leaves)],
             )
+        interrupts = Interrupts()
         with ExitStack() as stack:
+            stack.callback(interrupts.close)
             events = self.files.path if tensorboard and self.files and rank() == 0 else None
             writer = stack.enter_context(_tensorboard(events)) if events else None
             if self.files:
                 stack.callback(self.files.finish)
             while self.epoch < self.epochs and not self._is_enough():
-                with _interrupts() as interrupted:
-                    self._run_epoch(interrupted, progress)
+                with interrupts.noted():
+                    self._run_epoch(interrupts, progress)
                 row = self.rows[-1]
                 if writer:
                     for name, value in row.items():
                         writer.add_scalar(name, value, self.epoch)
                 yield Epoch(self.epoch, self.state, dict(row))
 
-    def _run_epoch(self, interrupted: threading.Event, progress: bool) -> None:
+    def _run_epoch(self, interrupts: Interrupts, progress: bool) -> None:
         start = time.perf_counter()
         taken = self.batch
         source = self.batches(self.epoch)
@@ -169,9 +171,9 @@ class _Loop:
             for batch in islice(source, taken, None):
                 self._run_step(batch)
                 show(self.totals, self.samples)
-                if interrupted.is_set():
+                if interrupts.after_a_step():
                     self._save()
-                    raise KeyboardInterrupt
+                    self._stop(interrupts)
                 if self.save_every and self.steps % self.save_every == 0:
                     self._save()
         if not self.batch:
@@ -187,8 +189,8 @@ class _Loop:
             if self.score and self._best() == len(self.rows) - 1:
                 self.files.save_best(self.state[0], row)
             self._save()
-        if interrupted.is_set():
-            raise KeyboardInterrupt
+        if interrupts.now():
+            self._stop(interrupts)
 
     def _run_step(self, batch: Tree) -> None:
         results = self.step(*self.state, batch)
@@ -225,6 +227,13 @@ class _Loop:
         where = {"step": self.steps, "epoch": self.epoch, "batch": self.batch, "samples": self.samples}
         self.files.save(self.state, self.totals, where | {"rows": self.rows})
 
+    def _stop(self, interrupts: Interrupts) -> None:
+        """End an interrupted run. No process ends before the checkpoint is on the disk."""
+        if self.files:
+            self.files.finish()
+        interrupts.now()  # waits for the other processes
+        raise KeyboardInterrupt
+
     def _resume(self) -> None:
         assert self.files is not None
         found = self.files.load(self.state)
@@ -243,37 +252,6 @@ class _Loop:
 
     def _is_enough(self) -> bool:
         return bool(self.patience and self.rows and len(self.rows) - 1 - self._best() >= self.patience)
-
-
-def _digests(state: Tree) -> list[str]:
-    """A line for each leaf, which is the same for the same bits."""
-    leaves = zip(_tree.keystrs(state), _tree.leaves(state), strict=True)
-    contents = ((path, leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8)) for path, leaf in leaves)
-    return [f"state{path} with the digest {sha256(x.numpy()).hexdigest()[:16]}" for path, x in contents]
-
-
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Note Ctrl-C, so that the loop ends after a whole step. A second Ctrl-C interrupts at once.
-
-    One of several processes is interrupted at once: the others may have stopped already, and it would wait for them.
-    """
-    seen = threading.Event()
-    if threading.current_thread() is not threading.main_thread() or world_size() > 1:
-        yield seen
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def note(number: int, frame: Any) -> None:
-        if seen.is_set():
-            raise KeyboardInterrupt
-        seen.set()
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

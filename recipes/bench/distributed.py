@@ -81,9 +81,11 @@ def torch_sharded(name: str, start: dict[str, Tensor], batch: tuple, backend: st
     module = networks.module(name)
     module.load_state_dict(start)
     mesh = init_device_mesh("cpu", (fnn.distributed.world_size(),))
+    taken: set[torch.nn.Module] = {module}
     for part in module.modules():
-        if part is not module and next(part.parameters(recurse=False), None) is not None:
+        if part not in taken and next(part.parameters(recurse=False), None) is not None:
             fully_shard(part, mesh=mesh)
+            taken |= {*part.modules()}  # an attention reads the weight of the linear layer inside it by itself
     fully_shard(module, mesh=mesh)  # in place
     return _torch_steps(module, batch)
 

@@ -199,3 +199,13 @@ def test_save_compiled_without_anything_compiled_is_refused(tmp_path, monkeypatc
     with pytest.raises(ValueError, match="nothing has been compiled"):
         fnn.save_compiled(tmp_path / "step.bin")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_views_of_results_that_the_compiler_lays_out_otherwise():
+    def f(x, y):
+        whole = torch.cat([x.permute(1, 0, 2)], -1)
+        return whole.view(3, 8), torch.cat([whole, y.permute(1, 0, 2)], -1).view(12, 5), torch.stack([x.mT]).view(-1)
+
+    x, y = torch.arange(24.0).view(4, 3, 2), torch.arange(36.0).view(4, 3, 3)
+    for ours, theirs in zip(fnn.jit(f, backend="inductor")(x, y), f(x, y), strict=True):
+        assert torch.equal(ours, theirs)

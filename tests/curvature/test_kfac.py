@@ -33,6 +33,24 @@ def sequence():
     return fnn.Layer(positionwise.init, lambda p, x: positionwise.apply(p, x).movedim(-1, 1)), (6, 4)
 
 
+def linear_sequence():
+    """Linear layers over positions: outputs (batch, classes, positions)."""
+    positionwise = fnn.layers.sequential(fnn.layers.linear(4, 5), fnn.layers.linear(5, 3, bias=False))
+    return fnn.Layer(positionwise.init, lambda p, x: positionwise.apply(p, x).movedim(-1, 1)), (6, 4)
+
+
+def pooled_linear_network():
+    """Linear layers over positions, their mean, and a linear layer."""
+    positionwise = fnn.layers.sequential(fnn.layers.linear(4, 5), fnn.layers.linear(5, 3, bias=False))
+    head = fnn.layers.linear(3, 2)
+
+    def apply(p, x):
+        return head.apply(p["head"], positionwise.apply(p["positions"], x).mean(1))
+
+    init = lambda key: {"positions": positionwise.init(key), "head": head.init(fnn.random.fold_in(key, 1))}
+    return fnn.Layer(init, apply), (6, 4)
+
+
 def attention():
     """Logits (batch, classes, positions) that depend on all positions."""
     layers = fnn.layers.sequential(fnn.layers.multi_head_attention(4, 2), fnn.layers.tanh, fnn.layers.linear(4, 2))
@@ -68,7 +86,12 @@ def frames():
     return fnn.Layer(lambda key: {"conv": conv.init(key), "head": head.init(key)}, apply), (2, 1, 3, 4)
 
 
-NETWORKS = {f.__name__: f for f in (mlp, linear_network, convolutions, sequence, attention, frames, tied)}
+NETWORKS = {
+    f.__name__: f
+    for f in (
+        mlp, linear_network, convolutions, sequence, linear_sequence, pooled_linear_network, attention, frames, tied
+    )
+}  # fmt: skip
 
 
 class Case:
@@ -148,6 +171,17 @@ def test_kfac_is_exact_for_a_linear_network_with_squared_error():
     K = kfac(case.apply, case.params, batches=case.batches, likelihood="normal", chunk_size=2)
     expected = case.block_diagonal(case.fisher("normal"), K)
     torch.testing.assert_close(K.dense(), expected, rtol=1e-11, atol=1e-13)
+
+
+def test_kfac_reduce_is_exact_for_a_linear_network_with_pooling_and_kfac_expand_for_one_without():
+    for name, exact, other in (("pooled_linear_network", "reduce", "expand"), ("linear_sequence", "expand", "reduce")):
+        case = Case(name)
+        likelihood = {"likelihood": "normal", "batches": case.batches, "chunk_size": 1}
+        K = kfac(case.apply, case.params, **likelihood, weight_sharing=exact)
+        expected = case.block_diagonal(case.fisher("normal"), K)
+        torch.testing.assert_close(K.dense(), expected, rtol=1e-11, atol=1e-13)
+        away = kfac(case.apply, case.params, **likelihood, weight_sharing=other).dense() - expected
+        assert away.norm() > 0.1 * expected.norm()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -273,7 +307,18 @@ class Positionwise(torch.nn.Sequential):
         return super().forward(x).movedim(-1, 1)
 
 
+class Pooled(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.positions = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Linear(5, 3, bias=False))
+        self.head = torch.nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(self.positions(x).mean(1))
+
+
 MODULES = {
+    "pooled_linear_network": lambda nn: Pooled(),
     "mlp": lambda nn: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)),
     "sequence": lambda nn: Positionwise(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)),
     "convolutions": lambda nn: nn.Sequential(
@@ -285,31 +330,36 @@ MODULES = {
 
 
 @pytest.mark.parametrize("fisher_type", ["type-2", "empirical"])
-@pytest.mark.parametrize("name", MODULES)
-def test_equals_curvlinops(name, fisher_type):
+@pytest.mark.parametrize(
+    ("name", "weight_sharing"),
+    [(name, "expand") for name in MODULES] + [("convolutions", "reduce"), ("pooled_linear_network", "reduce")],
+)
+def test_equals_curvlinops(name, weight_sharing, fisher_type):
     curvlinops = pytest.importorskip("curvlinops", reason="curvlinops is the reference")
     case = Case(name)
     output = case.apply(case.params, case.x)
-    y = fnn.random.randint(key(5), (len(case.x), *output.shape[2:]), 0, 3)
+    y = fnn.random.randint(key(5), (len(case.x), *output.shape[2:]), 0, output.shape[1])
     batches = [(case.x[:2], y[:2]), (case.x[2:], y[2:])]
     net = MODULES[name](torch.nn).double()
     net.load_state_dict(fnn.tree.to_state_dict(case.params))
     named = dict(net.named_parameters())
     order = torch.cat([case.places(path) for path in named])
     pairs = [(kfac, curvlinops.KFACLinearOperator), (ekfac, curvlinops.EKFACLinearOperator)]
-    for make, peer in pairs[: 1 if output.dim() == 3 else 2]:  # its EKFAC takes no outputs with positions
+    # its EKFAC takes no outputs with positions; with fewer samples than columns the eigenvectors of A are not unique
+    for make, peer in pairs[: 1 if output.dim() == 3 or (name, weight_sharing) == ("convolutions", "reduce") else 2]:
         if fisher_type == "empirical":
             per_sample = lambda p, batch: losses(case.apply)(p, batch).flatten(1).sum(1)
             function = losses(case.apply) if output.dim() == 2 else per_sample
-            mine = make(function, case.params, batches=batches, likelihood="empirical")
+            mine = make(function, case.params, batches=batches, likelihood="empirical", weight_sharing=weight_sharing)
         else:
-            mine = make(case.apply, case.params, batches=[x for x, _ in batches])
+            mine = make(case.apply, case.params, batches=[x for x, _ in batches], weight_sharing=weight_sharing)
         theirs = peer(
             net,
             torch.nn.CrossEntropyLoss(),
             list(named.values()),
             batches,
             fisher_type=fisher_type,
+            kfac_approx=weight_sharing,
             separate_weight_and_bias=False,
         ) @ torch.eye(len(order), dtype=torch.float64)
         terms = output[0, 0].numel()  # curvlinops divides by the number of losses, fnn by that of samples
@@ -351,6 +401,10 @@ ERRORS = {
         r"params\['w'\] is used by layers .*as x W",
     ),
     "likelihood": (lambda: kfac(LINEAR, {"w": W, "b": B}, X, likelihood="poisson"), "'empirical', got 'poisson'"),
+    "weight sharing": (
+        lambda: kfac(LINEAR, {"w": W, "b": B}, X, weight_sharing="mean"),
+        "'expand' or 'reduce', got 'mean'",
+    ),
     "no draws": (lambda: ekfac(LINEAR, {"w": W, "b": B}, X, key=key(0), draws=0), "draws=0"),
     "empirical with a key": (
         lambda: kfac(LINEAR, {"w": W, "b": B}, X, likelihood="empirical", key=key(0)),

@@ -1,7 +1,9 @@
 """What the processes of a group are asked to do with checkpoints. Every function runs in a single process as well."""
 
+import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -54,6 +56,34 @@ def fit_from_another_seed(folder: str) -> str:
     batches = lambda epoch: iter([torch.ones(2)])
     epochs = fnn.training.fit(lambda params, batch: (params, batch.sum()), (params,), batches, 1, folder=folder)
     return message(lambda: next(epochs))
+
+
+def fit_with_a_signal(folder: str, number: int | None, at: int = 5) -> tuple[str, list[float]]:
+    """Four epochs of three steps, in which the last process gets a signal: how ``fit`` ends, and the params then."""
+    params, seen = torch.ones(2, dtype=torch.float64), 0
+
+    def step(params: torch.Tensor, batch: torch.Tensor) -> tuple:
+        nonlocal seen
+        seen += 1
+        if seen == at and number is not None and distributed.rank() == distributed.world_size() - 1:
+            os.kill(os.getpid(), number)
+        return params * 1.5 - distributed.reduce(batch.mean(0)), params.sum()
+
+    data = fnn.random.normal(fnn.random.key(0), (12, 2), torch.float64)
+    batches = lambda epoch: distributed.local_batches(data, 4, fnn.random.fold_in(fnn.random.key(1), epoch))
+    end = "end"
+    try:
+        for epoch in fnn.training.fit(step, (params,), batches, 4, folder=folder, resume=True):
+            params = epoch.state[0]
+    except KeyboardInterrupt:
+        end = "interrupted"
+    return end, params.tolist()
+
+
+def fit_with_a_signal_on_nccl(folder: str, number: int | None, at: int = 5) -> tuple[str, list[float]]:
+    """The same where the messages of the run do not go between CPUs, so that those about signals need another group."""
+    with patch("torch.distributed.get_backend", lambda: "nccl"):
+        return fit_with_a_signal(folder, number, at)
 
 
 def errors(folder: str) -> dict[str, str]:

@@ -89,6 +89,45 @@ def train_fully_sharded(
     return losses, fnn.tree.to_state_dict(distributed.gather(params, sharding)), share
 
 
+def hybrid_mesh() -> Any:
+    """Processes in two rows, or none for a single process."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    count = distributed.world_size()
+    return init_device_mesh("cpu", (2, count // 2)) if count > 1 else None
+
+
+def train_on_a_mesh(backend: str, folder: str) -> tuple[dict, list[Tensor], dict]:
+    """Steps with params split over one axis of a mesh and copied along the other, with rules for some of the leaves.
+
+    Returns the params, the norms of the gradients, and the shapes of the parts. A checkpoint is written and read.
+    """
+    model, data = network("mlp")
+    optimizer = fnn.optim.adam(0.01)
+    params, data = fnn.tree.cast((model.init(fnn.random.key(0)), data), torch.float64)
+    rules = lambda path: 1 if path == "0.weight" else None if path.endswith("bias") else "auto"
+    parts, sharding = distributed.shard(params, hybrid_mesh(), rules)
+    opt_state = optimizer.init(parts)
+    value_and_grads = distributed.fully_sharded(fnn.value_and_grad(loss_of(model)), sharding)
+
+    def step(parts: Any, opt_state: Any, batch: Batch) -> tuple:
+        _, grads = value_and_grads(parts, batch)
+        norm = distributed.global_norm(grads, sharding)
+        updates, opt_state = optimizer.update(fnn.tree.scale(1 / (1 + norm), grads), opt_state, parts)
+        return fnn.optim.apply_updates(parts, updates), opt_state, norm
+
+    run = step if backend == "eager" else fnn.jit(step, donate_argnums=(0, 1), backend=backend)
+    norms = []
+    for number in range(3):
+        batch = next(distributed.local_batches(data, 8, fnn.random.fold_in(fnn.random.key(1), number)))
+        parts, opt_state, norm = run(parts, opt_state, batch)
+        norms.append(norm)
+    distributed.save(folder, parts, sharding)
+    parts = distributed.load(folder, fnn.tree.zeros_like(parts), sharding)
+    shapes = {path: tuple(leaf.shape) for path, leaf in fnn.tree.to_state_dict(parts).items()}
+    return fnn.tree.to_state_dict(distributed.gather(parts, sharding)), norms, shapes
+
+
 def storage_bytes(tree: Any) -> int:
     """The bytes of all storages that the leaves of a tree keep alive."""
     storages = {leaf.untyped_storage().data_ptr(): leaf.untyped_storage().nbytes() for leaf in fnn.tree.leaves(tree)}
@@ -240,6 +279,43 @@ def other_code() -> str:
         return distributed.reduce(y)
 
     return message(lambda: fnn.jit(step)(torch.ones(3)))
+
+
+def other_numbers() -> list[str]:
+    """The messages of steps whose numbers depend on the process: floats, integers, and those in the step of a scan."""
+    rank = distributed.rank()
+    mean = distributed.reduce
+    steps = [
+        lambda x: x - (0.1 + rank / 10) * mean(x),
+        lambda x: x - (2 + rank) * mean(x),
+        lambda x: fnn.scan(lambda w, y: (w * (1.0 - rank) + mean(y), None), x, torch.ones(2, 3))[0],
+        lambda x: mean(x) + torch.full((3,), 1.0 + rank),
+    ]
+    return [message(lambda step=step: fnn.jit(step)(torch.ones(3))) for step in steps]
+
+
+def other_values() -> list[str]:
+    """The messages about trees of the same structure: equal ones, another learning rate, another dtype, no tensor."""
+    rank, params = distributed.rank(), {"w": torch.ones(2)}
+    trees = [
+        (params, fnn.optim.adam(0.1).init(params)),
+        (params, {"rate": torch.tensor(0.1 + rank)}),
+        {"w": torch.zeros(2, dtype=torch.int32 if rank else torch.float32)},
+        {"w": 1.0},
+    ]
+    return [message(lambda tree=tree: distributed.check_equal(tree)) for tree in trees]
+
+
+def own_places() -> Tensor:
+    """A step in which the processes take rows, a key and a tensor of their own: the only numbers that may differ."""
+    rank, data, key = distributed.rank(), torch.arange(12.0).reshape(4, 3), fnn.random.key(0)
+
+    def step(data: Tensor, key: Tensor, rate: Tensor) -> Tensor:
+        rows = distributed.local(data)
+        noise = fnn.random.normal(fnn.random.fold_in(key, rank), (3,))
+        return distributed.reduce(rate * (rows.mean(0) + 0.0 * noise))
+
+    return fnn.jit(step)(data, key, torch.tensor(1.0 + rank))
 
 
 def one_stays_away(backend: str) -> str:

@@ -17,7 +17,7 @@ _SLOW_IMPORTS = (
 class Group:
     """``count`` connected processes; ``run(function, *args)`` calls a function of a module in each of them."""
 
-    def __init__(self, count: int, timeout: float = 60.0) -> None:
+    def __init__(self, count: int, timeout: float = 200.0) -> None:
         context = multiprocessing.get_context("forkserver")
         # imported once, before the processes are forked
         context.set_forkserver_preload([*_SLOW_IMPORTS, "tests.distributed.jobs"])
@@ -44,7 +44,7 @@ class Group:
 
     def result(self, number: int) -> Any:
         """What a process returns to the last call."""
-        assert self.pipes[number].poll(200), "a process hangs"
+        assert self.pipes[number].poll(500), "a process hangs"
         return pickle.loads(self.pipes[number].recv_bytes())
 
     def __call__(self, function: Callable, *args: Any) -> Any:

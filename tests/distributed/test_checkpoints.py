@@ -1,7 +1,9 @@
 """Checkpoints that several processes write, read by other numbers of processes."""
 
 import re
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,26 @@ def test_fit_compares_the_states_of_the_processes(groups: dict[int, Group], tmp_
         assert re.match(r"ValueError: the state of fit, .* differs between processes: process 1 has state\[0\]", found)
     assert not list((tmp_path / "run").iterdir())  # nothing was trained
     assert jobs.fit_from_another_seed(str(tmp_path / "one")) == "no error"
+
+
+@pytest.mark.parametrize(
+    ("count", "job", "number", "at", "step"),
+    [
+        (1, jobs.fit_with_a_signal, signal.SIGTERM, 5, 5), (2, jobs.fit_with_a_signal, signal.SIGTERM, 5, 6),
+        (2, jobs.fit_with_a_signal, signal.SIGINT, 6, 6), (4, jobs.fit_with_a_signal, signal.SIGINT, 4, 5),
+        (2, jobs.fit_with_a_signal_on_nccl, signal.SIGINT, 5, 6),
+    ],
+)  # fmt: skip
+def test_a_signal_to_one_process_stops_all_after_the_same_step(
+    groups: dict[int, Group], tmp_path: Path, count: int, job: Callable, number: int, at: int, step: int
+) -> None:
+    run = (lambda *args: [job(*args)]) if count == 1 else partial(groups[count].run, job)
+    expected = jobs.fit_with_a_signal(str(tmp_path / "unbroken"), None)[1]
+    assert [end for end, _ in run(str(tmp_path / "run"), number, at)] == ["interrupted"] * count
+    assert [int(file.stem[-9:]) for file in (tmp_path / "run").glob("checkpoint-*")] == [step]
+    for end, params in run(str(tmp_path / "run"), None):  # goes on
+        assert end == "end"
+        assert params == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

@@ -1,10 +1,13 @@
 """Steps of several processes, each on its part of a batch, against the same steps of one process."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import fnn
 from tests.distributed import jobs
 from tests.distributed.launcher import Group
 
@@ -18,6 +21,8 @@ ALL = [
     for optimizer in ("sgd", "adam")
     for backend in ("eager", "replay")
 ]
+
+INDUCTOR = [("mlp", "adam", "inductor"), ("lenet", "sgd", "inductor"), ("transformer", "adam", "inductor")]
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +62,26 @@ def test_fully_sharded_processes_train_as_one(groups: Callable, count: int, row:
     assert share < 1.2 / count  # of the memory of params and optimizer state; 0.3 on four processes
 
 
+@pytest.mark.parametrize("backend", ["eager", "replay"])
+def test_params_are_split_over_one_axis_of_a_mesh_and_copied_along_the_other(
+    groups: Callable, backend: str, tmp_path: Path
+) -> None:
+    expected, norms, _ = jobs.train_on_a_mesh("eager", str(tmp_path / "one"))
+    for params, found_norms, shapes in groups(4).run(jobs.train_on_a_mesh, backend, str(tmp_path / "four")):
+        assert shapes == {"0.weight": (16, 3), "0.bias": (16,), "2.weight": (2, 16), "2.bias": (4,)}
+        for name, leaf in expected.items():
+            torch.testing.assert_close(params[name], leaf, rtol=0, atol=1e-12)
+        torch.testing.assert_close(found_norms, norms, rtol=1e-12, atol=0)
+    files = [load_file(file) for file in (tmp_path / "four").glob("*.safetensors")]
+    assert sum(map(fnn.tree.nbytes, files)) == fnn.tree.nbytes(expected)  # each number is stored once
+    for name, leaf in fnn.tree.to_state_dict(fnn.distributed.load(tmp_path / "four")).items():
+        torch.testing.assert_close(leaf, expected[name], rtol=0, atol=1e-12)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("job", [jobs.train_data_parallel, jobs.train_fully_sharded], ids=["parallel", "sharded"])
-@pytest.mark.parametrize("row", [*ALL, ("mlp", "adam", "inductor"), ("lenet", "sgd", "inductor")], ids="-".join)
+@pytest.mark.parametrize("row", [*ALL, *INDUCTOR], ids="-".join)
 def test_fifty_steps(groups: Callable, count: int, row: tuple[str, str, str], job: Callable) -> None:
     assert_as_one_process(groups(count), job, row, 50)
 

@@ -36,6 +36,31 @@ def test_code_that_differs_between_processes(group: Group) -> None:
         assert found.startswith("ValueError: the graph of step differs between processes: process 1 has aten.relu")
 
 
+def test_numbers_that_differ_between_processes(group: Group) -> None:
+    numbers = [("0.2", "0.1"), ("3", "2"), ("0.0", "1.0"), ("2.0", "1.0")]
+    for texts in group.run(jobs.other_numbers):
+        for text, (other, first) in zip(texts, numbers, strict=True):
+            assert re.match(
+                rf"ValueError: the graph of .* differs between processes: process 1 has .* with {other} where process "
+                rf"0 has .* with {first}\. All processes must run the same code, with the same numbers in it",
+                text,
+            )
+
+
+def test_processes_may_take_rows_and_keys_of_their_own(group: Group) -> None:
+    for found in group.run(jobs.own_places):  # the means of two rows, weighted with 1 and 2
+        assert found.tolist() == [((0 + 3) / 2 + 2 * (6 + 9) / 2) / 2 + 1.5 * k for k in range(3)]
+
+
+def test_values_that_differ_between_processes(group: Group) -> None:
+    what = "ValueError: the tree of check_equal differs between processes: process 1 has tree"
+    for equal, rate, dtype, number in group.run(jobs.other_values):
+        assert equal == "no error"
+        assert rate.startswith(what + "[1]['rate'] of shape (), torch.float32, with the digest")
+        assert dtype.startswith(what + "['w'] of shape (2,), torch.int32")
+        assert number.startswith("TypeError: check_equal: tree['w'] is 1.0, not a tensor")
+
+
 REFUSALS = [
     "ValueError: a batch of 5 rows cannot be divided among 2 processes; write a batch size that is a multiple of 2",
     "ValueError: a batch of 3 rows cannot be divided among 2 processes",

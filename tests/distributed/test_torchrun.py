@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -41,6 +42,12 @@ def run(count: int, *words: str) -> str:
     text, _ = process.communicate(timeout=400)
     assert process.returncode == 0, text
     return text
+
+
+def workers_of(process: subprocess.Popen) -> list[int]:
+    """The processes that torchrun has started."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(number) for number in children.read_text().split()] if children.exists() else []
 
 
 def metrics_of(output: Path) -> list[dict]:
@@ -84,6 +91,29 @@ def test_mistakes_end_all_processes_with_a_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on_from_the_step_at_which_all_stopped(number: int, tmp_path: Path) -> None:
+    words = ["recipes.mlp", "--device", "cpu", "--epochs"]
+    process = start(2, *words, "10000", "--output", str(tmp_path / "broken"), output=(tmp_path / "text").open("w"))
+    deadline = time.monotonic() + 120
+    while len(metrics_of(tmp_path / "broken")) < 3:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.1)
+    process.send_signal(number)
+    assert process.wait(timeout=60) != 0
+    (step,) = (int(file.stem[-9:]) for file in (tmp_path / "broken").glob("checkpoint-*"))
+    text = (tmp_path / "text").read_text()
+    assert re.findall("stopped.*", text) == [f"stopped after step {step}; go on with --resume"]
+    epochs = str(-(-step // 23) + 1)  # of 23 steps each
+    run(2, *words, epochs, "--output", str(tmp_path / "broken"), "--resume")
+    run(2, *words, epochs, "--output", str(tmp_path / "unbroken"))
+    ours, theirs = params_of(tmp_path / "broken"), params_of(tmp_path / "unbroken")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
 def test_a_run_goes_on_after_each_death_of_a_process(tmp_path: Path) -> None:
     """One process, chosen at random, is killed ten times at random moments; torchrun starts all of them again."""
@@ -97,10 +127,9 @@ def test_a_run_goes_on_after_each_death_of_a_process(tmp_path: Path) -> None:
         while len(metrics_of(broken)) == before and process.poll() is None:  # until it has trained since the last start
             time.sleep(0.05)
         time.sleep(chosen.uniform(0, 0.5))
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        workers = children.read_text().split() if children.exists() else []
+        workers = workers_of(process)
         if len(workers) == 2 and process.poll() is None:
-            os.kill(int(chosen.choice(workers)), signal.SIGKILL)
+            os.kill(chosen.choice(workers), signal.SIGKILL)
             killed += 1
     assert process.wait(timeout=600) == 0, (tmp_path / "printed.txt").read_text()
     assert killed == 10
@@ -108,3 +137,25 @@ def test_a_run_goes_on_after_each_death_of_a_process(tmp_path: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     losses = [[row["train_loss"] for row in metrics_of(path)] for path in (broken, unbroken)]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+@pytest.mark.parametrize("more", [("--overwrite",), ()])
+def test_a_recipe_without_checkpoints_starts_anew_or_ends_with_an_error(more: tuple, tmp_path: Path) -> None:
+    flags = RECIPES["transformer"].replace("--steps 3 --every 3", "--steps 200 --every 50").split()
+    words = ["recipes.transformer", *flags, "--device", "cpu", "--output"]
+    process = start(2, *words, str(tmp_path / "run"), *more, restarts=1, output=(tmp_path / "text").open("w"))
+    while not (tmp_path / "run" / "params.safetensors").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(workers_of(process)[1], signal.SIGKILL)
+    status, text = process.wait(timeout=300), (tmp_path / "text").read_text()
+    if not more:
+        assert status != 0
+        assert "an earlier run has left params.safetensors there; give --overwrite" in text
+        return
+    assert status == 0, text
+    run(2, *words, str(tmp_path / "unbroken"))
+    ours, theirs = params_of(tmp_path / "run"), params_of(tmp_path / "unbroken")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -517,3 +517,52 @@ def test_a_converted_module_is_a_part_of_a_model() -> None:
     assert int(new["backbone"]["1"]["num_batches_tracked"]) == 1
     with pytest.raises(TypeError, match=r"write .*fnn\.interop\.from_module\(module\)"):
         fnn.layers.sequential(module)
+
+
+def test_second_derivatives_of_hardsigmoid_which_torch_has_not() -> None:
+    layer, params, _ = from_module(Calling(lambda m, x: F.hardsigmoid(x).pow(3).sum()))
+    x = torch.tensor([-3.5, -2.0, 0.4, 2.5, 4.0], dtype=torch.float64)
+    slope = torch.where(x.abs() < 3, 1 / 6, 0.0)
+    expected = torch.diag(6 * (x / 6 + 0.5).clamp(0, 1) * slope**2)
+    for second in (fnn.hessian, lambda f: fnn.jacrev(fnn.grad(f))):
+        torch.testing.assert_close(second(lambda x: layer.apply(params, x))(x), expected)
+
+
+@pytest.mark.parametrize("kind", ["layer of fnn", "module"])
+@pytest.mark.parametrize("inside", ["scan", "remat"])
+@pytest.mark.parametrize("transform", ["jvp(grad)", "grad(jvp)", "grad(grad)", "jvp(jvp)"])
+def test_second_derivatives_of_norms_in_graphs_of_their_own(kind: str, inside: str, transform: str) -> None:
+    """A graph that is recorded apart from the transforms around it holds the formula that they need."""
+    key = fnn.random.key(0)
+    params = {"weight": fnn.random.uniform(key, (3,), torch.float64), "bias": torch.ones(3, dtype=torch.float64)}
+    xs, matrix = fnn.random.normal(key, (4, 5, 3), torch.float64), fnn.random.normal(key, (3, 3), torch.float64)
+    norm = fnn.layers.layer_norm(3, dtype=torch.float64).apply
+    if kind == "module":
+        norm = fnn.interop.from_module(torch.nn.LayerNorm(3, dtype=torch.float64))[0].apply
+
+    def formula(params: Any, x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * params["weight"] + params["bias"]
+
+    def in_graph(params: Any) -> Tensor:
+        step = lambda h, x: (norm(params, torch.sin(h @ matrix + x)), None)
+        if inside == "scan":
+            return fnn.scan(step, xs[0], xs)[0].pow(3).sum()
+        return fnn.layers.remat(lambda h: step(h, xs[1])[0])(xs[0]).pow(3).sum()
+
+    def written_out(params: Any) -> Tensor:
+        h = xs[0]
+        for x in xs if inside == "scan" else xs[1:2]:
+            h = formula(params, torch.sin(h @ matrix + x))
+        return h.pow(3).sum()
+
+    along = fnn.tree.map(torch.ones_like, params)
+    slope = lambda f: lambda params: fnn.jvp(f, (params,), (along,))[1]
+    norm_of = lambda f: lambda params: sum(leaf.square().sum() for leaf in f(params).values())
+    second = {
+        "jvp(grad)": lambda f: slope(fnn.grad(f)),
+        "grad(jvp)": lambda f: fnn.grad(slope(f)),
+        "grad(grad)": lambda f: fnn.grad(norm_of(fnn.grad(f))),
+        "jvp(jvp)": lambda f: slope(slope(f)),
+    }[transform]
+    torch.testing.assert_close(fnn.jit(second(in_graph))(params), second(written_out)(params))

@@ -325,3 +325,14 @@ def test_a_compiled_function_raises_the_same_sentence():
     forward = fnn.jit(lambda x: hvp(lambda x: F.huber_loss(x, ONE), (x,), (x,), "forward-over-reverse")[1])
     with pytest.raises(TypeError, match="huber_loss_backward has no forward rule"):
         forward(ONE)
+
+
+def test_data_among_the_primals_is_told_from_params() -> None:
+    data = torch.ones(3), torch.tensor([1, 2, 3])
+    f = lambda w, data: (w * data[0]).sum() + data[1].sum()
+    with pytest.raises(
+        TypeError, match=r"write jmp\(lambda params: f\(params, batch\), .* if all of primals\[1\] is data"
+    ):
+        jmp(f, (torch.ones(3), data), (torch.ones(1, 3), (torch.ones(1, 3), torch.ones(1, 3))))
+    with pytest.raises(TypeError, match=r"primals\[0\].* split it off with fnn.tree.partition$"):
+        jmp(lambda n: n, (torch.tensor([1]),), (torch.ones(1, 1),))

@@ -126,10 +126,14 @@ CHUNKED: dict[str, Callable[[int | None], tree.Tree]] = {
     "dense_hessian": lambda k: curvature.dense_hessian(loss, chunk_size=k)(PARAMS),
     "hessian_diagonal": lambda k: curvature.hessian_diagonal(loss, chunk_size=k)(PARAMS),
     "ggn_diagonal": lambda k: curvature.ggn_diagonal(model, SQUARED, chunk_size=k)(PARAMS, X),
+    "per_sample_ggn_diagonal": lambda k: curvature.per_sample_ggn_diagonal(model, SQUARED, k)(PARAMS, X),
+    "per_sample_fisher_diagonal": lambda k: curvature.per_sample_fisher_diagonal(
+        lambda p, x: model(p, x).flatten(1), "normal", chunk_size=k
+    )(PARAMS, X),
     "dense": lambda k: curvature.hessian_operator(loss, PARAMS, X).dense(k),
     "columns": lambda k: curvature.hessian_operator(loss, PARAMS, X).columns(torch.eye(len(V)).double(), k),
     "estimate_diagonal": lambda k: linalg.estimate_diagonal(
-        curvature.hessian_operator(loss, PARAMS, X), fnn.random.key(0), 7, k
+        curvature.hessian_operator(loss, PARAMS, X), fnn.random.key(0), 7, chunk_size=k
     ),
     "estimate_frobenius_norm": lambda k: linalg.estimate_frobenius_norm(
         curvature.hessian_operator(loss, PARAMS, X), fnn.random.key(0), 7, k

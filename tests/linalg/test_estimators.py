@@ -5,7 +5,14 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fnn
-from fnn.linalg import estimate_diagonal, estimate_frobenius_norm, estimate_trace, identity_operator, matrix_operator
+from fnn.linalg import (
+    LinearOperator,
+    estimate_diagonal,
+    estimate_frobenius_norm,
+    estimate_trace,
+    identity_operator,
+    matrix_operator,
+)
 
 N = 60
 Q = torch.linalg.qr(fnn.random.normal(fnn.random.key(0), (N, N), torch.float64)).Q
@@ -60,6 +67,41 @@ def test_diagonal_is_unbiased_with_calibrated_error_and_rate():
     torch.testing.assert_close((errors**2).mean(0).sqrt(), expected, rtol=0.1, atol=0)
 
 
+def test_xdiag_is_unbiased_with_calibrated_error_and_better_where_singular_values_decay():
+    skewed = GENERAL @ DECAYING
+    values, errors = draws(lambda key: estimate_diagonal(skewed, key, 24, "xdiag"))
+    spread = values.std(0)
+    assert ((values.mean(0) - skewed.diagonal()).abs() < 4.5 * spread / len(values) ** 0.5).all()
+    assert 0.7 < ((errors**2).mean().sqrt() / (spread**2).mean().sqrt()) < 1.4
+    plain, _ = draws(lambda key: estimate_diagonal(skewed, key, 24))
+    assert plain.std(0).norm() > 2 * spread.norm()
+
+
+def test_xdiag_equals_its_definition():
+    """A QR decomposition for each vector left out, as in the paper's definition."""
+    count, key = 5, fnn.random.key(3)
+    signs = 2.0 * fnn.random.bernoulli(key, 0.5, (N, count)).double() - 1.0
+    estimates = []
+    for i in range(count):
+        others = torch.cat([signs[:, :i], signs[:, i + 1 :]], 1)
+        P = torch.linalg.qr(GENERAL @ others).Q
+        P = P @ P.T
+        estimates.append((P @ GENERAL).diagonal() + signs[:, i] * ((GENERAL - P @ GENERAL) @ signs[:, i]))
+    expected = torch.stack(estimates)
+    result = estimate_diagonal(GENERAL, key, 2 * count, "xdiag")
+    torch.testing.assert_close(result.value, expected.mean(0))
+    torch.testing.assert_close(result.error, expected.std(0) / count**0.5)
+    chunked = lambda key: estimate_diagonal(GENERAL, key, 2 * count, "xdiag", chunk_size=2)
+    torch.testing.assert_close(fnn.jit(chunked, backend="replay")(key), result)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_xdiag_of_low_rank_is_exact(rank):
+    low = Q[:, :rank] @ GENERAL[:rank]
+    estimate = estimate_diagonal(low, fnn.random.key(0), 12, "xdiag")
+    torch.testing.assert_close(estimate.value, low.diagonal(), rtol=1e-7, atol=1e-10)
+
+
 @pytest.mark.parametrize("probes", [2, 3])
 @pytest.mark.parametrize("kind", ["trace", "diagonal", "square of the Frobenius norm"])
 def test_the_error_bar_of_few_probes_is_unbiased(kind, probes):
@@ -101,6 +143,13 @@ ERRORS = {
     "method": (lambda key: estimate_trace(GENERAL, key, 9, "girard"), "girard"),
     "too many": (lambda key: estimate_trace(GENERAL, key, 3 * N, "hutch++"), "whole space"),
     "not square": (lambda key: estimate_trace(GENERAL[:3], key), "operator.output"),
+    "probes for xdiag": (lambda key: estimate_diagonal(GENERAL, key, 3, "xdiag"), "at least 4 probes .* got 3"),
+    "too many for xdiag": (lambda key: estimate_diagonal(GENERAL, key, 2 * N, "xdiag"), "whole space"),
+    "method of the diagonal": (lambda key: estimate_diagonal(GENERAL, key, 9, "hutch++"), "got 'hutch\\+\\+'"),
+    "no transpose": (
+        lambda key: estimate_diagonal(LinearOperator(lambda v: 2.0 * v, torch.zeros(9)), key, 4, "xdiag"),
+        "no transpose",
+    ),
     "one probe": (lambda key: estimate_diagonal(GENERAL, key, 1), "error bar"),
 }
 
@@ -128,7 +177,10 @@ def test_sixteen_bit_operators_are_estimated_in_float32(method):
     assert estimate.value.dtype == torch.float32
     assert (estimate.value - 1830).abs() < 4 * estimate.error + 20
     assert (estimate_frobenius_norm(matrix, fnn.random.key(1), 30).value / matrix.float().norm() - 1).abs() < 0.1
-    assert estimate_diagonal(matrix, fnn.random.key(1), 4).value.dtype == torch.bfloat16
+    for name in ("hutchinson", "xdiag"):
+        diagonal = estimate_diagonal(matrix, fnn.random.key(1), 40, name)
+        assert diagonal.value.dtype == torch.bfloat16
+        assert (diagonal.value.float() - matrix.diagonal().float()).norm() < 0.6 * matrix.float().norm()
 
 
 def test_estimates_of_trees_own_their_leaves():

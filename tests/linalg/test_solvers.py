@@ -5,7 +5,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fnn
-from fnn.linalg import LinearOperator, Solution, cg, lsmr, matrix_operator, minres, neumann
+from fnn.linalg import LinearOperator, Solution, cg, gmres, lsmr, matrix_operator, minres, neumann
 
 N = 20
 Q = torch.linalg.qr(fnn.random.normal(fnn.random.key(0), (N, N), torch.float64)).Q
@@ -20,11 +20,14 @@ def symmetric(values):
 
 POSITIVE = symmetric(torch.linspace(1.0, 10.0, N, dtype=torch.float64))
 INDEFINITE = symmetric(torch.linspace(-3.1, 5.0, N, dtype=torch.float64))
+GENERAL = POSITIVE + 0.5 * TALL[:N]
 CASES = {
     "cg": (cg, POSITIVE, {}),
     "minres": (minres, INDEFINITE, {"max_iterations": 60}),
     "lsmr": (lsmr, INDEFINITE, {"max_iterations": 200}),
     "neumann": (neumann, POSITIVE, {"scale": 0.15, "max_iterations": 400}),
+    "gmres": (gmres, GENERAL, {"restart": 5, "max_iterations": 200}),
+    "gmres without restarts": (gmres, GENERAL, {"max_iterations": 40}),
 }
 
 
@@ -75,6 +78,12 @@ def test_preconditioner_and_start_save_iterations():
         assert better.iterations < plain.iterations
         torch.testing.assert_close(better.solution, torch.linalg.solve(matrix, B), rtol=1e-6, atol=1e-8)
     assert cg(matrix, B, x0=torch.linalg.solve(matrix, B)).iterations == 0
+    general = matrix + 0.5 * TALL[:N]
+    plain = gmres(general, B, tolerance=1e-8, max_iterations=500)
+    better = gmres(general, B, preconditioner=inverse, tolerance=1e-8, max_iterations=500)
+    assert better.converged
+    assert better.iterations < plain.iterations
+    assert gmres(general, B, x0=better.solution, tolerance=1e-7).iterations == 0
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.7])
@@ -99,11 +108,46 @@ def test_iterates_equal_scipy(name):
     torch.testing.assert_close(mine, torch.as_tensor(peer), rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("preconditioned", [False, True])
+@pytest.mark.parametrize(("restart", "iterations"), [(N, 6), (N, 15), (4, 12)])
+def test_gmres_iterates_equal_scipy(restart, iterations, preconditioned):
+    linalg = pytest.importorskip("scipy.sparse.linalg", reason="SciPy is the reference")
+    M = torch.linalg.inv(POSITIVE) if preconditioned else torch.eye(N, dtype=torch.float64)
+    options = {"rtol": 1e-15, "restart": min(restart, iterations), "maxiter": max(iterations // restart, 1)}
+    peer = M.numpy() @ linalg.gmres((GENERAL @ M).numpy(), B.numpy(), **options)[0]
+    given = M if preconditioned else None
+    mine = gmres(GENERAL, B, preconditioner=given, restart=restart, tolerance=1e-14, max_iterations=iterations)
+    torch.testing.assert_close(mine.solution, torch.as_tensor(peer), rtol=1e-9, atol=1e-11)
+    if preconditioned and restart == N:
+        as_function = gmres(
+            GENERAL, B, preconditioner=lambda r: M @ r, restart=N, tolerance=1e-14, max_iterations=iterations
+        )
+        torch.testing.assert_close(as_function.solution, mine.solution)
+
+
+def test_gmres_of_a_cyclic_shift_ends_after_n_iterations_and_stagnates_with_restarts():
+    shift, b = torch.roll(torch.eye(6), 1, 0), torch.eye(6)[0]
+    whole = gmres(shift, b)
+    assert whole.converged
+    assert whole.iterations == 6
+    torch.testing.assert_close(whole.solution, torch.eye(6)[5])
+    again = gmres(shift, b, restart=5, max_iterations=60)
+    assert not again.converged
+    assert again.residual == 1
+
+
+def test_gmres_in_a_compiled_function():
+    step = lambda matrix, b: gmres(matrix, b, restart=2, tolerance=1e-14, max_iterations=3)
+    replayed = fnn.jit(step, backend="replay")(GENERAL, B)
+    for actual, expected in zip(replayed, step(GENERAL, B), strict=True):
+        assert torch.equal(actual, expected)
+
+
 def test_trees_in_trees_out_and_zero():
     like = {"w": torch.zeros(4, 4).double(), "b": torch.zeros(4).double()}
     b = fnn.tree.ravel(like)[1](B)
     A = LinearOperator(lambda t: fnn.tree.ravel(like)[1](POSITIVE @ fnn.tree.ravel(t)[0]), like, symmetric=True)
-    for solve in (cg, minres, lsmr):
+    for solve in (cg, minres, lsmr, gmres):
         result = solve(A, b, tolerance=1e-10, max_iterations=200)
         torch.testing.assert_close(fnn.tree.ravel(result.solution)[0], torch.linalg.solve(POSITIVE, B))
         nothing = solve(A, fnn.tree.zeros_like(b))
@@ -115,12 +159,17 @@ def test_gradient_through_fixed_iterations():
     solve = lambda b: cg(matrix_operator_of(POSITIVE), b, tolerance=1e-14, early_stop=False).solution.sum()
     expected = torch.linalg.solve(POSITIVE, torch.ones_like(B))
     torch.testing.assert_close(torch.func.grad(solve)(B), expected, rtol=1e-5, atol=1e-7)
+    of_matrix = lambda A: gmres(A, B, tolerance=1e-14, early_stop=False).solution.sum()
+    expected = torch.func.grad(lambda A: torch.linalg.solve(A, B).sum())(GENERAL)
+    torch.testing.assert_close(torch.func.grad(of_matrix)(GENERAL), expected, rtol=1e-5, atol=1e-7)
 
 
 ERRORS = {
     "cg not symmetric": (lambda: cg(TALL[:N], B), ValueError, "cg needs a symmetric operator"),
     "minres not symmetric": (lambda: minres(TALL[:N], B), ValueError, "lsmr"),
     "not square": (lambda: cg(TALL, B), ValueError, r"square operator.*lsmr"),
+    "gmres not square": (lambda: gmres(TALL, B), ValueError, r"gmres needs a square operator.*lsmr"),
+    "restart": (lambda: gmres(GENERAL, B, restart=0), ValueError, "restart of at least 1, .* got 0"),
     "iterations": (lambda: cg(POSITIVE, B, max_iterations=0), ValueError, "at least 1, got 0"),
     "tolerance": (lambda: cg(POSITIVE, B, tolerance=0.0), ValueError, "positive tolerance"),
     "length": (lambda: cg(POSITIVE, B[:3]), ValueError, r"shape \(3,\)"),
@@ -175,7 +224,7 @@ def true_residual(solve, matrix, b, x):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("side", ["in the range", "anywhere"])
-@pytest.mark.parametrize("solve", [cg, minres, lsmr, neumann])
+@pytest.mark.parametrize("solve", [cg, minres, lsmr, neumann, gmres])
 @pytest.mark.parametrize("name", HARD)
 def test_figures_are_true_and_the_best_iterate_is_returned(name, solve, side, dtype):
     matrix, symmetric = HARD[name]
@@ -212,7 +261,7 @@ def test_what_can_be_solved_is_solved():
         for solve in (cg, minres):
             assert solve(matrix, b, max_iterations=1000).converged
     H = hilbert(6).to(torch.float32)
-    for solve in (cg, minres, lsmr):
+    for solve in (cg, minres, lsmr, gmres):
         assert solve(H, H @ torch.ones(6), max_iterations=100).converged
 
 
@@ -238,7 +287,7 @@ def test_a_residual_that_equals_the_tolerance_has_converged(early_stop):
         assert below.residual < 0.999
 
 
-@pytest.mark.parametrize("solve", [cg, minres])
+@pytest.mark.parametrize("solve", [cg, minres, gmres])
 def test_singular_systems(solve):
     matrix = torch.diag(torch.tensor([1.0, 0.0]))
     outside = solve(matrix, torch.tensor([0.0, 1.0]))
@@ -292,7 +341,7 @@ def test_magnitudes_beyond_squares():
     matrix = (matrix + matrix.T) / 2
     for scale in (1e-25, 1e25):
         b = scale * B.to(torch.float32)
-        for solve in (cg, minres):
+        for solve in (cg, minres, gmres):
             result = solve(matrix, b, tolerance=1e-5, max_iterations=60)
             assert result.converged
             torch.testing.assert_close(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import fnn
 from fnn import optim
+from fnn._numerics import widen
 
 
 class Case(NamedTuple):
@@ -56,16 +57,35 @@ CASES = {
     "ademamix": Case(lambda r: optim.ademamix(r, alpha=1.0, eps=1e-3), 0.03, (0.02, 3000), below=1.0),
     "adopt": Case(lambda r: optim.adopt(r, betas=(0.9, 0.99)), 0.1, (0.05, 2000)),
     "novograd": Case(lambda r: optim.novograd(r, betas=(0.9, 0.9)), 0.003, (1e-3, 8000)),
+    "optimistic": Case(optim.optimistic_gradient_descent, 0.1, (5e-4, 6000), below=0.05),
+    "optimistic adam": Case(optim.optimistic_adam, 0.1, (0.05, 1500)),
+    "polyak": Case(lambda r: optim.polyak_sgd(scaling=r), 1.0, (0.5, 3000)),
+    "polyak, positive": Case(lambda r: optim.polyak_sgd(0.5, r, eps=1e-3, variant="sps+"), 1.0, (0.5, 3000)),
+    "madgrad": Case(optim.madgrad, 0.1, (0.01, 3000)),
+    "dog": Case(lambda r: optim.dog(r, ("distance", 1.0)), 1.0, (0.5, 4000)),
+    "dog, first rate": Case(lambda r: optim.dog(r, ("learning_rate", 0.01)), 1.0, (0.5, 4000)),
+    "prodigy": Case(lambda r: optim.prodigy(r, estim_lr0=0.1), 1.0, (0.1, 3000)),
+    "prodigy, safeguard": Case(
+        lambda r: optim.prodigy(r, beta3=0.9, estim_lr0=0.1, safeguard_warmup=True), 1.0, (0.1, 3000)
+    ),
+    "dadapt adamw": Case(lambda r: optim.dadapt_adamw(r, estim_lr0=0.1), 1.0, (0.1, 3000)),
+    "sm3": Case(optim.sm3, 0.5, (0.5, 3000)),
     "sophia": Case(lambda r: optim.sophia(r, gamma=0.1, weight_decay=0.0), 0.02, (0.05, 3000)),
     "schedule-free sgd": Case(optim.schedule_free_sgd, 0.2, (2e-3, 8000), optim.schedule_free_params),
     "schedule-free adamw": Case(optim.schedule_free_adamw, 0.2, (0.05, 4000), optim.schedule_free_params),
     "sam": Case(lambda r: optim.sam(optim.sgd(r), rho=1e-4), 0.1, (2e-3, 4000)),
     "sam, adaptive": Case(lambda r: optim.sam(optim.adam(r), 1e-3, adaptive=True), 0.1, (0.05, 2000)),
+    "backtracking": Case(lambda r: optim.backtracking_line_search(optim.sgd(r), 20), 1.0, (0.1, 1500)),
+    "zoom": Case(lambda r: optim.zoom_line_search(optim.sgd(r), 8, curv_rtol=0.85), 1.0, (0.1, 1000)),
     "lookahead": Case(lambda r: optim.lookahead(optim.adam(r), every=3), 0.1, (0.05, 2500)),
     "accumulate": Case(lambda r: optim.accumulate(optim.adam(r), every=2), 0.2, (0.1, 2000), meta_steps=4),
     "apply if finite": Case(lambda r: optim.apply_if_finite(optim.adam(r)), 0.1, (0.05, 1500)),
     "ema of params": Case(
         lambda r: optim.ema_params(optim.adam(r), 0.9), 0.1, (0.05, 1500), lambda state, _: state.average
+    ),
+    "average of params": Case(
+        lambda r: optim.average_params(optim.adam(r), 100, 3), 0.1, (0.05, 1500), lambda state, _: state.average,
+        below=0.5,
     ),
     "clipped": Case(lambda r: optim.chain(optim.clip_by_global_norm(0.5), optim.sgd(r, 0.9)), 0.05, (2e-3, 3000)),
     "named": Case(lambda r: optim.named_chain(clip=optim.clip(30.0), step=optim.adam(r)), 0.1, (0.05, 1500)),
@@ -111,8 +131,13 @@ def rosenbrock(params: Any) -> Tensor:
     return ((1 - a) ** 2 + 100 * (b - a**2) ** 2).sum()
 
 
+def extra(params: Any, loss: Callable = parabola) -> dict:
+    """Everything that any optimizer of the table asks for beside gradients and params."""
+    value = loss(fnn.tree.map(widen, params))
+    return {"loss": loss, "value": value, "hessian_diagonal": fnn.tree.ones_like(params)}
+
+
 def step(optimizer: fnn.Optimizer, params: Any, state: Any) -> tuple[Any, Any]:
-    """One update on the parabola, with everything that any optimizer of the table asks for."""
-    extra = {"loss": parabola, "hessian_diagonal": fnn.tree.ones_like(params)}
-    updates, state = optimizer.update(fnn.grad(parabola)(params), state, params, **extra)
+    """One update on the parabola."""
+    updates, state = optimizer.update(fnn.grad(parabola)(params), state, params, **extra(params))
     return optim.apply_updates(params, updates), state

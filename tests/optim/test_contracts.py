@@ -7,7 +7,7 @@ import torch
 
 import fnn
 from fnn import optim, tree
-from tests.optim.cases_optim import CASES, Case, parabola, rosenbrock, start, step
+from tests.optim.cases_optim import CASES, Case, extra, parabola, rosenbrock, start, step
 
 TABLE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -44,7 +44,8 @@ def test_solves_rosenbrock(case: Case) -> None:
         grads = fnn.grad(rosenbrock)(params)
         a, b = params["x"], params["y"]
         diagonal = {"x": 2 - 400 * (b - 3 * a**2), "y": torch.full_like(b, 200.0)}
-        updates, state = opt.update(grads, state, params, loss=rosenbrock, hessian_diagonal=diagonal)
+        given = extra(params, rosenbrock) | {"hessian_diagonal": diagonal}
+        updates, state = opt.update(grads, state, params, **given)
         params = optim.apply_updates(params, updates)
     assert float(rosenbrock(case.read(state, params))) < case.below
 
@@ -58,8 +59,7 @@ def test_is_pure_and_keeps_dtypes_and_structure(case: Case, dtype: torch.dtype) 
     grads = fnn.grad(parabola)(params)
     given = (grads, state, params)
     copies, versions = tree.map(torch.clone, given), [leaf._version for leaf in tree.leaves(given)]
-    hessian = tree.ones_like(params)
-    updates, after = opt.update(grads, state, params, loss=parabola, hessian_diagonal=hessian)
+    updates, after = opt.update(grads, state, params, **extra(params))
     new = optim.apply_updates(params, updates)
     assert [leaf._version for leaf in tree.leaves(given)] == versions
     assert all(torch.equal(a, b) for a, b in zip(tree.leaves(given), tree.leaves(copies), strict=True))
@@ -151,7 +151,7 @@ def test_two_donated_steps_equal_eager_ones(case: Case) -> None:
 @TABLE
 def test_empty_trees_and_saved_states(case: Case, tmp_path: Path) -> None:
     opt = case.make(0.05)
-    updates, _ = opt.update({}, opt.init({}), {}, loss=lambda params: torch.zeros(()))
+    updates, _ = opt.update({}, opt.init({}), {}, loss=lambda params: torch.zeros(()), value=torch.zeros(()))
     assert updates == {}
     params = start()
     state = opt.init(params)
@@ -167,8 +167,8 @@ def test_other_trees_are_refused(case: Case) -> None:
     opt, params = case.make(0.05), start()
     state = opt.init(params)
     wrong = dict(params) | {"w": torch.zeros(2, 2, dtype=torch.float64)}
-    extra = {"loss": parabola, "hessian_diagonal": params}
+    given = extra(params)
     with pytest.raises(ValueError, match=r"grads differ at \['[vw]'\]"):
-        opt.update({"v": params["w"], "x": params["x"], "z": params["z"]}, state, params, **extra)
+        opt.update({"v": params["w"], "x": params["x"], "z": params["z"]}, state, params, **given)
     with pytest.raises(ValueError, match=r"grads.*\['w'\].*\(2, 2\)"):
-        opt.update(wrong, state, params, **extra)
+        opt.update(wrong, state, params, **given)

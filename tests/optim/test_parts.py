@@ -188,6 +188,43 @@ def test_average_of_params_equals_torch() -> None:
         torch.testing.assert_close(leaf, expected[name].detach())
 
 
+@pytest.mark.parametrize(("start", "every"), [(0, 1), (3, 1), (2, 3), (50, 1)])
+def test_equal_average_of_params_equals_torch(start: int, every: int) -> None:
+    net = torch.nn.Linear(3, 2, dtype=torch.float64)
+    theirs = AveragedModel(net)
+    params = {name: leaf.detach().clone() for name, leaf in net.named_parameters()}
+    opt = optim.average_params(optim.sgd(0.1), start, every)
+    state, sgd = opt.init(params), torch.optim.SGD(net.parameters(), 0.1)
+    taken = 0
+    for i in range(12):
+        grads = {name: (leaf + i).sin() for name, leaf in params.items()}
+        for name, leaf in net.named_parameters():
+            leaf.grad = grads[name].clone()
+        sgd.step()
+        if i >= start and (i + 1 - start) % every == 0:
+            theirs.update_parameters(net)
+            taken += 1
+        updates, state = opt.update(grads, state, params)
+        params = optim.apply_updates(params, updates)
+        expected = dict((theirs.module if taken else net).named_parameters())
+        for name, leaf in state.average.items():
+            torch.testing.assert_close(leaf, expected[name].detach(), rtol=1e-14, atol=1e-15)
+
+
+def test_polyak_scales_its_step_and_stops_at_a_minimum() -> None:
+    params = {"w": torch.tensor([3.0, 4.0])}
+    for scaling, top, expected in ((1.0, 1.0, 0.2), (0.5, 1.0, 0.1), (1.0, 0.1, 0.1), (0.5, 0.1, 0.05)):
+        opt = optim.polyak_sgd(top, scaling, f_min=1.0)
+        updates, _ = opt.update(params, opt.init(params), params, value=torch.tensor(6.0))
+        torch.testing.assert_close(updates["w"], -expected * params["w"])
+    below = {variant: optim.polyak_sgd(variant=variant) for variant in ("sps", "sps+")}
+    steps = {k: opt.update(params, opt.init(params), params, value=-25.0)[0]["w"] for k, opt in below.items()}
+    torch.testing.assert_close(steps["sps"], params["w"])
+    assert not bool(steps["sps+"].any())
+    still, opt = tree.zeros_like(params), optim.polyak_sgd()
+    assert not bool(opt.update(still, opt.init(params), params, value=torch.tensor(6.0))[0]["w"].any())
+
+
 def test_bfloat16_params_learn_with_a_float32_state() -> None:
     # a thousandth of a running mean is lost in eight bits of precision
     params = {"w": torch.ones(4, dtype=torch.bfloat16)}
@@ -239,6 +276,14 @@ def test_muon_is_nearly_orthogonal_and_names_what_is_no_matrix() -> None:
         (lambda: optim.adamw().update(GRADS, optim.adamw().init(PARAMS)), "weight decay needs the params"),
         (lambda: SAM.update(GRADS, SAM.init(PARAMS), PARAMS), "loss=lambda"),
         (lambda: optim.lbfgs(line_search_fn="armijo"), "strong_wolfe"),
+        (lambda: optim.polyak_sgd().update(GRADS, optim.polyak_sgd().init(PARAMS), PARAMS), "value=value"),
+        (lambda: optim.polyak_sgd(variant="sps-"), 'variant must be "sps" or "sps\\+", got \'sps-\''),
+        (lambda: optim.dog(init_step=("size", 1.0)), "init_step must be a pair .* got 'size'"),
+        (lambda: optim.dog().update(GRADS, optim.dog().init(PARAMS)), "dog needs the params"),
+        (lambda: optim.prodigy(estim_lr0=0.0), "estim_lr0 must be positive, got 0.0"),
+        (lambda: optim.schedules.cyclic(0.1, 0.2, 3, mode="exp"), "mode must be one of"),
+        (lambda: optim.schedules.one_cycle(0.1, 100, 0.6, three_phase=True), "three phases needs .* got 0.6"),
+        (lambda: optim.average_params(optim.sgd(0.1), every=0), "every must be at least 1, got 0"),
         (lambda: optim.accumulate(optim.sgd(0.1), 0), "every must be at least 1, got 0"),
         (lambda: optim.with_state_dtype(optim.sgd(0.1), torch.int32), "floating dtype"),
         (lambda: optim.muon(adjust_lr_fn="rms"), "adjust_lr_fn must be one of"),

@@ -15,7 +15,7 @@ from fnn.compile.trace import layout_of
 from fnn.optim import base
 from fnn.optim.base import list_form
 from fnn.optim.tensor_list import LeafwiseError, TensorList
-from tests.optim.cases_optim import CASES, parabola, step
+from tests.optim.cases_optim import CASES, extra, step
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -90,8 +90,7 @@ def run(opt: fnn.Optimizer, params: Any, steps: int = 3) -> Any:
     state = opt.init(params)
     for i in range(steps):
         grads = tree.map(lambda p, i=i: (p * (i + 1)).cos() * p, params)
-        diagonal = tree.ones_like(params)
-        updates, state = opt.update(grads, state, params, loss=parabola, hessian_diagonal=diagonal)
+        updates, state = opt.update(grads, state, params, **extra(params))
         params = optim.apply_updates(params, updates)
     return params, state
 
@@ -130,7 +129,7 @@ def test_optimizers_mean_the_same_both_ways(name: str, dtype: torch.dtype, monke
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", [n for n in RULES if n not in ("muon", "adafactor", "lbfgs", "all transforms")])
+@pytest.mark.parametrize("name", [n for n in RULES if n not in ("muon", "adafactor", "lbfgs", "sm3", "all transforms")])
 def test_rules_of_the_library_need_no_second_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from fnn.optim import rules
 
@@ -181,8 +180,14 @@ def test_graphs_for_replay_are_made_of_kernels_of_lists(name: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(graph(*given), flat(*given), strict=True))
 
 
+REPLAYED = [
+    "adafactor", "sam, adaptive", "all transforms", "optimistic", "polyak", "madgrad", "dog", "prodigy", "dadapt adamw",
+    "sm3", "backtracking", "zoom",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("donate", [(), (0, 1)], ids=["kept", "donated"])
-@pytest.mark.parametrize("name", [*GRAPHS, "adafactor", "sam, adaptive", "all transforms"])
+@pytest.mark.parametrize("name", [*GRAPHS, *REPLAYED])
 def test_replayed_steps_equal_eager_ones_bit_for_bit(name: str, donate: tuple) -> None:
     opt = GRAPHS[name][0]() if name in GRAPHS else CASES[name].make(0.05)
     jitted = fnn.jit(lambda params, state: step(opt, params, state), donate_argnums=donate)

@@ -28,6 +28,24 @@ TABLE: dict[str, tuple[Callable, Callable]] = {
         lambda o: theirs.OneCycleLR(o, RATE, 220, None, None, 0.4, "linear", div_factor=10, final_div_factor=100),
     ),
     "cyclic": (ours.cyclic(0.1, 0.5, 15, 25), lambda o: theirs.CyclicLR(o, 0.1, 0.5, 15, 25, cycle_momentum=False)),
+    "cyclic, halved": (
+        ours.cyclic(0.1, 0.5, 15, 25, "triangular2"),
+        lambda o: theirs.CyclicLR(o, 0.1, 0.5, 15, 25, "triangular2", cycle_momentum=False),
+    ),
+    "cyclic, exponential": (
+        ours.cyclic(0.1, 0.5, 15, mode="exp_range", gamma=0.98),
+        lambda o: theirs.CyclicLR(o, 0.1, 0.5, 15, mode="exp_range", gamma=0.98, cycle_momentum=False),
+    ),
+    "one cycle, three phases": (
+        ours.one_cycle(RATE, 201, three_phase=True),
+        lambda o: theirs.OneCycleLR(o, RATE, 201, three_phase=True),
+    ),
+    "one cycle, three phases, linear": (
+        ours.one_cycle(RATE, 220, 0.4, 10.0, 100.0, "linear", True),
+        lambda o: theirs.OneCycleLR(
+            o, RATE, 220, None, None, 0.4, "linear", div_factor=10, final_div_factor=100, three_phase=True
+        ),
+    ),
     "join": (
         ours.join([ours.linear(RATE * 0.1, RATE, 20), ours.exponential(RATE, 0.9)], [20]),
         lambda o: theirs.SequentialLR(o, [theirs.LinearLR(o, 0.1, 1.0, 20), theirs.ExponentialLR(o, 0.9)], [20]),

@@ -11,14 +11,14 @@ from torch import Tensor
 
 import fnn
 from fnn import optim, tree
-from tests.optim.cases_optim import CASES, Case, parabola, start, step
+from tests.optim.cases_optim import CASES, Case, extra, parabola, start, step
 
 TABLE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 EAGER_AND_TRACED = pytest.mark.parametrize("traced", [False, True], ids=["eager", "in vmap"])
 
 
 def update(opt: fnn.Optimizer, grads: Any, state: Any, params: Any) -> tuple:
-    return opt.update(grads, state, params, loss=parabola, hessian_diagonal=tree.ones_like(params))
+    return opt.update(grads, state, params, **extra(params))
 
 
 def memory(given: Any) -> list[int]:
@@ -314,6 +314,29 @@ def test_complex_params_equal_torch(name: str, given: dict, traced: bool) -> Non
         torch.testing.assert_close(leaf, weights[path].detach(), rtol=1e-8, atol=1e-8)
 
 
+PAIRS = [
+    "optimistic", "optimistic adam", "polyak", "madgrad", "dog", "prodigy", "dadapt adamw", "novograd", "ademamix",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_complex_params_are_pairs_of_real_ones(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pairs = {"w": torch.randn(3, 2, 2, dtype=torch.float64, generator=generator), "z": torch.ones(2).double()}
+    params = tree.map(torch.view_as_complex, pairs)
+    opt = CASES[name].make(0.1)
+    state, other_state = opt.init(params), opt.init(pairs)
+    for _ in range(5):
+        value = sum((leaf.abs() ** 4).sum() for leaf in tree.leaves(params))
+        grads = tree.map(lambda p: 4 * p.abs() ** 2 * p, params)
+        updates, state = opt.update(grads, state, params, value=value)
+        params = optim.apply_updates(params, updates)
+        grads = tree.map(lambda p: 4 * (p**2).sum(-1, keepdim=True) * p, pairs)
+        updates, other_state = opt.update(grads, other_state, pairs, value=value)
+        pairs = optim.apply_updates(pairs, updates)
+    assert tree.allclose(tree.map(torch.view_as_real, params), pairs, rtol=1e-12, atol=1e-12)
+
+
 def test_norms_of_complex_numbers_are_real() -> None:
     grads = {"w": torch.tensor([3 + 4j, 0]), "v": torch.tensor([12.0])}
     opt = optim.clip_by_global_norm(1.0)
@@ -326,6 +349,7 @@ def test_norms_of_complex_numbers_are_real() -> None:
         optim.centralize(),
         optim.adaptive_gradient_clip(),
         optim.adafactor(),
+        optim.sm3(),
     ):
         with pytest.raises(TypeError, match=r"is for real numbers, but params\['w'\] has dtype torch.complex64"):
             make.update(grads, make.init(grads), grads)
@@ -465,7 +489,9 @@ MAXIMIZED = {
     "adan": optim.adan, "sophia": optim.sophia, "lbfgs": lambda **given: optim.lbfgs(max_iter=3, **given),
     "rprop": optim.rprop, "asgd": optim.asgd, "adafactor": optim.adafactor, "sgd": optim.sgd, "adam": optim.adam,
     "adamw": optim.adamw, "nadam": optim.nadam, "radam": optim.radam, "adamax": optim.adamax, "adagrad": optim.adagrad,
-    "adadelta": optim.adadelta, "rmsprop": optim.rmsprop,
+    "adadelta": optim.adadelta, "rmsprop": optim.rmsprop, "optimistic": optim.optimistic_gradient_descent,
+    "optimistic adam": optim.optimistic_adam, "madgrad": optim.madgrad, "dog": optim.dog, "prodigy": optim.prodigy,
+    "dadapt adamw": optim.dadapt_adamw, "sm3": optim.sm3,
 }  # fmt: skip
 
 
