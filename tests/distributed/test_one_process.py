@@ -68,3 +68,18 @@ def test_sharding_of_one_process() -> None:
     assert parts["w"].data_ptr() != params["w"].data_ptr()
     meta, _ = distributed.shard({"w": torch.ones(4, device="meta")})
     assert meta["w"].is_meta
+
+
+@pytest.mark.parametrize("name", ["reduce", "gather", "global_norm"])
+def test_communication_is_refused_inside_transforms(name: str) -> None:
+    """In one process too, so that a program does not fail only when it runs on several."""
+    parts, sharding = distributed.shard({"w": torch.ones(4)})
+    calls = {
+        "reduce": lambda parts: distributed.reduce(parts["w"], "sum").sum(),
+        "gather": lambda parts: distributed.gather(parts, sharding)["w"].sum(),
+        "global_norm": lambda parts: distributed.global_norm(parts, sharding),
+    }
+    calls[name](parts)
+    for call in (lambda: fnn.grad(calls[name])(parts), lambda: fnn.vmap(calls[name])(fnn.tree.stack([parts] * 2))):
+        with pytest.raises(ValueError, match=f"{name} is called inside grad, vmap or another transform"):
+            call()
