@@ -84,6 +84,7 @@ class _Transforms(threading.local):
     reverse = 0  # how many functions are differentiated by torch.autograd.grad, without a level of torch.func
     later: tuple = ()  # the transforms that will be applied to the graph of a function that is recorded apart from them
     own_levels = 0  # the levels that only serve to record this graph
+    once = False  # whether the one level of torch.func has a backward pass that is not differentiated
 
 
 _transforms = _Transforms()
@@ -97,6 +98,22 @@ def differentiated() -> Iterator[None]:
         yield
     finally:
         _transforms.reverse -= 1
+
+
+@contextmanager
+def differentiated_once() -> Iterator[None]:
+    """Mark that the backward pass of the ``vjp`` that is called here will not be differentiated."""
+    before, _transforms.once = _transforms.once, True
+    try:
+        yield
+    finally:
+        _transforms.once = before
+
+
+def is_differentiated_at_most_once() -> bool:
+    """Whether no transform is active here but an outermost ``fnn.grad``, in eager code or in a graph for replay."""
+    alone = _transforms.once and not _transforms.own_levels and active_transforms() == [_torch.TransformType.Grad]
+    return alone or multi_tensor_kernels()
 
 
 @contextmanager

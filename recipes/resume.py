@@ -20,7 +20,7 @@ from recipes.command_line import RunFlags
 
 Flags = TypeVar("Flags", bound=Any)
 PARAMS, METRICS = "params.safetensors", "metrics.jsonl"
-FILES = ("checkpoint-*.safetensors", PARAMS, METRICS, "nan-batch.safetensors", "events.out.tfevents.*")
+FILES = ("checkpoint-*.safetensors", PARAMS, METRICS, "launch-*.txt", "nan-batch.safetensors", "events.out.tfevents.*")
 # flags that may differ between the first and the resumed run
 FREE = ("epochs", "output", "overwrite", "resume", "tensorboard", "data_root", "device", "compile")
 
@@ -28,12 +28,24 @@ FREE = ("epochs", "output", "overwrite", "resume", "tensorboard", "data_root", "
 def restarted(flags: Flags, name: str) -> Flags:
     """The flags with which ``torchrun --max-restarts`` starts a recipe again after the end of one of its processes.
 
-    The run goes on from its last checkpoint, or starts anew if it has none.
+    The run goes on from its last checkpoint, or starts anew if it has none. An older run in the folder is not touched:
+    its files name another launch.
     """
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+    output = flags.output or Path("runs") / name
+    file, launch = _launch(output)
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or not file.is_file() or file.read_text() != launch:
         return flags
-    kept = ((flags.output or Path("runs") / name) / PARAMS).exists()
+    kept = (output / PARAMS).exists()
     return replace(flags, resume=kept, overwrite=not kept)
+
+
+def _launch(output: Path) -> tuple[Path, str]:
+    """The file that names the call of torchrun on this machine, and its name: the process that starts this one."""
+    environment = os.environ.get
+    return (
+        output / f"launch-{environment('GROUP_RANK', '0')}.txt",
+        f"{environment('TORCHELASTIC_RUN_ID')} {os.getppid()}",
+    )
 
 
 def open_run(flags: Any, name: str) -> Path:
@@ -49,6 +61,9 @@ def open_run(flags: Any, name: str) -> Path:
         for pattern in FILES if fnn.distributed.rank() == 0 else ():
             for old in output.glob(pattern):
                 old.unlink()
+        if os.environ.get("LOCAL_RANK") == "0":
+            file, launch = _launch(output)
+            file.write_text(launch)
         return output
     if flags.overwrite:
         raise SystemExit("--resume goes on with an earlier run and --overwrite replaces it: give one of them")

@@ -211,11 +211,14 @@ def test_lstm_in_float32_is_one_kernel_where_one_gradient_is_taken(options: dict
     gradient = fnn.grad(loss, argnums=(0, 1))
     expected = gradient(*fnn.tree.cast((params, x), torch.float64))  # in float64 the formula is used
     slope = lambda params, x: fnn.jvp(loss, (params, x), (params, x))[1]
-    for f in (gradient, fnn.jit(gradient), torch.func.grad(loss, argnums=(0, 1))):
+    for f in (gradient, fnn.jit(gradient), of_torch := torch.func.grad(loss, argnums=(0, 1))):
         with torch.profiler.profile() as seen:
             found = f(params, x)
         torch.testing.assert_close(fnn.tree.cast(found, torch.float64), expected, rtol=1e-5, atol=1e-5)
         kernels = {event.key for event in seen.key_averages() if "rnn_layer" in event.key}
-        assert bool(kernels) == (not options.get("proj_size") and torch.backends.mkldnn.is_available())
+        has_kernel = torch.backends.mkldnn.is_available() and "proj_size" not in options and f is not of_torch
+        assert bool(kernels) == has_kernel
+    long = fnn.random.normal(KEY, (5, 70, 3))  # a compiled graph does not grow with the length
+    assert len({len(fnn.trace(gradient)(params, sequence).nodes) for sequence in (x, long)}) == 1
     wide = fnn.tree.cast((params, x), torch.float64)
     torch.testing.assert_close(slope(params, x).double(), slope(*wide), rtol=1e-5, atol=1e-4)

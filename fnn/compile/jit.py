@@ -91,9 +91,9 @@ def jit(
     f. It also calls f if gradients are enabled and an argument, or a tensor that f refers to, requires gradients, so
     that ``.backward()`` works. With donated arguments the results never require gradients.
 
-    Raises ``TypeError`` if a leaf is not a tensor, or if Python code asks for the value of a tensor (the message names
-    the line). Raises ``ValueError`` if a tensor was donated before or is donated twice, or if there is no result for a
-    donated leaf. Exceptions that f raises are passed on unchanged.
+    Raises ``TypeError`` if a leaf is not a tensor, if Python code asks for the value of a tensor (the message names
+    the line), or if a result is a function. Raises ``ValueError`` if a tensor was donated before or is donated twice,
+    or if there is no result for a donated leaf. Exceptions that f raises are passed on unchanged.
 
     >>> square = jit(lambda x: x * x)
     >>> square(torch.tensor(3.0)), compile_count(square)

@@ -62,7 +62,7 @@ def trace_function(
     """Run ``function(*args, **kwargs)`` on abstract leaves. ``treedef`` is the structure of ``(args, kwargs)``.
 
     for_replay: the graph will be replayed, so multi-tensor kernels may be recorded. Raises what the function raises,
-    and ``TypeError`` naming the user's line if Python asks for the value of a tensor.
+    and ``TypeError`` naming the user's line if Python asks for the value of a tensor, or if a result is a function.
     """
     results: list[Any] = []
     out_treedef: list[TreeDef] = []
@@ -70,6 +70,12 @@ def trace_function(
     def flat(*xs: Tensor) -> list[Tensor]:
         args, kwargs = treedef.unflatten(xs)
         found, structure = _tree.flatten(function(*args, **kwargs))
+        for path, leaf in zip(structure.keystrs, found, strict=True):
+            if callable(leaf):
+                raise TypeError(
+                    f"{name_of(function)} returns a function in result{path}, which would hold tensors without values; "
+                    "return the tensors that it needs, or call it inside"
+                )
         results[:], out_treedef[:] = found, [structure]
         return [leaf for leaf in found if isinstance(leaf, Tensor)]
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from fnn import tree as _tree
 from fnn._argnums import Argnums, positions
 from fnn._memory import is_outermost, own, own_leaves
-from fnn._tracing import differentiated, is_outermost_in_replay
+from fnn._tracing import differentiated, differentiated_once, is_outermost_in_replay
 
 
 def grad(f: Callable, argnums: Argnums = 0, has_aux: bool = False) -> Callable:
@@ -183,7 +183,8 @@ def _by_torch_func(of_leaves: Callable, leaves: list[Tensor]) -> tuple[Tensor, A
         return value, (value, [x for x in found if isinstance(x, Tensor)])  # torch.func takes nothing but tensors
 
     if is_outermost_in_replay():  # without gradients enabled, torch takes the formulas of torch.autograd.grad
-        value, pullback, *aux = torch.func.vjp(of_list, leaves, has_aux=True)
+        with differentiated_once():
+            value, pullback, *aux = torch.func.vjp(of_list, leaves, has_aux=True)
         tensors = aux[0][1]
         with torch.no_grad():
             (grads,) = pullback(torch.ones_like(value))

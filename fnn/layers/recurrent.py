@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fnn import random
 from fnn._numerics import under_autocast
-from fnn._tracing import derivatives_of_derivatives, inside_vmap
+from fnn._tracing import is_differentiated_at_most_once
 from fnn.compile.scan import scan
 from fnn.layers.base import (
     ArgumentError,
@@ -94,8 +94,8 @@ def lstm(
     As :func:`rnn`, with the state ``(h, c)``, both (num_layers * directions, batch, hidden_size). With ``proj_size``
     h_t is multiplied by a matrix ``weight_hr_l0`` (proj_size, hidden_size), and outputs and h have that size (Sak et
     al., 2014). Params have the names and initial values of ``torch.nn.LSTM``; the four gates stand below one another.
-    On a CPU, in float32 and where at most one gradient is taken, torch's kernel for all steps takes the place of the
-    loop, unless there are ``lengths`` or a ``proj_size``.
+    On a CPU and in float32, eager code and replayed graphs call torch's kernel for all steps in the place of the loop,
+    unless they are inside a transform other than :func:`fnn.grad`, or there are ``lengths`` or a ``proj_size``.
 
     >>> layer = lstm(3, 4)
     >>> output, (h, c) = layer.apply(layer.init(random.key(0)), torch.ones(5, 7, 3))
@@ -223,7 +223,10 @@ def _one_direction(
 
 
 def _kernel_serves(cell: Cell, x: Tensor) -> bool:
-    """Whether torch has one kernel for all steps here. It has no rule for ``vmap`` and no second derivative."""
+    """Whether torch has one kernel for all steps here.
+
+    It has no rule for ``vmap``, and where its derivative may be differentiated again, torch runs step after step.
+    """
     return (
         cell.name == "lstm"
         and not cell.proj_size
@@ -231,7 +234,8 @@ def _kernel_serves(cell: Cell, x: Tensor) -> bool:
         and x.dtype == torch.float32
         and x.numel() > 0
         and torch.backends.mkldnn.is_available()
-        and not (under_autocast(x) or derivatives_of_derivatives() or inside_vmap())
+        and not under_autocast(x)
+        and is_differentiated_at_most_once()
     )
 
 

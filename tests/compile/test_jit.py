@@ -1,5 +1,6 @@
 """fnn.jit: one graph, donation that is exact, errors that are sentences."""
 
+import functools
 from collections import OrderedDict, namedtuple
 
 import pytest
@@ -526,3 +527,16 @@ def test_positions_may_be_negative_and_must_be_there() -> None:
     for wrong, error in ((-3, ValueError), ((0, 0), ValueError), ((0, -2), ValueError), (1.5, TypeError)):
         with pytest.raises(error, match="donate_argnums"):
             fnn.jit(step, donate_argnums=wrong)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (x, [lambda y: y * x]),
+        lambda x: (x, [fnn.vjp(torch.sin, x)[1]]),
+        lambda x: (x, [functools.partial(torch.add, x)]),
+    ],
+)
+def test_a_function_is_not_a_result(function):
+    with pytest.raises(TypeError, match=r"returns a function in result\[1\]\[0\], which would hold tensors without"):
+        fnn.jit(function)(torch.ones(2))

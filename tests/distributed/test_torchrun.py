@@ -140,6 +140,17 @@ def test_a_run_goes_on_after_each_death_of_a_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_restarts_leave_an_older_run_alone(tmp_path: Path) -> None:
+    words = ["recipes.mlp", "--device", "cpu", "--epochs", "1", "--output", str(tmp_path / "run")]
+    run(2, *words)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    process = start(2, *words, restarts=1, output=(tmp_path / "text").open("w"))
+    assert process.wait(timeout=300) != 0
+    assert (tmp_path / "text").read_text().count("an earlier run has left") == 2
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
 @pytest.mark.parametrize("more", [("--overwrite",), ()])
 def test_a_recipe_without_checkpoints_starts_anew_or_ends_with_an_error(more: tuple, tmp_path: Path) -> None:

@@ -50,10 +50,10 @@ TABLE: dict[str, tuple[Callable[[], fnn.Optimizer], Callable[[], Any]]] = {
         lambda: optim.optimistic_adam(0.02, (0.8, 0.95), alpha=0.9, beta=0.7),
         lambda: optax.optimistic_adam_v2(0.02, b1=0.8, b2=0.95, alpha=0.9, beta=0.7, nesterov=False),
     ),
-    "polyak": (lambda: optim.polyak_sgd(0.1, f_min=-3.0), lambda: optax.polyak_sgd(0.1, f_min=-3.0)),
+    "polyak": (lambda: optim.polyak_sgd(0.2, f_min=0.5, eps=5.0), lambda: optax.polyak_sgd(0.2, f_min=0.5, eps=5.0)),
     "polyak, positive": (
-        lambda: optim.polyak_sgd(0.05, f_min=-1.0, eps=0.1, variant="sps+"),
-        lambda: optax.polyak_sgd(0.05, f_min=-1.0, eps=0.1, variant="sps+"),
+        lambda: optim.polyak_sgd(0.15, f_min=1.0, variant="sps+"),
+        lambda: optax.polyak_sgd(0.15, f_min=1.0, variant="sps+"),
     ),
     "madgrad": (lambda: optim.madgrad(0.02, 0.8, 0.1), lambda: contrib.madgrad(0.02, 0.8, 0.1)),
     "dog": (lambda: optim.dog(0.9, ("heuristic", 0.1)), lambda: contrib.dog(0.9, ("heuristic", 0.1))),

@@ -65,10 +65,6 @@ def test_eager_code_stops_early_and_compiled_code_does_not(make: Callable) -> No
     for _ in range(2):
         assert tree.max_difference(given, expected) == 0
         given, expected = jitted(*given), step(*expected)
-    several = tree.stack([PARAMS, tree.scale(2.0, PARAMS)])
-    together = fnn.vmap(lambda p: step(p, opt.init(p)))(several)
-    alone = tree.stack([step(p, opt.init(p)) for p in (PARAMS, tree.scale(2.0, PARAMS))])
-    assert tree.allclose(together, alone, rtol=1e-12, atol=1e-14)
 
 
 @BOTH
