@@ -106,6 +106,22 @@ def test_errors_of_the_function_are_passed_on(kind: type[Exception]) -> None:
         assert caught.value is error
 
 
+OF_FUNCTIONS: dict[str, Callable[[Callable], Any]] = {
+    "vmap": lambda f: fnn.vmap(f)(X), "jvp": lambda f: fnn.jvp(f, (X,), (Y,)), "vjp": lambda f: fnn.vjp(f, X),
+    "jacrev": lambda f: fnn.jacrev(f)(X), "jacfwd": lambda f: fnn.jacfwd(f)(X), "hessian": lambda f: fnn.hessian(f)(X),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_FUNCTIONS)
+def test_what_a_function_returned_instead_of_tensors_is_named(name: str) -> None:
+    for value, kind in ((1.0, "float"), (3, "int"), ("a", "str"), ({"a": 1.0}, "float"), (X.numpy(), "numpy.ndarray")):
+        with pytest.raises(TypeError, match=rf"^{name}: the function must return tensors, got a {kind}; "):
+            OF_FUNCTIONS[name](lambda x, value=value: value)
+    sentence = "returned nothing" if name != "vmap" else "got a NoneType; .* leave out what is None"
+    with pytest.raises((TypeError, ValueError), match=rf"^{name}: the function .*{sentence}"):
+        OF_FUNCTIONS[name](lambda x: None)
+
+
 def test_torchs_error_is_the_cause_and_a_sentence_is_not_explained_again() -> None:
     with pytest.raises(ValueError, match=r"^vmap: the function asks for the number") as caught:
         fnn.vmap(fnn.vmap(lambda x: x * x.item()))(X)

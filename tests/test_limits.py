@@ -151,6 +151,21 @@ LIMITS: dict[str, tuple[Callable[[Any], Any], list, list]] = {
     "poisson_sample, rate": (lambda v: gradients.poisson_sample(KEY, 10, v, 5), [1e-9, 1.0], [0.0, 1.0 + 1e-9]),
     "poisson_sample, max_batch": (lambda v: gradients.poisson_sample(KEY, 10, 0.5, v), [1, 10], [0, 11]),
     "argnums": (lambda v: fnn.grad(square, v)(ONES(2), ONES(2)), [-2, 1, (0, 1)], [-3, 2, (0, 0), (0, -2)]),
+    # axes
+    "vmap, in_dims": (lambda v: fnn.vmap(torch.sum, in_dims=v)(ONES(2, 3)), [-2, 1], [-3, 2]),
+    "vmap, in_dims of one": (lambda v: fnn.vmap(torch.mul, in_dims=(None, v))(ONES(2, 3), ONES(2)), [-1, 0], [-2, 1]),
+    "vmap, in_dims of a dict": (lambda v: fnn.vmap(lambda d: d["a"], in_dims=({"a": v},))({"a": ONES(2, 3)}), [-2, 1], [-3, 2]),
+    **{
+        f"{name}, argnums": (lambda v, of=of: of(torch.dot, v)(ONES(2), ONES(2)), [-2, 1, (0, 1)], [-3, 2])
+        for name, of in {"jacrev": fnn.jacrev, "jacfwd": fnn.jacfwd, "hessian": fnn.hessian, "value_and_grad": fnn.value_and_grad}.items()
+    },
+    **{
+        f"{name}, batch_argnums": (lambda v, of=of: of(square, batch_argnums=v)(ONES(3, 2), ONES(3, 2)), [-1, 1], [-3, 2])
+        for name, of in {
+            "per_sample_grad": fnn.per_sample_grad, "per_sample_norms": gradients.per_sample_norms, "per_sample_moments": gradients.per_sample_moments,
+            "ghost_plan": gradients.ghost_plan, "gradient_noise_scale": gradients.gradient_noise_scale, "accumulate_grad": lambda f, batch_argnums: gradients.accumulate_grad(f, 3, batch_argnums),
+        }.items()
+    },
     # jacobian, curvature, linear algebra
     "check_grads": (lambda v: jacobian.check_grads(torch.sin, (ONES(2).double(),), order=v), [1, 2], [0]),
     "directional_derivatives": (lambda v: jacobian.directional_derivatives(torch.sin, (ONES(2),), (ONES(2),), order=v), [1, 3], [0]),

@@ -684,3 +684,33 @@ def test_the_compiler_takes_the_graph(problem):
     graph, _ = traced(through(fnn.scan), *args)
     got = torch.compile(graph, fullgraph=True)(*fnn.tree.leaves(args))
     close(list(got), fnn.tree.leaves(through(plain_scan)(*args)))
+
+
+def counted(calls: list) -> fnn.Layer:
+    """The identity, which notes each time that Python runs it."""
+    return fnn.Layer(
+        lambda key: {"w": torch.ones(2)}, lambda params, x, key=None: (calls.append(1), x * params["w"])[1]
+    )
+
+
+STEPS = 12
+UNROLLED = {  # a loop of 12 steps whose body, as Python runs it, makes a note
+    "scan": lambda calls, x, unroll: fnn.scan(
+        lambda c, b: (calls.append(1), (c + b, b))[1], torch.zeros(2), x, unroll=unroll
+    ),
+    "epoch": lambda calls, x, unroll: fnn.compile.epoch(
+        lambda c, b: (calls.append(1), (c + b[0], b))[1], torch.zeros(2), x, fnn.random.key(0), 1, unroll=unroll
+    ),
+    "repeat": lambda calls, x, unroll: fnn.layers.repeat(counted(calls), STEPS, unroll=unroll).apply(
+        {"w": x.clone()}, x[0]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNROLLED)
+def test_unroll_is_the_number_of_steps_in_the_body_of_the_loop(name):
+    calls = []
+    for unroll in (1, 2, 3):
+        calls.clear()
+        fnn.jit(lambda x, unroll=unroll: UNROLLED[name](calls, x, unroll))(torch.ones(STEPS, 2))
+        assert len(calls) == unroll

@@ -341,3 +341,31 @@ def test_explain_says_why_a_call_is_traced_again():
     scale = 3.0
     assert jitted.explain(params, X) == "<lambda> is traced again: `scale` of <lambda> is 3.0, was 2.0"
     assert fnn.compile_count(jitted) == 1
+
+
+ONE_LEVEL = {  # a container that holds a number, and how the number is read and changed
+    "list": (lambda value: [value], lambda held: held[0], lambda held, value: held.__setitem__(0, value)),
+    "dict": (lambda value: {"a": value}, lambda held: held["a"], lambda held, value: held.__setitem__("a", value)),
+    "object": (
+        lambda value: types.SimpleNamespace(a=value), lambda held: held.a, lambda held, value: setattr(held, "a", value)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("inner", ONE_LEVEL)
+@pytest.mark.parametrize("outer", ONE_LEVEL)
+def test_items_are_watched_one_level_deep(outer: str, inner: str) -> None:
+    """What a container holds is part of the key; the containers in it are told apart by identity alone."""
+    (make, read, write), (make_inner, read_inner, write_inner) = ONE_LEVEL[outer], ONE_LEVEL[inner]
+    for held, of, to in ((make(2.0), read, write), (make_inner(2.0), read_inner, write_inner)):
+        f = fnn.jit(lambda x, held=held, of=of: x * of(held))
+        assert torch.equal(f(X), 2 * X)
+        to(held, 3.0)
+        assert torch.equal(f(X), 3 * X)
+    held = make(make_inner(2.0))
+    f = fnn.jit(lambda x: x * read_inner(read(held)))
+    assert torch.equal(f(X), 2 * X)
+    write_inner(read(held), 3.0)
+    assert torch.equal(f(X), 2 * X)  # deeper: a constant of the trace, as the docs say
+    write(held, make_inner(3.0))
+    assert torch.equal(f(X), 3 * X)

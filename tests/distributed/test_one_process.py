@@ -49,6 +49,17 @@ def test_parts_of_batches_are_the_batches() -> None:
         fnn.data.batches(x, 4, part=(0, 4))
 
 
+def test_a_process_reads_its_own_part_of_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, key = torch.arange(12), fnn.random.key(1)
+    monkeypatch.setattr("fnn.distributed.parts.world_size", lambda: 3)
+    parts = []
+    for number in range(3):
+        monkeypatch.setattr("fnn.distributed.parts.rank", lambda number=number: number)
+        parts.append([batch.tolist() for batch in distributed.local_batches(x, 6, key)])
+    whole = [batch.tolist() for batch in fnn.data.batches(x, 6, key)]
+    assert [[*a, *b, *c] for a, b, c in zip(*parts, strict=True)] == whole
+
+
 def test_sharding_of_one_process() -> None:
     params = {"w": torch.ones(3, 2), "b": torch.zeros(())}
     parts, sharding = distributed.shard(params, rules={"w": 1, "b": None})
@@ -57,3 +68,18 @@ def test_sharding_of_one_process() -> None:
     assert parts["w"].data_ptr() != params["w"].data_ptr()
     meta, _ = distributed.shard({"w": torch.ones(4, device="meta")})
     assert meta["w"].is_meta
+
+
+@pytest.mark.parametrize("name", ["reduce", "gather", "global_norm"])
+def test_communication_is_refused_inside_transforms(name: str) -> None:
+    """In one process too, so that a program does not fail only when it runs on several."""
+    parts, sharding = distributed.shard({"w": torch.ones(4)})
+    calls = {
+        "reduce": lambda parts: distributed.reduce(parts["w"], "sum").sum(),
+        "gather": lambda parts: distributed.gather(parts, sharding)["w"].sum(),
+        "global_norm": lambda parts: distributed.global_norm(parts, sharding),
+    }
+    calls[name](parts)
+    for call in (lambda: fnn.grad(calls[name])(parts), lambda: fnn.vmap(calls[name])(fnn.tree.stack([parts] * 2))):
+        with pytest.raises(ValueError, match=f"{name} is called inside grad, vmap or another transform"):
+            call()
