@@ -122,6 +122,9 @@ def linearize(func: Callable, *primals: Any) -> tuple[Any, Callable]:
     except _RAISED as error:
         _explain(error, "linearize", lambda: _check_arguments(func, "linearize", primals, range(len(primals))))
         raise
+    others = [leaf for leaf in _tree.leaves((output,)) if not isinstance(leaf, Tensor)]
+    if others or output is None:
+        raise _not_tensors("linearize", type(others[0] if others else None).__name__)
 
     @functools.wraps(f_jvp)
     def linearize_of(*tangents: Any) -> Any:
@@ -193,6 +196,13 @@ def _derivative(derivative: Callable, func: Callable, argnums: int | tuple[int, 
 # What went wrong
 
 
+def _not_tensors(name: str, kind: str) -> TypeError:
+    return TypeError(
+        f"{name}: the function must return tensors, got a {kind}; write no .item() or float(), and leave out what is "
+        "None"
+    )
+
+
 def _explain(error: Exception, name: str, check: Callable[[], Any]) -> None:
     """Raise the error of ``check``, which looks at the arguments, or one that says what torch's message means."""
     try:
@@ -203,11 +213,7 @@ def _explain(error: Exception, name: str, check: Callable[[], Any]) -> None:
     if not isinstance(error, RuntimeError | ValueError):
         return
     if re.search(r"only (return )?[tT]ensors, got", message):
-        kind = message.rsplit("<class '")[-1].split("'")[0]
-        raise TypeError(
-            f"{name}: the function must return tensors, got a {kind}; write no .item() or float(), and leave out what "
-            "is None"
-        ) from error
+        raise _not_tensors(name, message.rsplit("<class '")[-1].split("'")[0]) from error
     for pattern, meaning in _MEANINGS:
         if re.search(pattern, message):
             raise ValueError(f"{name}: the function {meaning}") from error

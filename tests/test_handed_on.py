@@ -172,3 +172,19 @@ def test_torch_compile_sees_through_them(name: str) -> None:
     function = COMPILED[name](fnn)
     compiled = torch.compile(lambda x: function(x), backend="eager", fullgraph=True)
     assert torch.equal(compiled(X), COMPILED[name](torch.func)(X))
+
+
+@pytest.mark.parametrize("output", [1.0, None, {"a": 2}])
+def test_a_function_that_returns_no_tensors_is_refused(output: Any) -> None:
+    function, x = lambda x: output, torch.ones(2)
+    for transform in (
+        lambda: fnn.linearize(function, x),
+        lambda: fnn.jvp(function, (x,), (x,)),
+        lambda: fnn.vjp(function, x),
+        lambda: fnn.vmap(function)(x),
+        lambda: fnn.jacrev(function)(x),
+        lambda: fnn.jacfwd(function)(x),
+        lambda: fnn.jacobian.linearize_by_vjp(function, x),
+    ):
+        with pytest.raises((TypeError, ValueError), match=r"tensor|returned nothing"):
+            transform()

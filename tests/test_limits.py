@@ -88,6 +88,10 @@ LIMITS: dict[str, tuple[Callable[[Any], Any], list, list]] = {
     "feature_alpha_dropout, axes": (
         lambda v: layers.feature_alpha_dropout().apply({}, ONES(v), key=KEY), [(2, 3), (2, 3, 1)], [(3,)],
     ),
+    **{f"{name}, dim": (lambda v, name=name: getattr(layers, name)(ONES(2, 4), v), [0, 1, -2, -1], [2, -3]) for name in ("softmax", "log_softmax", "softmin", "glu", "swiglu", "geglu")},
+    "softmax of a number, dim": (lambda v: layers.softmax(ONES(()), v), [0, -1], [1, -2]),
+    "gumbel_softmax, dim": (lambda v: layers.gumbel_softmax(ONES(2, 4), dim=v, key=KEY), [0, 1, -2, -1], [2, -3]),
+    "cosine_similarity, dim": (lambda v: layers.cosine_similarity(ONES(2, 4), ONES(4), v), [0, 1, -2, -1], [2, -3]),
     "gumbel_softmax": (lambda v: layers.gumbel_softmax(ONES(3), v, key=KEY), [1e-3], [0.0, -1.0]),
     "global_avg_pool": (lambda v: layers.global_avg_pool(ONES(v)), [(2, 3, 1), (0, 3, 1)], [(2, 3), (2, 3, 0)]),
     "adaptive_avg_pool1d": (lambda v: apply(layers.adaptive_avg_pool1d(2), ONES(v)), [(2, 3, 1), (3, 1)], [(2, 3, 0), (1,), (1, 2, 3, 4)]),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fnn import random
 from fnn._numerics import under_autocast, widen
-from fnn.layers.base import check_channels, check_real, check_tensor
+from fnn.layers.base import check_axis, check_channels, check_real, check_tensor
 
 
 def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
@@ -165,6 +165,7 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
     tensor([0.5000, 0.5000])
     """
     check_real("softmax", x)
+    check_axis("softmax", x, dim)
     return _in_result_dtype(torch.exp(_log_softmax(x, dim)), x)
 
 
@@ -177,6 +178,7 @@ def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
     tensor([-0.6931, -0.6931])
     """
     check_real("log_softmax", x)
+    check_axis("log_softmax", x, dim)
     return _in_result_dtype(_log_softmax(x, dim), x)
 
 
@@ -187,6 +189,7 @@ def softmin(x: Tensor, dim: int = -1) -> Tensor:
     tensor([0.5000, 0.5000])
     """
     check_real("softmin", x)
+    check_axis("softmin", x, dim)
     return softmax(-x, dim)
 
 
@@ -211,6 +214,7 @@ def gumbel_softmax(logits: Tensor, tau: float = 1.0, hard: bool = False, dim: in
     (tensor([0., 1.]), 1000.0)
     """
     check_real("gumbel_softmax", logits)
+    check_axis("gumbel_softmax", logits, dim)
     if not tau > 0:
         raise ValueError(f"gumbel_softmax expects tau > 0, got {tau}")
     wide = widen(logits)

@@ -63,6 +63,18 @@ class ArgumentError(_PlacedError, TypeError):
     """An argument of a layer has a wrong type. The message starts with the path of the layer in ``params``."""
 
 
+def check_axis(layer: str, x: Tensor, dim: int) -> None:
+    """Raise :class:`ShapeError` unless ``x`` has the axis ``dim``; as in torch, a number has an axis 0.
+
+    >>> check_axis("softmax", torch.ones(2, 3), 2)
+    Traceback (most recent call last):
+    fnn.layers.base.ShapeError: softmax: inputs of shape (2, 3) have no axis 2
+    """
+    axes = max(x.dim(), 1)
+    if not -axes <= dim < axes:
+        raise ShapeError(f"{layer}: inputs of shape {tuple(x.shape)} have no axis {dim}")
+
+
 def check_tensor(layer: str, x: Any) -> None:
     """Raise :class:`ArgumentError` unless ``x`` is a tensor.
 

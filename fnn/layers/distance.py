@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fnn._numerics import safe_sqrt, widen
-from fnn.layers.base import check_real
+from fnn.layers.base import check_axis, check_real
 
 
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
@@ -21,6 +21,7 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     check_real("cosine_similarity", x2)
     dtype = torch.promote_types(x1.dtype, x2.dtype)
     x1, x2 = torch.broadcast_tensors(widen(x1), widen(x2))
+    check_axis("cosine_similarity", x1, dim)
     length = lambda x: safe_sqrt((x * x).sum(dim, keepdim=True)).clamp_min(eps)
     return ((x1 / length(x1)) * (x2 / length(x2))).sum(dim).to(dtype)
 

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from fnn._numerics import widen
 from fnn.layers.activations import gelu, silu
-from fnn.layers.base import ShapeError, check_real, check_tensor
+from fnn.layers.base import ShapeError, check_axis, check_real, check_tensor
 
 
 def glu(x: Tensor, dim: int = -1) -> Tensor:
     """a sigmoid(b), where a and b are the halves of x along ``dim`` (Dauphin et al., 2017).
 
-    x: (..., 2 n, ...) -> (..., n, ...). Raises ``ShapeError`` unless the axis has an even size.
+    x: (..., 2 n, ...) -> (..., n, ...). Raises ``ShapeError`` unless there is such an axis and its size is even.
 
     >>> glu(torch.tensor([3.0, 0.0]))
     tensor([1.5000])
@@ -24,7 +24,7 @@ def glu(x: Tensor, dim: int = -1) -> Tensor:
 def swiglu(x: Tensor, dim: int = -1) -> Tensor:
     """silu(a) b, where a and b are the halves of x along ``dim`` (Shazeer, 2020).
 
-    x: (..., 2 n, ...) -> (..., n, ...). Raises ``ShapeError`` unless the axis has an even size.
+    x: (..., 2 n, ...) -> (..., n, ...). Raises ``ShapeError`` unless there is such an axis and its size is even.
 
     >>> swiglu(torch.tensor([1.0, 2.0]))
     tensor([1.4621])
@@ -35,7 +35,7 @@ def swiglu(x: Tensor, dim: int = -1) -> Tensor:
 def geglu(x: Tensor, dim: int = -1) -> Tensor:
     """gelu(a) b, where a and b are the halves of x along ``dim`` (Shazeer, 2020).
 
-    x: (..., 2 n, ...) -> (..., n, ...). Raises ``ShapeError`` unless the axis has an even size.
+    x: (..., 2 n, ...) -> (..., n, ...). Raises ``ShapeError`` unless there is such an axis and its size is even.
 
     >>> geglu(torch.tensor([1.0, 2.0]))
     tensor([1.6827])
@@ -46,6 +46,7 @@ def geglu(x: Tensor, dim: int = -1) -> Tensor:
 
 def _gated(name: str, x: Tensor, dim: int, gate: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     check_tensor(name, x)
+    check_axis(name, x, dim)
     if x.dim() == 0 or x.shape[dim] % 2:
         raise ShapeError(f"{name} halves axis {dim}, which must have an even size; got inputs of {tuple(x.shape)}")
     a, b = widen(x).chunk(2, dim)
