@@ -58,6 +58,11 @@ def is_plain_call() -> bool:
     )
 
 
+def is_for_a_compiler() -> bool:
+    """Whether a graph is recorded here for a compiler, and not to be replayed operation by operation."""
+    return _running.fake_mode is not None and not _running.for_replay
+
+
 def multi_tensor_kernels() -> bool:
     """Whether multi-tensor and fused kernels may be called here.
 

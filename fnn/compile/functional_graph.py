@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fnn import _torch
+from fnn.compile.nearest import NEAREST
 
 aten = torch.ops.aten
 
@@ -62,7 +63,7 @@ def zero_tangent(size: Sequence[int], **settings: Any) -> Tensor:
     return zeros
 
 
-DECOMPOSITIONS = {_torch.zero_symbol: zero_tangent}
+DECOMPOSITIONS = {_torch.zero_symbol: zero_tangent, **NEAREST}
 _LINEAR = (aten.mul.Tensor, aten.mul.Scalar, aten.neg.default, aten.sum.default, aten.sum.dim_IntList)
 _SUMS = (aten.add.Tensor, aten.sub.Tensor)
 

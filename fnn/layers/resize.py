@@ -151,18 +151,21 @@ def _resized(
         sizes = tuple(int(number * factor) for number, factor in zip(given, for_each, strict=True))
     if min(sizes) < 1:
         raise ShapeError(f"{layer} of an input of size {given} would give one of size {sizes}")
-    if mode == "nearest-exact":
-        use_factor = size is None and not recompute_scale_factor
-        ratios = [1 / f if use_factor else n / m for n, m, f in zip(given, sizes, for_each, strict=True)]
-        return _nearest_exact(x, sizes, ratios)
+    by_factor = size is None and not recompute_scale_factor
+    uneven = by_factor and any(n * factor != m for n, m, factor in zip(given, sizes, for_each, strict=True))
+    # torch's kernel for nearest-exact is a loop under vmap, and with a factor that is not the ratio of the sizes its
+    # gradients of "nearest" along one or three axes belong to another function
+    if mode == "nearest-exact" or (mode == "nearest" and uneven and len(given) != 2):
+        ratios = [1 / f if by_factor else n / m for n, m, f in zip(given, sizes, for_each, strict=True)]
+        return _taken(x, sizes, ratios, 0.5 if mode == "nearest-exact" else 0.0)
     exact = {"size": list(sizes)} if size is not None else {"scale_factor": list(for_each)}
     options = {"align_corners": align_corners, "recompute_scale_factor": recompute_scale_factor}
     return F.interpolate(widen(x), mode=mode, antialias=antialias, **exact, **options).to(x.dtype)
 
 
-def _nearest_exact(x: Tensor, sizes: tuple[int, ...], ratios: list[float]) -> Tensor:
-    """Take the pixel in which the centre of the new pixel lies. torch's own kernel is a loop under vmap."""
+def _taken(x: Tensor, sizes: tuple[int, ...], ratios: list[float], place: float) -> Tensor:
+    """Take the pixel in which the new pixel lies, that is its centre (place 0.5) or its edge (0)."""
     for axis, (size, ratio) in enumerate(zip(sizes, ratios, strict=True), start=2):
-        centres = torch.arange(size, device=x.device, dtype=widen(x).dtype) + 0.5
-        x = x.index_select(axis, (centres * ratio).long().clamp_max(x.shape[axis] - 1))
+        places = torch.arange(size, device=x.device, dtype=widen(x).dtype) + place
+        x = x.index_select(axis, (places * ratio).long().clamp_max(x.shape[axis] - 1))
     return x
