@@ -10,7 +10,9 @@ import fnn
 FACTORS = [0.6, 1.1, 1.24, 1.7, 2.1, 2.3]
 
 
-def resized(x: Tensor, factor: float) -> Tensor:
+def resized(x: Tensor, factor: float | None) -> Tensor:
+    if factor is None:
+        return F.interpolate(x, [7] * (x.dim() - 2), mode="nearest")
     return F.interpolate(x, scale_factor=factor, mode="nearest")
 
 
@@ -35,7 +37,7 @@ def test_the_gradient_of_the_layer_belongs_to_its_values(dims: int, factor: floa
 def test_generated_code_takes_the_values_of_eager_code_and_their_gradients() -> None:
     """Of torch's own function, whose eager gradients are right on images only; all factors in one compiled function."""
     xs = {dims: fnn.random.normal(fnn.random.key(0), (1, 2, *[4] * dims), torch.float64) for dims in (1, 2, 3)}
-    rows = [(dims, factor) for dims in xs for factor in FACTORS]
+    rows = [(dims, factor) for dims in xs for factor in [*FACTORS, None]]
     cotangents = [fnn.random.normal(fnn.random.key(1), resized(xs[d], f).shape, torch.float64) for d, f in rows]
 
     def all_of_them(xs: dict, cotangents: list) -> list:
