@@ -66,6 +66,7 @@ class ArgumentError(_PlacedError, TypeError):
 def check_axis(layer: str, x: Tensor, dim: int) -> None:
     """Raise :class:`ShapeError` unless ``x`` has the axis ``dim``; as in torch, a number has an axis 0.
 
+    >>> import torch
     >>> check_axis("softmax", torch.ones(2, 3), 2)
     Traceback (most recent call last):
     fnn.layers.base.ShapeError: softmax: inputs of shape (2, 3) have no axis 2
