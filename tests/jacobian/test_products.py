@@ -1,6 +1,7 @@
 """Products against dense matrices from plain torch.func in float64, also compiled, vmapped and differentiated."""
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -336,3 +337,21 @@ def test_data_among_the_primals_is_told_from_params() -> None:
         jmp(f, (torch.ones(3), data), (torch.ones(1, 3), (torch.ones(1, 3), torch.ones(1, 3))))
     with pytest.raises(TypeError, match=r"primals\[0\].* split it off with fnn.tree.partition$"):
         jmp(lambda n: n, (torch.tensor([1]),), (torch.ones(1, 1),))
+
+
+@pytest.mark.parametrize("name", ["ggn", "fisher", "drawn fisher", "empirical fisher"])
+def test_products_take_the_memory_of_one_result(name: str):
+    x, w = torch.randn(2, 300), torch.randn(300, 300)
+    model, compare = (lambda w: torch.tanh(x @ w)), (lambda out: (out**2).sum())
+    product = {
+        "ggn": lambda: ggn_product(model, compare, (w,), (w,)),
+        "fisher": lambda: fisher_product(model, (w,), (w,)),
+        "drawn fisher": lambda: fisher_product(model, (w,), (w,), key=fnn.random.key(0)),
+        "empirical fisher": lambda: empirical_fisher_product(lambda w: model(w).sum(1), (w,), (w,)),
+    }[name]
+    product()  # what torch keeps from its first call is not counted
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+        result = product()[1]
+    changes = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = itertools.accumulate(change.nbytes() for change in sorted(changes, key=lambda e: e.start_ns()))
+    assert result.nbytes <= max(held) < 1.5 * result.nbytes
