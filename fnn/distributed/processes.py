@@ -1,6 +1,7 @@
 """The start of a run: which of the processes this one is, its device, and the connection to the others."""
 
 import atexit
+import importlib
 import os
 from datetime import timedelta
 from typing import NamedTuple
@@ -67,6 +68,9 @@ def _connect(backend: str, timeout: timedelta) -> None:
     that have ended are still in it, so each start has keys of its own.
     """
     from torch.distributed.rendezvous import rendezvous
+
+    # imported later, its functions would keep this group and its threads as a default until the interpreter has ended
+    importlib.import_module("torch.distributed.nn.functional")
 
     store, rank, count = next(rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)

@@ -60,7 +60,9 @@ class Interrupts:
         """Whether any process has been interrupted. All call this together, and each waits for the others."""
         if world_size() == 1:
             return self._first is not None
-        self._sent = None
+        if self._sent is not None:
+            self._received(self._sent)  # nothing is on its way when the process ends
+            self._sent = None
         return self._received(self._send())
 
     def close(self) -> None:

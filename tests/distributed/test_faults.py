@@ -122,12 +122,47 @@ fnn.distributed.reduce(x)
 
 @pytest.mark.slow
 def test_a_run_of_torchrun_ends_with_an_error(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
-    root = str(Path(__file__).parents[2])
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": root}, check=False
-    )
+    done = torchrun(SCRIPT, tmp_path)
     assert done.returncode != 0
     assert "the tree that reduce takes differs between processes" in done.stderr
+
+
+TRAINING = """
+import atexit, os, torch, fnn
+
+@atexit.register  # before init, so that it is called after what init registers
+def show():
+    names = [open(f"/proc/self/task/{thread}/comm").read() for thread in os.listdir("/proc/self/task")]
+    os.write(1, f"at the end: {[name for name in names if 'gloo' in name]}\\n".encode())
+
+rank, world_size, device = fnn.distributed.init("cpu", timeout=60)
+model, optimizer = fnn.models.mlp(4, 3), fnn.optim.sgd(0.1)
+grads_of = fnn.distributed.data_parallel(fnn.value_and_grad(lambda p, x: (model.apply(p, x) ** 2).mean()))
+
+@fnn.jit(donate_argnums=(0, 1))
+def step(params, opt_state, batch):
+    value, grads = grads_of(params, batch)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return fnn.optim.apply_updates(params, updates), opt_state, value
+
+params = model.init(fnn.random.key(0))
+batches = lambda epoch: [torch.ones(2, 4)] * 3
+for epoch in fnn.training.fit(step, (params, optimizer.init(params)), batches, epochs=2, progress=False):
+    fnn.distributed.check_equal(epoch.state)
+print("trained")
+"""
+
+
+def test_no_thread_of_the_connection_outlives_it(tmp_path: Path) -> None:
+    """A thread that lets go of a tensor while Python ends would abort the process."""
+    done = torchrun(TRAINING, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trained") == done.stdout.count("at the end: []") == 2
+
+
+def torchrun(text: str, folder: Path) -> subprocess.CompletedProcess:
+    script = folder / "script.py"
+    script.write_text(text)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
