@@ -201,6 +201,7 @@ def test_save_compiled_without_anything_compiled_is_refused(tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_views_of_results_that_the_compiler_lays_out_otherwise():
     def f(x, y):
         whole = torch.cat([x.permute(1, 0, 2)], -1)

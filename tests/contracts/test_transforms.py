@@ -113,9 +113,9 @@ def check_gradient_of_jvp(name: str) -> None:
     assert_close(grad(slope)(s.params), differences(s.autograd, s), 1e-5)
 
 
-GRAPHS = [
-    pytest.param(name, marks=[pytest.mark.slow] * (name in ("models.lenet", "models.lenet5"))) for name in cases.CASES
-]
+LARGE_GRAPHS = ("models.lenet", "models.lenet5", "models.gpt", "models.vit")
+LARGE_GRAPHS += ("transformer", "transformer_encoder", "transformer_decoder")
+GRAPHS = [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE_GRAPHS)) for name in cases.CASES]
 
 
 def check_graph(name: str) -> None:

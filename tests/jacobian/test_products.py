@@ -110,10 +110,9 @@ def check(name, result):
         torch.testing.assert_close(flat(ours), theirs, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("backend", "names"),
-    [pytest.param("replay", list(PRODUCTS), marks=pytest.mark.slow), ("inductor", ["ggn"])],
-    ids=["traced", "code"],
+    ("backend", "names"), [("replay", list(PRODUCTS)), ("inductor", ["ggn"])], ids=["traced", "code"]
 )
 def test_one_graph_of_all_equals_dense(backend, names):
     together = fnn.jit(lambda p, t: {name: PRODUCTS[name][0](p, t) for name in names}, backend=backend)
