@@ -36,7 +36,7 @@ def vmap(
     Args:
         func: takes and returns trees of tensors.
         in_dims: for each positional argument the axis to map over, a tree of them, or None for one that is the same
-            for all. Keyword arguments are mapped over their axis 0.
+            for all. Keyword arguments are the same for all, other than in JAX.
         out_dims: where the new axis stands in the results.
         randomness: what to do about torch's global generator: "error", "same" or "different". The functions of
             :mod:`fnn.random` need none of it.
@@ -273,15 +273,16 @@ def _check_arguments(func: Any, name: str, args: tuple, argnums: int | Sequence[
 def _check_mapped(func: Any, in_dims: Any, args: tuple, kwargs: dict) -> None:
     """Raise ``TypeError`` or ``ValueError`` for arguments that vmap cannot map."""
     check_function(func, "vmap")
-    if not args and not kwargs:
-        raise ValueError("vmap: the function got no arguments, so there is nothing to map over")
+    if not args:
+        named = f"; {', '.join(kwargs)}, given by name, would be the same for all" if kwargs else ""
+        raise ValueError(f"vmap: the function got no positional arguments, so there is nothing to map over{named}")
     if not isinstance(in_dims, int | tuple):
         line = f"write in_dims={tuple(in_dims)}" if isinstance(in_dims, list) else "write in_dims=0"
         raise TypeError(
             f"vmap: in_dims is an integer or a tuple of one entry for each argument, got {in_dims!r}; {line}"
         )
     if isinstance(in_dims, tuple) and len(in_dims) != len(args):
-        named = f", and maps {', '.join(kwargs)}, given by name, over axis 0" if kwargs else ""
+        named = f" (what is given by name, {', '.join(kwargs)}, is the same for all)" if kwargs else ""
         raise ValueError(
             f"vmap: in_dims={in_dims} has {len(in_dims)} entries for {len(args)} positional arguments{named}; write an "
             "axis or None for each positional argument"
@@ -290,8 +291,6 @@ def _check_mapped(func: Any, in_dims: Any, args: tuple, kwargs: dict) -> None:
     mapped: list[tuple[str, int]] = []  # the name of each mapped leaf, and the length of its axis
     for i, (arg, dim) in enumerate(zip(args, dims, strict=True)):
         mapped += _mapped_leaves(arg, dim, f"argument {i}", tuple(None if k == i else d for k, d in enumerate(dims)))
-    for key, arg in kwargs.items():
-        mapped += _mapped_leaves(arg, 0, f"argument {key!r}", None)
     if not mapped:
         raise ValueError(f"vmap: in_dims={in_dims} maps no argument; give the axis of at least one, such as 0")
     for name, length in mapped:
@@ -302,7 +301,7 @@ def _check_mapped(func: Any, in_dims: Any, args: tuple, kwargs: dict) -> None:
             )
 
 
-def _mapped_leaves(arg: Any, dims: Any, name: str, without: tuple | None) -> list[tuple[str, int]]:
+def _mapped_leaves(arg: Any, dims: Any, name: str, without: tuple) -> list[tuple[str, int]]:
     """The mapped leaves of an argument, each with the length of its axis. ``without``: in_dims that leave it out."""
     leaves, treedef = _tree.flatten(arg)
     each, structure = _tree.flatten(dims)
@@ -317,7 +316,7 @@ def _mapped_leaves(arg: Any, dims: Any, name: str, without: tuple | None) -> lis
     for path, leaf, dim in zip(treedef.keystrs, leaves, each, strict=True):
         if dim is None:
             continue
-        instead = "keep it in a closure" if without is None else f"write in_dims={without}"
+        instead = f"write in_dims={without}"
         if not isinstance(leaf, Tensor):
             number = isinstance(leaf, bool | int | float | None)
             if path:

@@ -35,6 +35,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "vmap": lambda f: f.vmap(torch.dot)(X, Y),
     "vmap, axes": lambda f: f.vmap(cubic, ({"w": 0, "b": None}, 1), out_dims=1)({"w": X, "b": Y[0]}, X.T),
     "vmap, chunks, keywords": lambda f: f.vmap(lambda x, y: {"a": x * y, "b": [y]}, chunk_size=2)(X, y=Y),
+    "vmap, one keyword for all": lambda f: f.vmap(lambda x, y: x[:, None] * y)(X, y=Y[0]),
     "vmap of vmap": lambda f: f.vmap(f.vmap(torch.mul), in_dims=(0, None))(X, Y[0]),
     "vmap of grad": lambda f: f.vmap(fnn.grad(lambda p, x: cubic(p, x).sum()), (None, 0))(P, X),
     "vmap, keys": lambda f: f.vmap(lambda key: fnn.random.normal(key, (3,)))(fnn.random.split(KEY, 4)),

@@ -4,7 +4,9 @@
 
 import inspect
 import re
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -42,6 +44,25 @@ def square(params: Tensor, batch: Tensor) -> Tensor:
 
 def ctc(log_probs: Tensor, targets: Any, input_lengths: Any, target_lengths: Any) -> Tensor:
     return losses.ctc(log_probs.log_softmax(-1), targets, input_lengths, target_lengths)
+
+
+class WithoutContext(torch.autograd.Function):
+    """In the older form, which torch.func cannot transform."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def saved() -> Path:
+    """A file with one leaf, w."""
+    path = Path(tempfile.mkdtemp()) / "params.safetensors"
+    fnn.checkpoint.save(path, {"w": ONES(1)})
+    return path
 
 
 # the start of the sentence, and calls that are each wrong in one way
@@ -182,6 +203,48 @@ REFUSED: dict[str, tuple[str, list[Callable[[], Any]]]] = {
     "a folder": ("need a folder", [lambda o=o: training.fit(square, ({},), lambda epoch: [], 1, **o) for o in ({"resume": True}, {"save_every": 1}, {"tensorboard": True})]),
     "a state": ("state is a tuple", [lambda s=s: training.fit(square, s, lambda epoch: [], 1) for s in ((), [{}], {})]),
     "results of a step": ("step must return", [lambda r=r: list(training.fit(lambda p, b: r, ({},), lambda epoch: [ONES(2)], 1)) for r in ([{}, 1.0], ({},), ({}, {}, ONES(())))]),
+    # functions of torch that are handed on
+    "vmap of nothing": ("no positional arguments", [lambda: fnn.vmap(lambda: 1)(), lambda: fnn.vmap(lambda key: key)(key=ONES(2))]),
+    "in_dims": ("in_dims is an integer or a tuple", [lambda d=d: fnn.vmap(torch.sin, d)(ONES(2)) for d in ([0], "0", None)]),
+    "entries of in_dims": ("entries for", [lambda: fnn.vmap(torch.sin, (0, 0))(ONES(2)), lambda: fnn.vmap(lambda x, key: x, (0, 0))(ONES(2), key=ONES(2))]),
+    "a structure of in_dims": ("whose structure is", [lambda: fnn.vmap(lambda t: t["a"], ({"b": 0},))({"a": ONES(2)})]),
+    "what is mapped": ("maps no argument", [lambda: fnn.vmap(torch.sin, (None,))(ONES(2)), lambda: fnn.vmap(lambda t: t["a"], ({"a": None},))({"a": ONES(2)})]),
+    "lengths of vmap": ("have different lengths", [lambda: fnn.vmap(torch.add)(ONES(2), ONES(3))]),
+    "leaves of vmap": ("vmap maps tensors", [lambda v=v: fnn.vmap(lambda x: x)(v) for v in (1.0, None, {"a": None}, {"a": 2}, "text")]),
+    "randomness": ("randomness is", [lambda: fnn.vmap(torch.sin, randomness="some")(ONES(2))]),
+    "no arguments": ("got 0 positional arguments", [lambda: fnn.grad(lambda: ONES(()))()]),
+    "cotangents of vjp": ("cotangent", [lambda c=c: fnn.vjp(lambda x: {"y": x.sin()}, ONES(2))[1](c) for c in (ONES(2), {"z": ONES(2)}, {"y": ONES(3)})]),
+    "tangents of linearize": ("tangent", [lambda t=t: fnn.linearize(torch.sin, ONES(2))[1](*t) for t in ((ONES(3),), (), (ONES(2), ONES(2)))]),
+    # compiled functions
+    "fnn.trace": ("fnn.trace takes trees of tensors", [lambda v=v: fnn.trace(lambda x: x)(v) for v in (1.0, None, [ONES(2), "text"])]),
+    "static arguments": ("is static", [
+        lambda: fnn.jit(lambda x, n: x * n, static_argnums=1)(ONES(2), n=2), lambda: fnn.jit(lambda x, n: x * n, static_argnums=1)(ONES(2), ONES(())),
+        lambda: fnn.jit(lambda x, n: x * n, static_argnums=1)(ONES(2), [2]),
+    ]),
+    "cpu_matmul": ("cpu_matmul", [lambda: fnn.jit(lambda x: x @ x, options={"cpu_matmul": "eigen"}, backend="inductor")(ONES(2, 2))]),
+    "None in a carry": ("is None", [
+        lambda: fnn.scan(lambda c, x: ((c[0], None), x), (ONES(2), ONES(2)), ONES(3)), lambda: fnn.scan(lambda c, x: ((c[0], ONES(2)), x), (ONES(2), None), ONES(3)),
+    ]),
+    # more of the gradients
+    "reduction of clipped_grad": ("reduction is", [lambda: fnn.clipped_grad(square, 1.0, reduction="none")]),
+    "max_norm": ("max_norm is", [lambda: fnn.clipped_grad(square, lambda norm: norm), lambda: fnn.clipped_grad(lambda p, b: square(p["w"], b), {"w": 1.0})({"w": ONES(2)}, ONES(3, 2))]),
+    "complex moments": ("moments of complex", [lambda: gradients.per_sample_moments(lambda p, b: (p * b).abs().sum())(COMPLEX, ONES(3, 2))]),
+    "keywords of per-sample functions": ("cannot be mapped", [lambda: fnn.per_sample_grad(lambda p, b, scale: square(p, b))(ONES(2), ONES(3, 2), scale=ONES(3))]),
+    "an unused product": ("at least one product", [lambda: jacobian.jmp(torch.sin, (ONES(2),), (ONES(0, 2),)), lambda: jacobian.mjp(torch.sin, (ONES(2),), ONES(0, 2))]),
+    "complex check_grads": ("real numbers", [lambda: jacobian.check_grads(lambda x: x * 1j, (ONES(2).double(),), 1), lambda: jacobian.check_grads(lambda x: x.abs(), (COMPLEX,), 1)]),
+    "autograd.Functions": ("autograd.Function", [lambda: curvature.hvp(lambda x: WithoutContext.apply(x).sum(), (ONES(2),), (ONES(2),))]),
+    "schedule_free": ("beta1 > 0", [lambda: optim.schedule_free(optim.sgd(), beta1=0.0), lambda: optim.schedule_free(optim.sgd(), beta1=0)]),
+    "bounds of randint": ("64 bits|torch.int64", [lambda: random.randint(KEY, (2,), 0, 1 << 64), lambda: random.randint(KEY, (2,), -(1 << 63) - 1, 0), lambda: random.randint(KEY, (2,), 0, 1 << 65)]),
+    "params of an optimizer": ("not a tensor", [lambda v=v: optim.sgd().init({"w": ONES(2), "name": v}) for v in ("text", 1.0, None)]),
+    # more of layers, trees, data, training
+    "no input": ("got no input", [lambda: apply(layers.linear(2, 2), None)]),
+    "a class among the parts": ("is the class", [lambda: layers.sequential(layers.linear(2, 2), WithoutContext)]),
+    "config": ("config", [lambda: fnn.layers.config(torch.nn.Linear(2, 2)), lambda: fnn.layers.config(3)]),
+    "params of repeat": ("repeat expects tensors", [lambda: layers.repeat(layers.linear(2, 2), 2).apply({"weight": "text", "bias": ONES(2, 2)}, ONES(1, 2))]),
+    "evaluate": ("got a layer", [lambda: training.evaluate(layers.linear(2, 2), {}, (ONES(2, 2), INTEGERS), 2)]),
+    "an empty data set": ("no rows", [lambda: fnn.data.batches((ONES(0, 2), ONES(0)), 2)]),
+    "nested state dicts": ("lies below", [lambda: tree.from_state_dict({"a": ONES(1), "a.b": ONES(1)})]),
+    "load": ("not a tensor", [lambda: fnn.checkpoint.load(saved(), {"w": 1.0}), lambda: fnn.checkpoint.load(saved(), {"w": "text"})]),
     "to_module": ("to_module", [lambda: interop.to_module(layers.batch_norm(2), {}), lambda: interop.to_module(layers.linear(2, 2), ONES(2))]),
     "from_module": ("from_module expects", [lambda: interop.from_module(torch.nn.Linear), lambda: interop.from_module(3)]),
 }  # fmt: skip

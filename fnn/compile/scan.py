@@ -117,9 +117,10 @@ class _Structure:
         for i, (leaf, each) in enumerate(zip(leaves, self.present, strict=True)):
             if isinstance(leaf, Tensor) != each:
                 path = self.treedef.keystrs[i]
-                if each or leaf is not None:
+                if leaf is not None and not isinstance(leaf, Tensor):
                     raise _not_a_tensor(name, path, leaf)
-                raise ValueError(f"scan: {name}{path} is None in {names[0]} and a tensor in {names[1]}")
+                absent, there = names if leaf is not None else names[::-1]
+                raise ValueError(f"scan: {name}{path} is None in {absent} and a tensor in {there}")
         return leaves if self.whole else [leaf for leaf in leaves if leaf is not None]
 
     def unflatten(self, tensors: list[Tensor]) -> Tree:

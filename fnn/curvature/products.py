@@ -43,7 +43,8 @@ def hvp(f: Callable, primals: tuple, tangents: tuple, mode: Mode = "auto", has_a
     ``"auto"`` is reverse over reverse. The three are equal in exact arithmetic, but in torch it takes the fewest
     operations and the least memory, nearly every operation has its rules, and they are right, where those of the
     other two modes are missing for ``torch.nn.functional.mse_loss`` and others and wrong for its ``layer_norm`` and
-    ``batch_norm``. The other modes refuse such operations by name.
+    ``batch_norm``. The other modes refuse such operations by name. The derivative of a ``torch.autograd.Function``
+    that is marked ``once_differentiable`` counts as a constant, as in all of ``torch.func``.
 
     Cost about 8 calls (12 in the other modes), memory twice that of a gradient.
     Raises ``ValueError`` for a value that is not a scalar, another mode, and tangents that do not fit (with the path);

@@ -178,8 +178,6 @@ def _raise_missing(error: Exception, name: str) -> None:
     named = re.search(r"derivative for '?(?:aten::)?(\w+)'? is not implemented", text)
     if named:
         raise NoBackwardRuleError(name, named.group(1)) from error
-    if "once_differentiable" in text:
-        raise NoBackwardRuleError(name, "a torch.autograd.Function marked once_differentiable") from error
     if "must override the setup_context" in text:
         raise NoBackwardRuleError(name, "a torch.autograd.Function without setup_context") from error
 

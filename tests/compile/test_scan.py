@@ -629,7 +629,7 @@ ERRORS = {
         ValueError, r"differ at \['b'\]: the carry has nothing",
     ),
     "carry of None": (
-        lambda: fnn.scan(lambda c, x: ({"a": None}, x), {"a": H}, XS), TypeError, r"carry\['a'\] is None",
+        lambda: fnn.scan(lambda c, x: ({"a": None}, x), {"a": H}, XS), ValueError, r"carry\['a'\] is None in the step",
     ),
     "number in carry": (
         lambda: fnn.scan(lambda c, x: (c, x), {"n": 0}, XS), TypeError, r"carry\['n'\] is 0 \(int\).*torch.tensor\(0\)",
