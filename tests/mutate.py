@@ -78,6 +78,7 @@ TESTS = {  # the tests of the files whose names in fnn/ start so; the first entr
     "checkpoint": "test_checkpoint.py",
     "data/transforms": "test_transforms.py",
     "data/": "test_data.py test_own_images.py",
+    "training/interrupts": "test_training.py distributed/test_torchrun.py distributed/test_faults.py",
     "training/": "test_training.py",
     "models/": "test_models.py contracts/test_transforms.py",
     "interop/": "interop",

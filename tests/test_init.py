@@ -141,6 +141,16 @@ def test_orthogonal(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     )
 
 
+@pytest.mark.parametrize("shape", [(4, 4), (5, 3), (3, 5), (4, 2, 2)])
+def test_orthogonal_is_the_orthogonal_factor_of_a_normal_matrix(shape: tuple[int, ...]) -> None:
+    rows, columns = shape[0], math.prod(shape[1:])
+    w = init.orthogonal()(KEY, shape, torch.float64).reshape(rows, columns)
+    normal = fnn.random.normal(KEY, (max(rows, columns), min(rows, columns)), torch.float64)
+    triangular = (w.T if rows >= columns else w) @ normal
+    torch.testing.assert_close(triangular, triangular.triu())
+    assert (triangular.diagonal() > 0).all()
+
+
 def test_orthogonal_has_no_preferred_sign() -> None:
     # Householder's reflections alone give matrices whose first entry is never positive
     first = torch.stack([init.orthogonal()(key, (3, 3)) for key in fnn.random.split(KEY, 400)])

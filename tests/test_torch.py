@@ -59,3 +59,7 @@ def test_private_names_stand_in_one_file() -> None:
             if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own:
                 found.append(f"{file.name}: {ast.unparse(node)}")
     assert not found
+
+
+def test_a_name_that_is_not_there_is_missing() -> None:
+    assert not hasattr(_torch, "no_such_name")

@@ -237,6 +237,10 @@ def test_a_terminal_shows_the_batches_of_the_epoch_and_the_mean_loss(
     terminal.truncate(0)
     list(fit(plain_step, start(), order, 1, progress=False))
     assert not terminal.getvalue().strip("\0")
+    file = io.StringIO()  # where output goes that is kept
+    monkeypatch.setattr(sys, "stderr", file)
+    list(fit(plain_step, start(), order, 1))
+    assert not file.getvalue()
 
 
 def test_a_terminal_without_tqdm_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -304,6 +304,14 @@ def test_python_leaves_are_refused(leaf):
         jit(lambda p: p["a"])({"a": torch.ones(1), "rate": leaf})
 
 
+def test_a_static_place_that_no_argument_takes():
+    """A function of fewer arguments than a static place, called with keywords, is the plain function."""
+    x = torch.tensor([2.0, 3.0])
+    for places in (1, 2, (1, 2)):
+        found = fnn.jit(lambda x, **named: x * named["scale"], static_argnums=places)(x, scale=x)
+        assert torch.equal(found, x * x)
+
+
 def test_static_arguments():
     f = jit(lambda x, power, y: x**power + y, static_argnums=1)
     x, y = torch.tensor(2.0), torch.tensor(1.0)

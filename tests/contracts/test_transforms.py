@@ -14,6 +14,7 @@ from torch.func import grad, jvp, vmap
 
 import fnn
 from fnn import tree
+from fnn.layers.base import ArgumentError, ShapeError
 from tests.contracts import cases, cases_models
 from tests.contracts.case import numbers
 
@@ -180,6 +181,26 @@ def test_pure_and_dtypes_kept(name: str) -> None:
     if name not in cases.LOSSES and name != "mixed_precision":
         assert s.function(*single).dtype == torch.float32
         assert s.function(*tree.cast(single, torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_params_of_another_kind_are_a_sentence() -> None:
+    tried = swapped = 0
+    for name in cases.CASES:
+        s = Setting(name)
+        if name in cases.LOSSES or not isinstance(s.params, dict) or not s.params:
+            continue
+        if "scale" in s.params or name == "embedding_bag, sum, weights":
+            continue  # the row reads its params itself
+        tried += 1
+        for wrong in (torch.ones(2), [torch.ones(2)], 3, None):
+            with pytest.raises((ArgumentError, ShapeError), match="expects"):
+                s.function(wrong, s.x)
+        if s.function.__module__.startswith("fnn."):  # other rows use the inputs before the layer gets them
+            swapped += 1
+            with pytest.raises(ArgumentError, match="expects its params as a dict|params come first"):
+                s.function(s.x, s.params)
+    assert tried > 100
+    assert swapped > 50
 
 
 def test_every_public_name_is_in_the_table() -> None:

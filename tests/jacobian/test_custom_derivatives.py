@@ -196,3 +196,19 @@ def test_a_function_may_keep_a_pullback():
     )
     torch.testing.assert_close(own(X), X.cos())
     torch.testing.assert_close(vmap(grad(own))(X), -X.sin())
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_rule_may_give_zero(traced):
+    """A constant function has the derivative zero, and so has every function along zero."""
+    rules = {
+        "custom_jvp": custom_jvp(torch.sign, lambda p, t: (torch.sign(p[0]), 0.0 * t[0])),
+        "custom_vjp": custom_vjp(torch.sign, lambda x: (torch.sign(x), None), lambda _, u: (0.0 * u,)),
+    }
+    for name, own in (*rules.items(), *((name, make()) for name, make in MAKERS.items())):
+        along = X if name in rules and own is rules[name] else torch.zeros_like(X)
+        forward = lambda x, v, own=own: jvp(own, (x,), (v,))[1]
+        backward = lambda x, v, own=own: torch.func.vjp(own, x)[1](v)[0]
+        for function in (forward, backward):
+            found = (fnn.jit(function) if traced else function)(X, along)
+            assert torch.equal(found, torch.zeros_like(X)), name

@@ -1,5 +1,6 @@
 """A rule means the same for lists of leaves, for one leaf after the other, and in a graph that is replayed."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -225,6 +226,14 @@ def test_a_list_answers_where_its_tensors_agree_and_says_where_they_do_not() -> 
         x.no_such_method()
     with pytest.raises(LeafwiseError, match=r"lists of \[1, 2\] tensors"):
         x * TensorList([torch.ones(2)])
+    assert copy.copy(x).tensors == x.tensors
+    assert repr(TensorList([torch.ones(1)])) == "TensorList([tensor([1.])])"
+    square = TensorList([torch.eye(2), 2 * torch.eye(2)])
+    assert [int(row.tensors[1].sum()) for row in square] == [2, 2]
+    with pytest.raises(LeafwiseError, match="not one array"):
+        np.asarray(x)
+    with pytest.raises(LeafwiseError, match="results of different lengths"):
+        torch.unbind(TensorList([torch.ones(2), torch.ones(3)]))
 
 
 def test_kernels_get_gradients_of_any_layout() -> None:
