@@ -197,10 +197,10 @@ def test_params_of_another_kind_are_a_sentence() -> None:
                 s.function(wrong, s.x)
         if s.function.__module__.startswith("fnn."):  # other rows use the inputs before the layer gets them
             swapped += 1
-            with pytest.raises(ArgumentError, match="expects its params as a dict|params come first"):
+            with pytest.raises(ArgumentError, match=r"expects its params as a dict|params come first"):
                 s.function(s.x, s.params)
     assert tried > 100
-    assert swapped > 50
+    assert swapped > 40
 
 
 def test_every_public_name_is_in_the_table() -> None:
