@@ -286,6 +286,8 @@ TYPES = {
     "swapped, conv": (lambda: layers.conv2d(1, 2, 3).apply(X, {}), "conv2d expects its params as a dict"),
     "swapped, lenet": (lambda: LENET.apply(X, LENET.init(KEY)), "lenet expects its params as a dict"),
     "swapped, norms": (lambda: layers.layer_norm(4).apply(X, {}), "layer_norm expects its params as a dict"),
+    "swapped, embedding": (lambda: layers.embedding(3, 2).apply(X.long(), {}), "embedding expects its params as a dict"),
+    "swapped, bags": (lambda: layers.embedding_bag(3, 2).apply(X.long(), {}), "embedding_bag expects its params as a di"),
     "swapped, dropout": (lambda: layers.dropout().apply(X, {}), "dropout expects its params as a dict"),
     "no params": (lambda: SMALL.apply(None, X), r"got None; write params = model\.init\(fnn\.random\.key\(0\)\)"),
     "NumPy": (lambda: SMALL.apply(SMALL.init(KEY), NUMPY), r"a tensor, got a numpy\.ndarray; write torch\.as_tensor\(x\)"),
