@@ -369,3 +369,30 @@ def test_items_are_watched_one_level_deep(outer: str, inner: str) -> None:
     assert torch.equal(f(X), 2 * X)  # deeper: a constant of the trace, as the docs say
     write(held, make_inner(3.0))
     assert torch.equal(f(X), 3 * X)
+
+
+class Scale:
+    def __init__(self, number):
+        self.number = number
+
+    def __call__(self, x):
+        return x * self.number
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Scale,
+        lambda number: functools.partial(torch.mul, number),
+        lambda number: lambda x: x * number,
+        lambda number: types.MethodType(Scale.__call__, Scale(number)),
+    ],
+    ids=["object", "partial", "closure", "method"],
+)
+def test_an_object_at_the_address_of_one_that_is_gone_is_another(make):
+    holder = types.SimpleNamespace(scaled=None)
+    f = fnn.jit(lambda x: holder.scaled(x))
+    for number in range(1, 21):
+        holder.scaled = None  # frees the last one, whose address the next one often takes
+        holder.scaled = make(float(number))
+        assert torch.equal(f(X), number * X)

@@ -392,3 +392,21 @@ def test_kronecker_factors(name, make):
     K = ekfac(losses, params, BATCH["x"], likelihood="empirical")
     fisher = empirical_fisher_operator(losses, params, BATCH["x"]).dense()
     torch.testing.assert_close(K.dense().trace(), fisher.trace())
+
+
+@pytest.mark.parametrize("method", ["auto", "ghost", "exact"])
+@pytest.mark.parametrize("shape", [(), (2,), (2, 3), (2, 3, 4)])
+def test_a_leaf_that_is_not_used(shape, method):
+    params = {
+        "a": torch.ones(shape, dtype=torch.float64),
+        "w": fnn.random.normal(fnn.random.key(1), (WIDTH, 3), torch.float64),
+        "z": torch.ones(shape, dtype=torch.float64),
+    }
+    x = fnn.random.normal(fnn.random.key(2), (SAMPLES, 2, WIDTH), torch.float64)
+    loss = lambda params, x: (x @ params["w"]).sin().square().sum()
+    rows = [grad(loss)(params, x[i : i + 1]) for i in range(SAMPLES)]
+    norms = fnn.gradients.per_sample_norms(loss, method=method)(params, x)
+    torch.testing.assert_close(norms, torch.stack([fnn.tree.global_norm(row) for row in rows]))
+    clipped = fnn.clipped_grad(loss, 0.5, method=method)(params, x)
+    expected = [fnn.tree.scale(min(1.0, 0.5 / float(norm)), row) for norm, row in zip(norms, rows, strict=True)]
+    assert fnn.tree.allclose(clipped, functools.reduce(fnn.tree.add, expected))
