@@ -154,6 +154,8 @@ def test_files_of_another_kind_are_a_sentence(name: str | None, tmp_path: Path) 
         return
     file, contents = BROKEN[name]
     (raw / file).write_bytes(contents)
+    if name == "nothing in it":
+        (raw / "t10k-labels-idx1-ubyte").write_bytes(idx(LABELS[:0]))
     with pytest.raises(ValueError, match=r"MNIST: (a file in .*IDX format.*starts with|the (train|test) set in)"):
         load_dataset("mnist", tmp_path, download=False)
 

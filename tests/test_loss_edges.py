@@ -294,3 +294,19 @@ def test_mistakes_are_named(mistake: str) -> None:
     call, sentence = MISTAKES[mistake]
     with pytest.raises((ValueError, TypeError), match=sentence):
         call()
+
+
+ALIKE = (
+    "bce", "bce_with_logits", "dice", "focal", "gaussian_nll", "hinge_embedding", "huber", "kl_div", "l1", "mse",
+    "multilabel_margin", "multilabel_soft_margin", "poisson_nll", "smooth_l1", "soft_margin",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_shapes_that_would_broadcast_are_refused(name: str) -> None:
+    options = {"var": torch.ones(4, 5)} if name == "gaussian_nll" else {}
+    loss, one = getattr(losses, name), torch.ones(4, 5)
+    for other in (torch.ones(4, 1), torch.ones(5), torch.ones(()), torch.ones(1, 4, 5)):
+        for first, second in ((one, other), (other, one)):
+            with pytest.raises((ValueError, TypeError), match=name):
+                loss(first, second, **options)

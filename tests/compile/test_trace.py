@@ -307,8 +307,16 @@ def test_nans_names_the_operation_and_the_line():
             call(X)
     with pytest.raises(FloatingPointError, match="log_ made a nan"), fnn.debug.nans():
         (X - 2).log_()
+    for call in (
+        lambda: torch.log(-X.abs() - 1, out=torch.zeros(3)),  # tensors given by name
+        lambda: torch.sum(torch.stack([X, X / 0 - X / 0]), dim=0, keepdim=True),
+        lambda: torch.complex(X, X / 0) * torch.complex(X / 0, X),
+    ):
+        with pytest.raises(FloatingPointError, match="made a nan"), fnn.debug.nans():
+            call()
     with fnn.debug.nans():
         fnn.jit(lambda x: x * 2)(torch.tensor([torch.nan, 1.0]))  # was there before
+        assert torch.equal(torch.sum(X, dtype=torch.float64), X.double().sum())
     fnn.jit(function)(X)  # nothing is checked outside
 
 

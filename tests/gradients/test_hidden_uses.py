@@ -410,3 +410,32 @@ def test_a_leaf_that_is_not_used(shape, method):
     clipped = fnn.clipped_grad(loss, 0.5, method=method)(params, x)
     expected = [fnn.tree.scale(min(1.0, 0.5 / float(norm)), row) for norm, row in zip(norms, rows, strict=True)]
     assert fnn.tree.allclose(clipped, functools.reduce(fnn.tree.add, expected))
+
+
+def draw(*shape):
+    return fnn.random.normal(fnn.random.fold_in(fnn.random.key(7), sum(shape)), shape, torch.float64)
+
+
+# weights of other numbers of axes than those of a layer: the weight, the function, one batch of inputs
+SHAPES = {
+    "matmul, a stack of matrices": (draw(2, 4, 5), lambda w, x: x[:, :, None] @ w, draw(SAMPLES, 2, 4)),
+    "matmul, a stack on the left": (draw(2, 5, 4), lambda w, x: w @ x[..., None], draw(SAMPLES, 2, 4)),
+    "matmul, a vector": (draw(4), lambda w, x: x @ w, draw(SAMPLES, 2, 4)),
+    "linear, a vector": (draw(4), lambda w, x: F.linear(x, w), draw(SAMPLES, 2, 4)),
+    "conv1d": (draw(3, 2, 2), lambda w, x: F.conv1d(x, w), draw(SAMPLES, 2, 4)),
+    "conv2d, one image": (draw(3, 2, 2, 2), lambda w, x: F.conv2d(x[0], w), draw(SAMPLES, 2, 4, 4)),
+    "conv3d": (draw(2, 1, 2, 2, 2), lambda w, x: F.conv3d(x, w), draw(SAMPLES, 1, 3, 3, 3)),
+    "bilinear": (draw(3, 4, 4), lambda w, x: F.bilinear(x, x, w), draw(SAMPLES, 2, 4)),
+    "einsum": (draw(2, 4, 3), lambda w, x: torch.einsum("bij,ijk->bk", x, w), draw(SAMPLES, 2, 4)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("method", ["auto", "ghost"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_weights_of_every_number_of_axes(name, method):
+    w, function, x = SHAPES[name]
+    loss = lambda w, x: function(w, x).sin().square().sum()
+    norms = fnn.gradients.per_sample_norms(loss, method=method)(w, x)
+    expected = [grad(loss)(w, x[i : i + 1]).norm() for i in range(SAMPLES)]
+    torch.testing.assert_close(norms, torch.stack(expected))

@@ -1,6 +1,7 @@
 """Modules as pure functions: what they draw, what they write, what they hold, and what is refused."""
 
 import inspect
+import math
 import threading
 import warnings
 from collections.abc import Callable
@@ -57,6 +58,8 @@ RANDOM: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "torch.randn": lambda m, x: torch.randn(x.shape, dtype=torch.float64),
     "torch.rand_like": lambda m, x: torch.rand_like(x),
     "torch.randn_like": lambda m, x: torch.randn_like(x, dtype=torch.float64),
+    "F.dropout, what was changed": lambda m, x: (lambda y: (F.dropout(y, 0.4, True, True), y)[1])(x.clone()),
+    "F.dropout_, by its name": lambda m, x: (lambda y: (torch.dropout_(y, 0.4, True), y)[1])(x.clone()),
     "torch.randint": lambda m, x: torch.randint(5, x.shape) + torch.randint(-3, 2, x.shape),
     "torch.randint, by name": lambda m, x: torch.randint(1, high=3, size=x.shape, dtype=torch.float32),
     "torch.randint_like": lambda m, x: torch.randint_like(x, 2, 7) + torch.randint_like(x, 3),
@@ -566,3 +569,36 @@ def test_second_derivatives_of_norms_in_graphs_of_their_own(kind: str, inside: s
         "jvp(jvp)": lambda f: slope(slope(f)),
     }[transform]
     torch.testing.assert_close(fnn.jit(second(in_graph))(params), second(written_out)(params))
+
+
+ATTENTION: dict[str, dict] = {
+    "plain": {},
+    "allowed pairs": {"attn_mask": torch.tensor([[1, 1, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.bool)},
+    "added numbers": {
+        "attn_mask": torch.tensor([[0.3, -math.inf, 0.0], [0.0, 1.0, -0.4], [-math.inf, 0.0, 2.0]]).double()
+    },
+    "causal": {"is_causal": True},
+    "scale": {"scale": 0.3, "is_causal": True},
+    "groups": {"enable_gqa": True},
+    "causal groups": {"enable_gqa": True, "is_causal": True},
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_is_torch_s_mapped_and_in_second_derivatives(name: str) -> None:
+    def attend(x: Tensor) -> Tensor:
+        kv = x[..., :2, :, :] if "groups" in name else x
+        return F.scaled_dot_product_attention(x, kv, kv.sin(), **ATTENTION[name])
+
+    x, v = (fnn.random.normal(key, (2, 4, 3, 5), torch.float64) for key in fnn.random.split(KEY))
+    layer, params, _ = from_module(Calling(lambda m, x: attend(x)))
+    torch.testing.assert_close(fnn.vmap(lambda x: layer.apply(params, x[None])[0])(x), attend(x))
+
+    def gradient(x: Tensor) -> Tensor:
+        given = x.clone().requires_grad_()
+        return torch.autograd.grad((attend(given) ** 3).sum(), given)[0]
+
+    found = fnn.jvp(fnn.grad(lambda x: (layer.apply(params, x) ** 3).sum()), (x,), (v,))
+    torch.testing.assert_close(found[0], gradient(x))
+    difference = (gradient(x + 1e-5 * v) - gradient(x - 1e-5 * v)) / 2e-5
+    torch.testing.assert_close(found[1], difference, rtol=1e-6, atol=1e-7)

@@ -297,3 +297,37 @@ def test_replace_keeps_the_list_form_and_pairs_of_ones_own_chain() -> None:
     assert optim.chain(replaced).update(params, (own.init(params),), params)[0]["w"].tolist() == [3.0, 3.0]
     with pytest.raises(TypeError, match=r"chain takes optimizers, got .*; call it: adam\(\.\.\.\)"):
         optim.chain(optim.adam)
+
+
+WRAPPERS: dict[str, Callable] = {
+    "chain": optim.chain,
+    "named_chain": lambda optimizer: optim.named_chain(inner=optimizer),
+    "accumulate": lambda optimizer: optim.accumulate(optimizer, 1),
+    "apply_if_finite": optim.apply_if_finite,
+    "ema_params": optim.ema_params,
+    "average_params": optim.average_params,
+    "lookahead": optim.lookahead,
+    "with_state_dtype": lambda optimizer: optim.with_state_dtype(optimizer, torch.float32),
+    "sam": optim.sam,
+    "multi_transform": lambda optimizer: optim.multi_transform({"all": optimizer}, {"w": "all"}),
+    "freeze": lambda optimizer: optim.freeze(optimizer, {"w": False, "v": True}),
+    "backtracking_line_search": optim.backtracking_line_search,
+    "zoom_line_search": optim.zoom_line_search,
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_what_is_given_beside_the_gradients_reaches_the_inner_optimizer(name: str) -> None:
+    received: dict = {}
+
+    def update(grads: tree.Tree, state: tree.Tree, params: tree.Tree = None, **extra: object) -> tuple:
+        received.update(extra)
+        return grads, state
+
+    params = {"w": torch.ones(2)} | ({"v": torch.ones(1)} if name == "freeze" else {})
+    given = {"loss": lambda params: (params["w"] ** 2).sum(), "value": torch.tensor(2.0), "other": object()}
+    wrapped = WRAPPERS[name](fnn.Optimizer(lambda params: {}, update))
+    wrapped.update(params, wrapped.init(params), params, **given)
+    assert received.keys() == given.keys()
+    assert received["value"] is given["value"]
+    assert received["other"] is given["other"]

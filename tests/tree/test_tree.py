@@ -363,3 +363,12 @@ def test_combine_refuses_a_tuple_beside_something_else() -> None:
         with pytest.raises(ValueError, match=r"both parts have something at \['a'\]"):
             tree.combine({"a": first}, {"a": second})
     assert tree.combine({"a": (), "b": ()}, {"a": (), "b": ()}) == {"a": (), "b": ()}
+
+
+def test_partition_leaves_out_what_holds_no_leaf() -> None:
+    t = {"a": {"empty": {}, "w": 1}, "b": [(), {"v": 2}], "c": 3, "d": {}}
+    chosen, rest = tree.partition(t, lambda path: path.startswith("c"))
+    assert chosen == {"c": 3, "d": {}}
+    assert tree.leaves(rest) == [1, 2]
+    assert tree.combine(chosen, rest) == t
+    assert tree.partition({"d": {}, "e": [()]}, lambda path: True)[0] == {"d": {}, "e": [()]}
