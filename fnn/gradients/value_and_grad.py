@@ -248,12 +248,14 @@ def _depends_on_others(outputs: Iterable[Tensor], leaves: list[Tensor]) -> bool:
             return True
     seen = set(todo)
     while todo:
-        following = todo.pop().next_functions
-        for node, _ in following:
-            if node is not None and node not in seen:
-                seen.add(node)
-                todo.append(node)
-                variable = getattr(node, "variable", None)  # what an AccumulateGrad node adds to
-                if variable is not None and variable.requires_grad and id(variable) not in own:
-                    return True
+        node = todo.pop()
+        following = node.next_functions
+        if not following:  # the end of a path, perhaps an AccumulateGrad node with the tensor that it adds to
+            variable = getattr(node, "variable", None)
+            if variable is not None and variable.requires_grad and id(variable) not in own:
+                return True
+        for further, _ in following:
+            if further is not None and further not in seen:
+                seen.add(further)
+                todo.append(further)
     return False

@@ -96,7 +96,7 @@ def check_tensor(layer: str, x: Any) -> None:
 
 def check_mapping(layer: str, params: Any) -> None:
     """Raise :class:`ArgumentError` unless ``params`` is a dict."""
-    if isinstance(params, Mapping):
+    if isinstance(params, (dict, Mapping)):  # a dict is found at once, an abstract class takes longer
         return
     if isinstance(params, Tensor):
         line = "; write apply(params, x), params first"
@@ -165,7 +165,7 @@ def check_state(layer: str, state: Any, x: Any) -> None:
 
 def is_empty(tree: Any) -> bool:
     """Return True for an empty dict, tuple or list, such as the params of a layer without parameters."""
-    return isinstance(tree, (Mapping, tuple, list)) and len(tree) == 0
+    return isinstance(tree, (dict, tuple, list, Mapping)) and len(tree) == 0
 
 
 def _a(value: Any) -> str:
