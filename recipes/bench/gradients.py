@@ -1,12 +1,10 @@
 """Peak memory and time of the eager gradient, of networks and through a scan, compared with ``.backward()``.
 
-Each peak is measured in its own process, less what the process holds when the gradient has been freed. Linux only.
+The peak is the most that torch has allocated for tensors at one time, which does not depend on the machine.
 """
 
-import gc
-import subprocess
-import sys
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -84,22 +82,18 @@ def check(rivals: dict[str, Callable[[], Any]]) -> None:
                 raise RuntimeError(f"the gradients at {name} differ")
 
 
-def peak(row: str, batch: int, rival: str) -> None:
-    """Print the peak memory of the second call in bytes, less what remains when its result has been freed."""
-    call = calls(row, batch)[rival]
+def peak(call: Callable[[], Any]) -> int:
+    """The most bytes that the tensors of a second call hold at one time, its results included."""
     call()
-    gc.collect()
-    harness.reset_peak()
-    held = call()
-    most = harness.resident("VmHWM")
-    del held
-    gc.collect()
-    harness.trim()
-    print("PEAK", most - harness.resident("VmRSS"))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+        results = call()  # held until the profiler has stopped
+    del results
+    changes = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(change.nbytes() for change in sorted(changes, key=lambda event: event.start_ns())))
 
 
 def section(rows: list[str], batch: int, rounds: int) -> str:
-    """A table of peaks and times. Each peak is measured by ``recipes.bench memory`` in a new process."""
+    """A table of peaks and times."""
     cells: list[list[object]] = []
     for row in rows:
         rivals = calls(row, batch)
@@ -108,19 +102,14 @@ def section(rows: list[str], batch: int, rounds: int) -> str:
         title = f"grad through fnn.scan, {LENGTH} steps, width {WIDTH}, batch {SAMPLES}"
         if row != "scan":
             title = f"{networks.describe(row)}, batch {SMALL if row == 'narrow' else batch:,}"
-        cells.append([title, _peaks(row, batch), seconds[OURS] / seconds[HAND], seconds[OURS] / seconds[AUTOGRAD]])
+        cells.append(
+            [
+                title,
+                peak(rivals[OURS]) / peak(rivals[HAND]),
+                seconds[OURS] / seconds[HAND],
+                seconds[OURS] / seconds[AUTOGRAD],
+            ]
+        )
         print(cells[-1], flush=True)
     header = ["", f"peak memory over {HAND}", f"time over {HAND}", f"time over {AUTOGRAD}"]
     return f"{OURS}; smaller is better.\n\n" + harness.table(header, cells)
-
-
-def _peaks(row: str, batch: int) -> object:
-    if row == "narrow":
-        return "-"  # less than a megabyte, where pages are counted rather than tensors
-    found = {}
-    for rival in (HAND, OURS):
-        flags = ["--parts", "gradients", "--rows", row, "--gradient-batch", str(batch), "--once", rival]
-        command = [sys.executable, "-m", "recipes.bench", "memory", *flags]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found[rival] = float(done.stdout.rsplit("PEAK", 1)[1])
-    return found[OURS] / found[HAND]

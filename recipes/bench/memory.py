@@ -81,8 +81,6 @@ def main() -> None:
     parser.add_argument("--gradient-batch", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
-    if options.once and options.parts == ["gradients"]:
-        return gradients.peak(options.rows[0], options.gradient_batch, options.once)
     dtype = harness.prepare(options)
     if "gradients" in options.parts:
         table = gradients.section(options.rows, options.gradient_batch, options.rounds)
