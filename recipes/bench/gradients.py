@@ -88,7 +88,8 @@ def peak(call: Callable[[], Any]) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
         results = call()  # held until the profiler has stopped
     del results
-    changes = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    profiler: Any = profiled.profiler
+    changes = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     return max(accumulate(change.nbytes() for change in sorted(changes, key=lambda event: event.start_ns())))
 
 
