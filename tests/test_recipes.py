@@ -347,9 +347,13 @@ def test_control_c_in_the_middle(name: str, tmp_path: Path) -> None:
         pytest.skip("it ends within seconds")
     fields = RECIPES[name].flags.__dataclass_fields__
     forever = next(flag for flag in ("epochs", "steps", "rounds") if flag in fields)
-    count = "1000" if name == "dp_sgd" else "1000000"  # its privacy budget is not enough for more
+    count = "1000000"
+    if name == "dp_sgd":
+        pytest.importorskip("dp_accounting")
+        count = "1000"  # its privacy budget is not enough for more
     status, errors = interrupt(name, 15.0, f"--{forever}", count, "--output", str(tmp_path))
-    assert status == 130
+    # Python kills itself by the signal, which is 130 in a shell too, where Ctrl-C came while it ran code from a string
+    assert status in (130, -signal.SIGINT), errors
     assert len([line for line in errors.splitlines() if "stopped" in line]) == 1
     assert "Traceback" not in errors
 
