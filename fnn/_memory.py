@@ -38,7 +38,7 @@ def own_leaves(leaves: list, given: list | tuple = ()) -> list:
     for leaf in leaves:
         if _has_memory(leaf):
             place = _torch.storage_id(leaf)
-            if place in taken or (0 in leaf.stride() and leaf.numel() > 1):
+            if place in taken or (not leaf.is_contiguous() and 0 in leaf.stride()):
                 leaf = leaf.clone(memory_format=torch.contiguous_format)
             taken.add(place)
         owned.append(leaf)

@@ -67,6 +67,8 @@ def __getattr__(name: str) -> Any:
     return value
 
 
+AccumulateGrad = torch._C._functions.AccumulateGrad  # the node of a leaf in autograd's graph
+
 # Operations
 
 foreach_copy = torch._foreach_copy_
@@ -543,6 +545,7 @@ def load_inductor(file: Path, options: dict[str, Any]) -> Callable[..., Any]:
 
 # pyright: reportUnsupportedDunderAll=false
 __all__ = [
+    "AccumulateGrad",
     "CustomGraphPass",  # noqa: F822
     "DisableTorchFunction",
     "FakeTensorMode",

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fnn import _torch
 from fnn import tree as _tree
 from fnn._argnums import Argnums, positions
 from fnn._memory import is_outermost, own, own_leaves
@@ -107,7 +108,7 @@ def check_differentiable(tree: _tree.Tree, name: str = "params") -> None:
     TypeError: params['count'] is a torch.int64 tensor and has no gradient; split it off with fnn.tree.partition
     """
     leaves, treedef = _tree.flatten(tree)
-    if all(isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()) for leaf in leaves):
+    if all(map(_is_differentiable, leaves)):
         return
     for path, leaf in zip(treedef.keystrs, leaves, strict=True):
         if leaf is None:
@@ -126,6 +127,10 @@ def check_differentiable(tree: _tree.Tree, name: str = "params") -> None:
             raise TypeError(
                 f"{name}{path} is a {leaf.dtype} tensor and has no gradient; split it off with fnn.tree.partition"
             )
+
+
+def _is_differentiable(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
 
 
 def _kind(value: Any) -> str:
@@ -150,9 +155,10 @@ def differentiate(
     """The value of ``f``, what else it returned, and its gradient or tuple of gradients."""
     check_function(f, name)
     places = positions(argnums, len(args), name)
-    for place in places:
-        check_differentiable(args[place], f"argument {place}")
     leaves, treedef = _tree.flatten(tuple(args[place] for place in places))
+    if not all(map(_is_differentiable, leaves)):
+        for place in places:
+            check_differentiable(args[place], f"argument {place}")
     checked = scalar_valued(f, name, has_aux)
 
     def of_leaves(leaves: list[Tensor]) -> tuple[Tensor, Any]:
@@ -220,13 +226,12 @@ def _by_autograd(of_leaves: Callable, leaves: list[Tensor]) -> tuple[Tensor, Any
         found, treedef = _tree.flatten(aux)
         outputs = [value, *(x for x in found if isinstance(x, Tensor))]
         keep = recording and _depends_on_others(outputs, inner)
+        grads: Iterable[Tensor | None] = [None] * len(inner)
         if value.requires_grad:
-            grads = list(torch.autograd.grad(value, inner, create_graph=keep, materialize_grads=True))
-        else:
-            grads = [torch.zeros_like(x) for x in leaves]
-    for x in inner:
+            grads = torch.autograd.grad(value, inner, create_graph=keep, allow_unused=True)
+    for x in inner if keep else ():
         if x.is_leaf:
-            x.requires_grad_(False)  # a graph that is kept need not lead to it any more
+            x.requires_grad_(False)  # the graph that is kept need not lead to it any more
 
     def finish(x: Any) -> Any:
         if not isinstance(x, Tensor) or not x.requires_grad or (keep and _depends_on_others([x], [])):
@@ -234,12 +239,14 @@ def _by_autograd(of_leaves: Callable, leaves: list[Tensor]) -> tuple[Tensor, Any
         return x.detach()
 
     value = finish(value).clone()  # a function may return its argument
-    return value, treedef.unflatten([finish(x) for x in found]), own_leaves([finish(x) for x in grads])
+    whole = [torch.zeros_like(x) if grad is None else finish(grad) for x, grad in zip(leaves, grads, strict=True)]
+    return value, treedef.unflatten([finish(x) for x in found]), own_leaves(whole)
 
 
 def _depends_on_others(outputs: Iterable[Tensor], leaves: list[Tensor]) -> bool:
     """True if ordinary autograd has a path from one of the outputs to a tensor other than these leaves."""
     own = {id(leaf) for leaf in leaves}
+    end = _torch.AccumulateGrad  # the node that adds to a tensor without a graph of its own
     todo = []
     for output in outputs:
         if output.grad_fn is not None:
@@ -247,15 +254,13 @@ def _depends_on_others(outputs: Iterable[Tensor], leaves: list[Tensor]) -> bool:
         elif output.requires_grad and id(output) not in own:
             return True
     seen = set(todo)
-    while todo:
-        node = todo.pop()
-        following = node.next_functions
-        if not following:  # the end of a path, perhaps an AccumulateGrad node with the tensor that it adds to
-            variable = getattr(node, "variable", None)
-            if variable is not None and variable.requires_grad and id(variable) not in own:
-                return True
-        for further, _ in following:
-            if further is not None and further not in seen:
+    for node in todo:
+        for further, _ in node.next_functions:
+            if isinstance(further, end):
+                variable = further.variable
+                if variable.requires_grad and id(variable) not in own:
+                    return True
+            elif further is not None and further not in seen:
                 seen.add(further)
                 todo.append(further)
     return False
