@@ -9,6 +9,7 @@ memory in one call into C, during which Python delivers no signals. If an except
 it is undone.
 """
 
+import _signal  # pyright: ignore[reportMissingImports]  # the module signal takes twenty times as long, for its enums
 import collections
 import signal
 import sys
@@ -27,11 +28,11 @@ def hold_interrupts() -> Any:
     """Delay Ctrl-C until :func:`release_interrupts`. Only the main thread handles signals; others do nothing here."""
     if threading.current_thread() is not threading.main_thread():
         return None
-    handler = signal.getsignal(signal.SIGINT)
+    handler = _signal.getsignal(signal.SIGINT)
     if not callable(handler):
         return None
     received: list[tuple] = []
-    signal.signal(signal.SIGINT, lambda *arguments: received.append(arguments))
+    _signal.signal(signal.SIGINT, lambda *arguments: received.append(arguments))
     return handler, received
 
 
@@ -39,7 +40,7 @@ def release_interrupts(held: Any) -> None:
     """Restore the handler of Ctrl-C, and call it if Ctrl-C was pressed in the meantime."""
     if held is not None:
         handler, received = held
-        signal.signal(signal.SIGINT, handler)
+        _signal.signal(signal.SIGINT, handler)
         if received:
             handler(*received[0])
 
