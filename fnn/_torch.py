@@ -146,15 +146,13 @@ def functions_of(operation: Any) -> list[Callable]:
 # Tensors
 
 
+# a number that is equal for two living tensors if and only if they share a storage
+storage_id = torch._C._storage_address
+
+
 def storage_users(tensor: Tensor) -> int:
     """How many tensors share the memory of this one, itself included."""
-    handle = tensor.untyped_storage()  # the handle is counted, too
-    return torch._C._storage_Use_Count(handle._cdata) - 1
-
-
-def storage_id(tensor: Tensor) -> int:
-    """A number that is equal for two living tensors if and only if they share a storage."""
-    return tensor.untyped_storage()._cdata
+    return torch._C._storage_Use_Count(storage_id(tensor))
 
 
 def version(tensor: Tensor) -> int:

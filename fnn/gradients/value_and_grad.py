@@ -258,7 +258,7 @@ def _depends_on_others(outputs: Iterable[Tensor], leaves: list[Tensor]) -> bool:
         for further, _ in node.next_functions:
             if isinstance(further, end):
                 variable = further.variable
-                if variable.requires_grad and id(variable) not in own:
+                if id(variable) not in own and variable.requires_grad:
                     return True
             elif further is not None and further not in seen:
                 seen.add(further)

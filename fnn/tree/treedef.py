@@ -179,7 +179,7 @@ def flatten(tree: Tree) -> tuple[list, TreeDef]:
     [tensor(1), tensor(2)]
     """
     kind = type(tree)
-    if kind is Tensor:
+    if kind is Tensor or tree is None:
         return [tree], LEAF
     if len(_torch.pytree_containers) != _registered_count:
         _forget()
