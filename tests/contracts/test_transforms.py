@@ -115,7 +115,9 @@ def check_gradient_of_jvp(name: str) -> None:
 
 
 LARGE_GRAPHS = ("models.lenet", "models.lenet5", "models.gpt", "models.vit")
-LARGE_GRAPHS += ("transformer", "transformer_encoder", "transformer_decoder")
+LARGE_GRAPHS += ("transformer", "transformer_encoder", "transformer_decoder", "transformer_decoder_layer")
+LARGE_GRAPHS += ("transformer_decoder_layer, norm_first, is_causal", "attention_cache", "multi_head_attention, cache")
+LARGE_GRAPHS += ("remat, nested, with state", "lstm, projected, two directions, lengths")
 GRAPHS = [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE_GRAPHS)) for name in cases.CASES]
 
 

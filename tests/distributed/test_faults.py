@@ -85,13 +85,14 @@ def test_refusals_are_sentences(group: Group) -> None:
         assert text.startswith(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("job", "arguments"),
     [
         (jobs.one_stays_away, ["replay"]),
-        pytest.param(jobs.one_stays_away, ["eager"], marks=pytest.mark.slow),
-        pytest.param(jobs.one_does_not_trace, [], marks=pytest.mark.slow),
-        pytest.param(jobs.one_dies, [], marks=pytest.mark.slow),
+        (jobs.one_stays_away, ["eager"]),
+        (jobs.one_does_not_trace, []),
+        (jobs.one_dies, []),
     ],
 )
 def test_a_process_that_does_not_come_is_an_error(job: Callable, arguments: list) -> None:
@@ -153,6 +154,7 @@ print("trained")
 """
 
 
+@pytest.mark.slow
 def test_no_thread_of_the_connection_outlives_it(tmp_path: Path) -> None:
     """A thread that lets go of a tensor while Python ends would abort the process."""
     done = torchrun(TRAINING, tmp_path)
