@@ -146,8 +146,8 @@ class LinearOperator:
         _check_chunk_size(chunk_size)
         if matrix.shape[1] == 0:
             return matrix.new_zeros((self.shape[0], 0))
-        mapped = torch.func.vmap(self.times_vector, 1, 1)
-        return torch.cat([mapped(part) for part in matrix.split(chunk_size or matrix.shape[1], 1)], 1)
+        mapped = torch.func.vmap(self.times_vector, 1)
+        return torch.cat([mapped(part).T for part in matrix.split(chunk_size or matrix.shape[1], 1)], 1)
 
     def dense(self, chunk_size: int | None = None) -> Tensor:
         """The matrix (rows, columns): one product per column, ``chunk_size`` (default all) of them at once.
@@ -158,9 +158,9 @@ class LinearOperator:
         n = self.shape[1]
         if n == 0:
             return torch.zeros((self.shape[0], 0), dtype=self.codomain.dtype, device=self.device)
-        mapped = torch.func.vmap(lambda x: self.codomain.ravel(self._product(x)), out_dims=1)
+        mapped = torch.func.vmap(lambda x: self.codomain.ravel(self._product(x)))
         size = chunk_size or n
-        return torch.cat([mapped(one_hot(self.input, i, min(i + size, n))) for i in range(0, n, size)], 1)
+        return torch.cat([mapped(one_hot(self.input, i, min(i + size, n))).T for i in range(0, n, size)], 1)
 
     def _compose(self, other: "LinearOperator") -> "LinearOperator":
         check_like(self.input, other.output, "left.input", "right.output")
