@@ -39,7 +39,7 @@ FAST = [
     "nn.functional.mse_loss", "nn.functional.huber_loss", "nn.functional.soft_margin_loss", "nn.functional.glu",
     "nn.functional.hardsigmoid", "nn.functional.scaled_dot_product_attention", "cdist", "triangular_solve",
     "scatter_reduce.prod", "linalg.householder_product", "cholesky_inverse", "masked_select", "softmax",
-    "nn.functional.linear_cross_entropy.chunked",
+    "nn.functional.linear_cross_entropy.chunked", "linalg.solve", "linalg.det", "linalg.slogdet",
 ]  # fmt: skip
 # torch's rules give nan at samples of these operations (a power of zero, a norm at zero)
 NOT_A_NUMBER = {"__rpow__", "linalg.norm.subgradients_at_zero", "masked.logaddexp", "linalg.eig", "pow", "float_power"}
