@@ -320,11 +320,10 @@ def _write(target: Path, contents: bytearray) -> None:
                 os.replace(part, target)  # while locked, so that no other process removes it as a leftover
         if fcntl is None:
             os.replace(part, target)  # Windows can move closed files only
-    except OSError as error:  # of a full disk, whose message has no name
+    except BaseException as error:
         part.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror or str(error), str(target)) from error
-    except BaseException:
-        part.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # of a full disk, whose message has no name
+            raise OSError(error.errno, error.strerror or str(error), str(target)) from error
         raise
     if os.name == "posix":
         folder = os.open(target.parent, os.O_RDONLY)

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import random
@@ -101,13 +102,16 @@ def test_every_dtype_shape_and_layout(dtype: torch.dtype, tmp_path: Path) -> Non
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "t", {"a": torch.ones(1)})
 
-    def fail(*args):
-        raise OSError("disk full")
+    for step, error in itertools.product(
+        ("fsync", "replace", "fdopen"), (OSError("disk full"), KeyboardInterrupt("now"))
+    ):
 
-    for step in ("fsync", "replace", "fdopen"):
+        def fail(*args, error=error):
+            raise error
+
         with monkeypatch.context() as patch:
             patch.setattr(os, step, fail)
-            with pytest.raises(OSError, match="disk full"):
+            with pytest.raises(type(error), match=str(error)):
                 save(tmp_path / "t", {"a": torch.zeros(1)})
         assert load(tmp_path / "t")["a"].tolist() == [1.0]
         assert names(tmp_path) == ["t"]
