@@ -74,7 +74,7 @@ _WRONG_WHEN_NESTED = (
     "linalg_eig",
     "_safe_softmax",
 )
-if torch.__version__ < (2, 15):
+if torch.__version__ < "2.15":
     _WRONG_WHEN_NESTED += ("linalg_solve_ex", "linalg_det", "linalg_slogdet")
 # Third derivatives that are wrong by reverse mode, too.
 _WRONG_THIRD = ("layer_norm", "batch_norm")
