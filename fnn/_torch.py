@@ -67,8 +67,6 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-AccumulateGrad = torch._C._functions.AccumulateGrad  # the node of a leaf in autograd's graph
-
 # Operations
 
 foreach_copy = torch._foreach_copy_
@@ -145,6 +143,8 @@ def functions_of(operation: Any) -> list[Callable]:
 
 # Tensors
 
+
+AccumulateGrad = torch._C._functions.AccumulateGrad  # the node of a leaf in autograd's graph
 
 # a number that is equal for two living tensors if and only if they share a storage
 storage_id = torch._C._storage_address

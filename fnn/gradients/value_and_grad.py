@@ -229,9 +229,9 @@ def _by_autograd(of_leaves: Callable, leaves: list[Tensor]) -> tuple[Tensor, Any
         grads: Iterable[Tensor | None] = [None] * len(inner)
         if value.requires_grad:
             grads = torch.autograd.grad(value, inner, create_graph=keep, allow_unused=True)
-    for x in inner if keep else ():
+    for x in inner:
         if x.is_leaf:
-            x.requires_grad_(False)  # the graph that is kept need not lead to it any more
+            x.requires_grad_(False)  # a graph that is kept need not lead to it any more
 
     def finish(x: Any) -> Any:
         if not isinstance(x, Tensor) or not x.requires_grad or (keep and _depends_on_others([x], [])):

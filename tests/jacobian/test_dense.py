@@ -181,7 +181,7 @@ def test_functions_without_forward_rules():
     distances = lambda x: (x[:, None] - x[None, :2] - 1.0).norm(dim=-1)
     for mode in ("auto", "reverse"):
         close(dense_jacobian(near, mode=mode)(X), torch.func.jacrev(distances)(X))
-    if torch.__version__ >= "2.15":  # torch 2.13 has no rule for it, which is a sentence
+    if torch.__version__ >= "2.15":  # torch 2.13 has no rule for it, and the error says so
         close(dense_hessian(lambda x: near(x).sum())(X), torch.func.hessian(lambda x: distances(x).sum())(X))
     with pytest.raises(TypeError, match=r"cdist.* has a wrong backward rule under vmap"):
         torch.func.vmap(dense_jacobian(near))(X[None])
