@@ -1,5 +1,6 @@
 """The trace that is running in this thread, and what may be called inside it."""
 
+import gc
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,19 @@ _running = _Running()
 _lock = threading.RLock()  # torch's flag for is_compiling() is shared by all threads
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause Python's garbage collector, which would search new objects that are all in use again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_collector_paused()
 def record(
     function: Callable[..., list[Tensor]], layouts: Iterable[tuple], decompositions: Mapping, for_replay: bool
 ) -> tuple[fx.GraphModule, Callable[[Tensor], Tensor]]:
@@ -31,7 +45,7 @@ def record(
     :func:`multi_tensor_kernels` is true during the trace. If a Python number is read from a tensor, one of
     :func:`fnn._torch.data_dependent_errors` is raised.
     """
-    from torch.fx.experimental.proxy_tensor import make_fx  # imported here, because these take long
+    from torch.fx.experimental.proxy_tensor import make_fx  # imported here, because these take a second
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     shapes = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)

@@ -326,7 +326,7 @@ MUTANTS = [
         "*(function.__defaults__ or ())",
     ),
     ("compile/trace.py", "if key in taken or (0 in value.stride() and value.numel() > 1):", "if key in taken:"),
-    ("compile/in_place.py", "for reader in order[at + 1 :]", "for reader in order[at + 2 :]"),
+    ("compile/in_place.py", "last.get(memory, at) > at", "last.get(memory, at) > at + 1"),
     (
         "compile/scan.py",
         "return loop.result([value.clone() for value in values], ys)",

@@ -39,11 +39,11 @@ def writes_into_donated(
             if node in writes or any(used in late for used in node.all_input_nodes):
                 late.add(node)
         order = [node for node in nodes if node in late]
+        last = {memory: at for at, node in enumerate(order) for memory in _read(node)}
         refused = [
             node
             for at, node in enumerate(order)
-            if node in writes
-            and any(memory in _read(reader) for memory in _memory(writes[node]) for reader in order[at + 1 :])
+            if node in writes and any(last.get(memory, at) > at for memory in _memory(writes[node]))
         ]
         if any(node.is_impure() or _torch.is_random(node.target) for node in late):
             refused = list(writes)

@@ -1,8 +1,10 @@
 """Tracing: what cannot be traced is a sentence that names the line; a graph is a value; foreign modules trace."""
 
+import gc
 import re
 import types
 import xml.etree.ElementTree as ElementTree
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -417,3 +419,29 @@ def test_contexts_that_disable_jit_may_be_nested_and_left_by_an_error():
         assert jitted(torch.tensor(2.0)) == 2.0
     with pytest.raises(TypeError):
         jitted(torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize(
+    ("fails", "outcome"), [(False, nullcontext()), (True, pytest.raises(ValueError, match="on purpose"))]
+)
+def test_the_garbage_collector_is_as_it_was_after_a_trace(fails, outcome, enabled):
+    during = []
+
+    @fnn.jit
+    def jitted(x):
+        during.append(gc.isenabled())
+        if fails:
+            raise ValueError("on purpose")
+        return x + 1
+
+    try:
+        if not enabled:
+            gc.disable()
+        with outcome:
+            jitted(X)
+        after = gc.isenabled()
+    finally:
+        gc.enable()
+    assert during == [False]
+    assert after == enabled
