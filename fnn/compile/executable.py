@@ -62,8 +62,9 @@ class Executable:
     references: turns the tensors that the function closed over into functions that return them.
     compiled_graphs: the hash of the graph is added to this set when it has been compiled.
     backend, mode, options: as in :func:`fnn.jit`.
-    background: the graph is replayed until a thread has compiled it; an integer says at which call to switch.
-    rare: the arguments may not come again, so the graph is compiled only at the second call.
+    background: from the second call on a thread compiles the graph, which is replayed until then; an integer says at
+        which call to switch.
+    rare: the arguments may not come again, so the graph is compiled at the second call.
     """
 
     def __init__(
@@ -85,8 +86,10 @@ class Executable:
         self.handover = donation.Handover()
         self.calls = 0
         self.switch_at = 2 if rare else int(background) if type(background) is int else None
+        self.in_background = background is not False and not rare
         self.thread: threading.Thread | None = None
-        self.build: Callable[[], Run] | None = None
+        self.compiled: Run | None = None
+        self.trace_again: Callable[[], Trace] | None = None  # until the graph has been compiled
         layouts = [*map(layout_of, leaves)]
         replayed = backend == "replay" or rare or background is not False
         traced = trace_function(f, signature.treedef, layouts, for_replay=replayed)
@@ -98,21 +101,15 @@ class Executable:
         self.places = _places(signature, layouts, traced)
         donated = dict(zip(self.donated, self.places, strict=True))
 
-        def compiled(traced: Trace) -> Run:
+        def compile(traced: Trace) -> Run:
             run, name = compile_graph(traced, donated, mode, options)
             compiled_graphs.add(name)
             return run
 
-        if not replayed:
-            self.run = compiled(traced)
-            return
-        self.run = replay(traced, donated)
-        if backend != "replay":
-            again = trace_function(f, signature.treedef, layouts, for_replay=False)
-            self.build = lambda: compiled(again)
-        if background is not False and not rare:
-            self.thread = threading.Thread(target=self._compile, daemon=True)
-            self.thread.start()
+        self.compile = compile
+        self.run = replay(traced, donated) if replayed else compile(traced)
+        if replayed and backend != "replay":
+            self.trace_again = lambda: trace_function(f, signature.treedef, layouts, for_replay=False)
 
     def holds(self) -> bool:
         """Whether the tensors that the function closed over still have the layouts with which they were traced."""
@@ -128,8 +125,8 @@ class Executable:
         This is a method, and not ``__call__``, because Python delivers signals when a call that went through C returns:
         an interrupt after the exchange would lose the results.
         """
-        if self.build is not None:
-            self._switch()
+        if self.trace_again is not None:
+            self._switch(self.trace_again)
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             for kind in self.autocast:  # the graph already contains autocast's conversions
@@ -145,30 +142,30 @@ class Executable:
             return self.treedef.unflatten(results)
         return self.handover.exchange(given, [leaves[i] for i in self.donated], self.places, results, self.treedef)
 
-    def _switch(self) -> None:
-        """Switch to the compiled code if it is ready, or if the call at which to switch has been reached."""
+    def _switch(self, trace: Callable[[], Trace]) -> None:
+        """Compile, or switch to the compiled code if it is ready or due. The first call may be the only one."""
         self.calls += 1
-        if self.switch_at is None:
-            ready = self.thread is not None and not self.thread.is_alive()
-        else:
-            ready = self.calls >= self.switch_at
-        if not ready:
+        due = self.switch_at is not None and self.calls >= self.switch_at
+        if self.calls == 1 and not due:
+            return
+        if not self.in_background:
+            self.run, self.trace_again = self.compile(trace()), None
             return
         if self.thread is None:
-            self._compile()
-        else:
+            thread = threading.Thread(target=self._compile, args=(trace(),), daemon=True)
+            thread.start()
+            self.thread = thread
+        if due:
             self.thread.join()
-        self.run, self.build = getattr(self, "compiled", self.run), None
+        if not self.thread.is_alive():
+            self.run, self.trace_again = self.compiled or self.run, None
 
-    def _compile(self) -> None:
-        assert self.build is not None
-        if self.thread is not None and sys.platform == "linux":  # where a thread has a priority of its own
+    def _compile(self, traced: Trace) -> None:
+        if sys.platform == "linux":  # where a thread has a priority of its own
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # inherited by the C++ compilers it starts
         try:
-            self.compiled = self.build()
+            self.compiled = self.compile(traced)
         except Exception as error:
-            if self.thread is None:
-                raise
             warnings.warn(f"Inductor failed in the background; the graph is still replayed: {error}", stacklevel=2)
 
 

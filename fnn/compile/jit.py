@@ -76,8 +76,8 @@ def jit(
         options: the options of Inductor. If all tensors are on the CPU, the defaults are ``layout_optimization=False``
             and the matrix products of :mod:`fnn.compile.cpu_matmul`; ``{"cpu_matmul": "mkl"}`` or ``"onednn"`` selects
             the library for the products.
-        background: replay the graph until a thread has compiled it, and then switch. An integer says at which call to
-            switch, so that a run can be repeated bit for bit.
+        background: replay the graph until a thread, started at the second call, has compiled it, and then switch. An
+            integer says at which call to switch, so that a run can be repeated bit for bit.
 
     While f is traced, its tensors have shapes but no values. It is traced again if the structure of the arguments or
     the shape, strides, dtype or device of a leaf changes, if a static argument or a setting of torch (default dtype,

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import fnn
+from fnn.compile import executable
+from fnn.compile.replay import replay
 
 slow = pytest.mark.slow
 
@@ -69,19 +71,67 @@ def test_generated_code_writes_the_update_into_the_donated_buffers():
     assert ".copy_(" not in donated
 
 
-@slow
-def test_a_short_batch_is_replayed_and_a_size_that_comes_again_is_compiled(monkeypatch):
-    from fnn.compile import executable
+# For each call the size of the argument, and how often the function has then been traced and compiled. ``None``: that
+# depends on a thread.
+CALLS = {
+    "at once": (False, [(4, 1, 1), (4, 1, 1)]),
+    "a size that comes once, and one that comes again": (
+        False,
+        [(4, 1, 1), (4, 1, 1), (3, 2, 1), (4, 2, 1), (3, 3, 2), (3, 3, 2), (5, 4, 2), (5, 5, 3)],
+    ),
+    "in the background": (True, [(4, 1, 0), (4, 2, None), (4, 2, None), (3, 3, None), (3, 4, None)]),
+    "in the background, to switch at the first call": (1, [(4, 2, 1), (4, 2, 1)]),
+    "in the background, to switch at the second call": (2, [(4, 1, 0), (4, 2, 1), (4, 2, 1)]),
+    "in the background, to switch at the third call": (3, [(4, 1, 0), (4, 2, None), (4, 2, 1), (4, 2, 1)]),
+}
 
-    made = []
-    compile_graph = executable.compile_graph
-    monkeypatch.setattr(executable, "compile_graph", lambda *a: made.append(1) or compile_graph(*a))
+
+@pytest.mark.parametrize("case", CALLS)
+def test_when_a_function_is_traced_and_compiled(monkeypatch, case):
+    background, calls = CALLS[case]
+    traced, compiled = [], []
+    trace = executable.trace_function
+    monkeypatch.setattr(executable, "trace_function", lambda *a, **k: traced.append(1) or trace(*a, **k))
+
+    def compile_graph(trace, donated, mode, options):
+        run = replay(trace, donated)
+        compiled.append(run)
+        return run, f"graph {len(compiled)}"
+
+    monkeypatch.setattr(executable, "compile_graph", compile_graph)
+    jitted = fnn.jit(lambda x: (x * 2).cos(), backend="inductor", background=background)
+    for size, traces, graphs in calls:
+        assert torch.equal(jitted(torch.ones(size)), (torch.ones(size) * 2).cos())
+        assert len(traced) == traces
+        assert graphs in (None, len(compiled))
+
+
+def test_a_compiler_that_fails_in_the_background_leaves_the_replay(monkeypatch):
+    def compile_graph(*_):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(executable, "compile_graph", compile_graph)
+    jitted = fnn.jit(momentum, backend="inductor", background=3)
+
+    def steps(function, p, m, x):
+        for _ in range(5):
+            p, m, _ = function(p, m, x)
+        return [*p.values(), *m.values()]
+
+    with pytest.warns(UserWarning, match="Inductor failed in the background; the graph is still replayed: no compiler"):
+        replayed = steps(jitted, *trees())
+    assert all(map(torch.equal, replayed, steps(momentum, *trees())))
+    again = fnn.jit(lambda x: x + 1, backend="inductor")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no compiler here"):
+            again(torch.ones(2))
+
+
+@slow
+def test_a_size_that_comes_again_is_compiled():
     jitted = fnn.jit(lambda x: (x * 2).cos(), backend="inductor")
-    counts = []
     for size in (4, 4, 3, 4, 3, 3):
         assert torch.allclose(jitted(torch.ones(size)), (torch.ones(size) * 2).cos())
-        counts.append(len(made))
-    assert counts == [1, 1, 1, 1, 2, 2]
 
 
 @slow
