@@ -351,7 +351,8 @@ def test_control_c_in_the_middle(name: str, tmp_path: Path) -> None:
     if name == "dp_sgd":
         pytest.importorskip("dp_accounting")
         count = "1000"  # its privacy budget is not enough for more
-    status, errors = interrupt(name, 15.0, f"--{forever}", count, "--output", str(tmp_path))
+    images = ["--dataset", "digits"] if "dataset" in fields else []  # which are there without a download
+    status, errors = interrupt(name, 15.0, f"--{forever}", count, "--output", str(tmp_path), *images)
     # Python kills itself by the signal, which is 130 in a shell too, where Ctrl-C came while it ran code from a string
     assert status in (130, -signal.SIGINT), errors
     assert len([line for line in errors.splitlines() if "stopped" in line]) == 1
