@@ -22,7 +22,7 @@ _lock = threading.RLock()  # torch's flag for is_compiling() is shared by all th
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Pause Python's garbage collector, which would search new objects that are all in use again and again."""
+    """Pause Python's garbage collector, which would search the many new objects of a trace, all still in use."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -45,7 +45,7 @@ def record(
     :func:`multi_tensor_kernels` is true during the trace. If a Python number is read from a tensor, one of
     :func:`fnn._torch.data_dependent_errors` is raised.
     """
-    from torch.fx.experimental.proxy_tensor import make_fx  # imported here, because these take a second
+    from torch.fx.experimental.proxy_tensor import make_fx  # imported here, because these take long
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     shapes = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)

@@ -62,8 +62,8 @@ class Executable:
     references: turns the tensors that the function closed over into functions that return them.
     compiled_graphs: the hash of the graph is added to this set when it has been compiled.
     backend, mode, options: as in :func:`fnn.jit`.
-    background: from the second call on a thread compiles the graph, which is replayed until then; an integer says at
-        which call to switch.
+    background: a thread, started at the second call, compiles the graph, which is replayed meanwhile; an integer says
+        at which call to switch.
     rare: the arguments may not come again, so the graph is compiled at the second call.
     """
 
@@ -85,8 +85,7 @@ class Executable:
         self.autocast = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
         self.handover = donation.Handover()
         self.calls = 0
-        self.switch_at = 2 if rare else int(background) if type(background) is int else None
-        self.in_background = background is not False and not rare
+        self.background = False if rare else background
         self.thread: threading.Thread | None = None
         self.compiled: Run | None = None
         self.trace_again: Callable[[], Trace] | None = None  # until the graph has been compiled
@@ -143,12 +142,12 @@ class Executable:
         return self.handover.exchange(given, [leaves[i] for i in self.donated], self.places, results, self.treedef)
 
     def _switch(self, trace: Callable[[], Trace]) -> None:
-        """Compile, or switch to the compiled code if it is ready or due. The first call may be the only one."""
+        """Compile from the second call on, as the first may be the only one; switch when the code is ready or due."""
         self.calls += 1
-        due = self.switch_at is not None and self.calls >= self.switch_at
+        due = type(self.background) is int and self.calls >= self.background
         if self.calls == 1 and not due:
             return
-        if not self.in_background:
+        if self.background is False:
             self.run, self.trace_again = self.compile(trace()), None
             return
         if self.thread is None:

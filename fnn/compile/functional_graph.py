@@ -32,8 +32,6 @@ def hoist_constants(module: fx.GraphModule) -> list[Tensor]:
             inputs[id(tensor)].meta["val"] = constants[id(tensor)] = tensor
         node.replace_all_uses_with(inputs[id(tensor)])
         graph.erase_node(node)
-    if constants:
-        module.recompile()
     return list(constants.values())
 
 

@@ -128,10 +128,16 @@ def test_a_compiler_that_fails_in_the_background_leaves_the_replay(monkeypatch):
 
 
 @slow
-def test_a_size_that_comes_again_is_compiled():
+def test_a_short_batch_is_replayed_and_a_size_that_comes_again_is_compiled(monkeypatch):
+    made = []
+    compile_graph = executable.compile_graph
+    monkeypatch.setattr(executable, "compile_graph", lambda *a: made.append(1) or compile_graph(*a))
     jitted = fnn.jit(lambda x: (x * 2).cos(), backend="inductor")
+    counts = []
     for size in (4, 4, 3, 4, 3, 3):
         assert torch.allclose(jitted(torch.ones(size)), (torch.ones(size) * 2).cos())
+        counts.append(len(made))
+    assert counts == [1, 1, 1, 1, 2, 2]
 
 
 @slow
